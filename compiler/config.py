@@ -1,0 +1,104 @@
+"""The one object that sizes a machine. RTL, HLS, cycle model, interpreter and compiler all read it.
+
+It lives with the compiler, above `hw`, because a Program states the Config it was scheduled for.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+
+ELEMENT_WIDTH = 16  # bits of one stored activation, whatever width it is used at
+PARAMETER_BITS = 64  # one output channel's epilogue: bias 40, multiplier 16, shift 8
+BIAS_WIDTH = 40
+
+
+class ConfigError(ValueError):
+    """Every rule a Config breaks, one per line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes of the shared compute unit.
+
+    `inputs` x `outputs` multipliers hold one weight tile (K x N in the papers). The scratchpad is read and
+    written in chunks of `lanes` elements, so a tensor's rows start at multiples of `lanes`.
+    """
+
+    inputs: int = 16  # K: array rows, elements of a token that enter in one cycle
+    outputs: int = 16  # N: array columns, partial sums that leave in one cycle
+    lanes: int = 16  # elements per scratchpad chunk; divides inputs and outputs
+    weight_width: int = 8  # bits of a stationary operand digit: 4, 8 or 16
+    activation_width: int = 8  # bits of a streamed operand digit: 8 or 16
+    accumulator_width: int = 40
+    max_rows: int = 256  # accumulator depth: tokens one command can stream
+    scratchpad_chunks: int = 16384
+    statistics_rows: int = 512  # rows whose sum and sum of squares are remembered
+    max_experts: int = 16
+    command_depth: int = 256  # commands of one task
+    bus_width: int = 64  # AXI4 data bits
+    fifo_beats: int = 512  # weight prefetch buffer, in bus beats
+    multipliers_packed: bool = False  # two 8-bit products in one 27x18 multiplier
+
+    def __post_init__(self) -> None:
+        broken = [f"Config.{name} must be {rule}, not {getattr(self, name)!r}" for name, rule in self._broken()]
+        if broken:
+            raise ConfigError("\n".join(broken))
+
+    def _broken(self) -> list[tuple[str, str]]:
+        for field in fields(self):
+            if type(getattr(self, field.name)) is not field.type:
+                return [(field.name, f"of type {getattr(field.type, '__name__', field.type)}")]
+        column = self.inputs * self.weight_width
+        rules = [
+            ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
+            ("inputs", f"a positive multiple of lanes ({self.lanes})", self.inputs >= 2 and self.inputs % self.lanes == 0),
+            ("outputs", f"a positive multiple of lanes ({self.lanes})", self.outputs > 0 and self.outputs % self.lanes == 0),
+            ("weight_width", "4, 8 or 16", self.weight_width in (4, 8, 16)),
+            ("activation_width", "8 or 16", self.activation_width in (8, 16)),
+            ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),
+            ("max_rows", "16 to 4096", 16 <= self.max_rows <= 4096),
+            ("scratchpad_chunks", "64 to 2**20", 64 <= self.scratchpad_chunks <= 1 << 20),
+            ("statistics_rows", "16 to 8192", 16 <= self.statistics_rows <= 8192),
+            ("max_experts", "2 to 256", 2 <= self.max_experts <= 256),
+            ("command_depth", "8 to 4096", 8 <= self.command_depth <= 4096),
+            ("bus_width", "32, 64, 128, 256 or 512", self.bus_width in (32, 64, 128, 256, 512)),
+            (
+                "bus_width",
+                f"a multiple or a divisor of one weight column ({column} bits)",
+                column % self.bus_width == 0 or self.bus_width % column == 0,
+            ),
+            ("fifo_beats", "a power of two, 32 to 65536", self.fifo_beats in [1 << i for i in range(5, 17)]),
+        ]
+        return [(name, rule) for name, rule, holds in rules if not holds]
+
+    @property
+    def input_chunks(self) -> int:
+        return self.inputs // self.lanes
+
+    @property
+    def output_chunks(self) -> int:
+        return self.outputs // self.lanes
+
+    @property
+    def banks(self) -> int:
+        """Scratchpad banks: the chunks that one access can take."""
+        return max(self.input_chunks, self.output_chunks)
+
+    @property
+    def beat_bytes(self) -> int:
+        return self.bus_width // 8
+
+    @property
+    def tile_beats(self) -> int:
+        """Bus beats of one weight tile."""
+        return -(-self.inputs * self.weight_width * self.outputs // self.bus_width)
+
+    @property
+    def parameter_beats(self) -> int:
+        """Bus beats of the epilogue parameters of `outputs` channels."""
+        return -(-PARAMETER_BITS * self.outputs // self.bus_width)
+
+    @property
+    def fingerprint(self) -> int:
+        """32 bits that tell two Configs apart; the machine refuses a program made for another one."""
+        return int.from_bytes(hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()[:4], "little")
