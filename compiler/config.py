@@ -27,7 +27,7 @@ class Config:
     inputs: int = 16  # K: array rows, elements of a token that enter in one cycle
     outputs: int = 16  # N: array columns, partial sums that leave in one cycle
     lanes: int = 16  # elements per scratchpad chunk; divides inputs and outputs
-    weight_width: int = 8  # bits of a stationary operand digit: 4, 8 or 16
+    weight_width: int = 8  # bits of a stationary operand digit: 8 or 16
     activation_width: int = 8  # bits of a streamed operand digit: 8 or 16
     accumulator_width: int = 40
     max_rows: int = 256  # accumulator depth: tokens one command can stream
@@ -53,7 +53,7 @@ class Config:
             ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
             ("inputs", f"a positive multiple of lanes ({self.lanes})", self.inputs >= 2 and self.inputs % self.lanes == 0),
             ("outputs", f"a positive multiple of lanes ({self.lanes})", self.outputs > 0 and self.outputs % self.lanes == 0),
-            ("weight_width", "4, 8 or 16", self.weight_width in (4, 8, 16)),
+            ("weight_width", "8 or 16", self.weight_width in (8, 16)),
             ("activation_width", "8 or 16", self.activation_width in (8, 16)),
             ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),
             ("max_rows", "16 to 4096", 16 <= self.max_rows <= 4096),

@@ -32,7 +32,7 @@ def digit_limits(width: int, digits: int) -> tuple[int, int]:
 
 def operand_limits(width: int) -> tuple[int, int]:
     """Range of a streamed or stationary operand. 16 bits are two signed bytes on any array, native or not."""
-    return digit_limits(8, width // 8) if width > 4 else digit_limits(4, 1)
+    return digit_limits(8, width // 8)
 
 
 def split_digits(value: Ints, width: int, digits: int) -> list[Ints]:

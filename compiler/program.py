@@ -1,0 +1,93 @@
+"""What the compiler makes and every engine runs: commands, memory image, formats, descriptors."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.commands import COMMAND_BYTES, Command, Kind, Stationary
+from compiler.config import Config
+from compiler.ir import Indices
+from compiler.layout import Weights, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One user tensor and where its elements lie in the input or output region, 16 bits an element.
+
+    Inputs: region element i is user element `index[i]`, -1 is zero. Outputs: user element i is region
+    element `index[i]`. An element's value is `integer * 2**-fraction`.
+    """
+
+    name: str
+    shape: tuple[int, ...]  # of the user's tensor, one sample
+    offset: int  # bytes from the region's base, a multiple of the bus beat
+    elements: int  # of the region, padding included
+    fraction: int
+    width: int  # bits, 8 or 16: saturation limits
+    index: Indices = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Commands and ports of one task; switching task is starting another of these."""
+
+    name: str
+    commands: tuple[Command, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    input_bytes: int  # size of the input region
+    output_bytes: int
+    macs: int  # multiply-accumulates of one frame: the model's, without padding or digit passes
+    notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A scheduled model. `image` begins with `command_depth` commands per task, weights follow."""
+
+    config: Config
+    precision: str
+    tasks: tuple[Task, ...]
+    image: bytes = field(repr=False)
+
+    def task(self, name: str | None) -> Task:
+        """The named task; None means the only one. Raises `KeyError` naming those there are."""
+        if name is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(f"task must be one of {', '.join(t.name for t in self.tasks)}, not {name!r}")
+
+    @cached_property
+    def _stationary(self) -> dict[Command, Weights]:
+        return {}
+
+    def weights(self, command: Command) -> Weights:
+        """The stationary operand of a MATMUL from memory, unpacked from the image once."""
+        if command not in self._stationary:
+            assert command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY
+            raw = self.image[command.dma_address :][: command.dma_beats * self.config.beat_bytes]
+            self._stationary[command] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
+        return self._stationary[command]
+
+
+def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:
+    """The head of an image: the machine starts task t at byte `t * command_depth * COMMAND_BYTES`."""
+    pitch = config.command_depth * COMMAND_BYTES
+    return b"".join(b"".join(c.encode() for c in commands).ljust(pitch, b"\0") for commands in tasks)
+
+
+def to_region(port: Port, value: NDArray[np.floating]) -> tuple[NDArray[np.int16], int]:
+    """Quantise one user tensor into its region. Returns (elements, how many saturated)."""
+    limit = 1 << (port.width - 1)
+    flat = np.append(np.floor(np.asarray(value, np.float64).reshape(-1) * 2.0**port.fraction + 0.5), 0)
+    clipped = np.clip(flat, -limit, limit - 1)
+    return clipped[port.index].astype(np.int16), int(np.count_nonzero((flat != clipped)[port.index]))
+
+
+def from_region(port: Port, region: NDArray[np.int16]) -> NDArray[np.int16]:
+    """One user tensor's integers from its region."""
+    return region[port.index].reshape(port.shape)

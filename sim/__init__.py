@@ -1,0 +1,1 @@
+"""Running Programs: the reference interpreter and the simulated machine."""
