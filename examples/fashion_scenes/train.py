@@ -168,7 +168,7 @@ def fit(model: FashionSceneViT, routing: Routing, items: Items, scenes: HeldBack
         bar = progress.add_task("training", total=steps)
         for step in range(1, steps + 1):
             model.train()
-            routing.noise = GATE_NOISE * schedule.get_last_lr()[0] / PEAK_RATE
+            routing.noise = GATE_NOISE * rate(step - 1, steps)
             loss = losses(model, routing, make_scenes(batch, items, rng), weights)
             optimiser.zero_grad()
             total = loss["segmentation"] + DEPTH_WEIGHT * loss["depth"] + BALANCE_WEIGHT * loss["balance"]
@@ -178,8 +178,8 @@ def fit(model: FashionSceneViT, routing: Routing, items: Items, scenes: HeldBack
             schedule.step()
             recent.append([value.item() for value in loss.values()])
             if step % every == 0 or step == steps:
-                mean: dict[str, float] = dict(zip((f"{name}_loss" for name in loss), np.mean(recent, 0).tolist(), strict=True))
-                curve.append({"step": step, **rounded({**mean, **figures(model, scenes)})})
+                means = {f"{name}_loss": value for name, value in zip(loss, np.mean(recent, 0).tolist(), strict=True)}
+                curve.append({"step": step, **rounded({**means, **figures(model, scenes)})})
                 recent.clear()
                 routing.load.clear()
                 progress.console.print(curve[-1], soft_wrap=True)
