@@ -7,6 +7,7 @@ interpolation; the integers of the tables are made here, once, and handed to eve
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class Table:
 
 def _table(name: str, knots: list[float], fraction_bits: int) -> Table:
     points = [round(k) for k in knots]
-    slope = [b - a for a, b in zip(points, points[1:], strict=False)]
+    slope = [b - a for a, b in pairwise(points)]
     return Table(
         name,
         tuple(points[:-1]),

@@ -18,7 +18,6 @@ from compiler.fixed import (
     operand_limits,
     reciprocal,
     rsqrt,
-    saturate,
     shift_round,
 )
 from compiler.program import Program
