@@ -34,6 +34,7 @@ class Config:
     scratchpad_chunks: int = 16384
     statistics_rows: int = 512  # rows whose sum and sum of squares are remembered
     max_experts: int = 16
+    max_top_k: int = 4  # experts a token can choose
     command_depth: int = 256  # commands of one task
     bus_width: int = 64  # AXI4 data bits
     fifo_beats: int = 512  # weight prefetch buffer, in bus beats
@@ -57,9 +58,14 @@ class Config:
             ("activation_width", "8 or 16", self.activation_width in (8, 16)),
             ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),
             ("max_rows", "16 to 4096", 16 <= self.max_rows <= 4096),
-            ("scratchpad_chunks", "64 to 2**20", 64 <= self.scratchpad_chunks <= 1 << 20),
+            (
+                "scratchpad_chunks",
+                f"64 to 2**20 and a multiple of the {self.banks} banks",
+                64 <= self.scratchpad_chunks <= 1 << 20 and self.scratchpad_chunks % self.banks == 0,
+            ),
             ("statistics_rows", "16 to 8192", 16 <= self.statistics_rows <= 8192),
             ("max_experts", "2 to 256", 2 <= self.max_experts <= 256),
+            ("max_top_k", "1 to 8 and at most max_experts", 1 <= self.max_top_k <= min(8, self.max_experts)),
             ("command_depth", "8 to 4096", 8 <= self.command_depth <= 4096),
             ("bus_width", "32, 64, 128, 256 or 512", self.bus_width in (32, 64, 128, 256, 512)),
             (
@@ -81,8 +87,8 @@ class Config:
 
     @property
     def banks(self) -> int:
-        """Scratchpad banks: the chunks that one access can take."""
-        return max(self.input_chunks, self.output_chunks)
+        """Scratchpad banks, a power of two: the chunks that one access can take."""
+        return 1 << (max(self.input_chunks, self.output_chunks) - 1).bit_length()
 
     @property
     def beat_bytes(self) -> int:

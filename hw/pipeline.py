@@ -1,0 +1,65 @@
+"""Pieces that every fixed-latency pipeline here is made of."""
+
+from collections.abc import Callable
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+
+
+def delay(m: Module, value: Value, cycles: int, *, name: str) -> Value:
+    """`value` as it was `cycles` ago."""
+    for age in range(1, cycles + 1):
+        later = Signal.like(value, name=f"{name}_{age}")
+        m.d.sync += later.eq(value)
+        value = later
+    return value
+
+
+def register(m: Module, value: Value, *, name: str) -> Signal:
+    """`value` one cycle later, as wide as its expression."""
+    later = Signal(Value.cast(value).shape(), name=name)
+    m.d.sync += later.eq(value)
+    return later
+
+
+def shift_round(value: Value, shift: Value | int) -> Value:
+    """Add half, shift right arithmetically (`compiler.fixed.shift_round`); `shift` may be 0."""
+    doubled = Cat(Const(0, 1), value)
+    doubled = doubled.as_signed() if value.shape().signed else doubled
+    return ((doubled >> shift) + 1) >> 1
+
+
+def clip(value: Value, low: int, high: int) -> tuple[Value, Value]:
+    """(`value` limited to low..high, whether that changed it)."""
+    over, under = value > high, value < low
+    limited = Mux(over, high, Mux(under, low, value))
+    width = max(high.bit_length(), (-low - 1).bit_length()) + 1
+    return limited[:width].as_signed(), over | under
+
+
+def tree(
+    m: Module, terms: list[Value], combine: Callable[[Value, Value], Value], *, name: str
+) -> tuple[Value, int]:
+    """Combine all terms, two by two, a register after each level. Returns (result, latency)."""
+    latency = 0
+    while len(terms) > 1:
+        pairs = [combine(*terms[i : i + 2]) if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)]
+        terms = [register(m, pair, name=f"{name}_{latency}_{i}") for i, pair in enumerate(pairs)]
+        latency += 1
+    return terms[0], latency
+
+
+def tree_latency(terms: int) -> int:
+    """Cycles that `tree` takes."""
+    return (terms - 1).bit_length()
+
+
+def add(a: Value, b: Value) -> Value:
+    return a + b
+
+
+def maximum(a: Value, b: Value) -> Value:
+    return Mux(a > b, a, b)
+
+
+def popcount(m: Module, bits: list[Value], *, name: str) -> tuple[Value, int]:
+    return tree(m, [Value.cast(bit) for bit in bits], add, name=name)

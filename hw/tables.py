@@ -1,0 +1,173 @@
+"""Function units: tables with linear interpolation, the integers of `compiler.fixed` in ROMs.
+
+All of them are pipelines of fixed latency that take and give a value every cycle and never stall.
+"""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.fixed import (
+    EPILOGUE_WIDTH,
+    EXP2_GUARD,
+    EXP2_TABLE,
+    GELU_FRACTION,
+    GELU_TABLE,
+    RECIPROCAL_TABLE,
+    RSQRT_TABLE,
+    SCORE_FRACTION,
+    SUM_WIDTH,
+    VARIANCE_WIDTH,
+    Table,
+)
+from hw.pipeline import delay, register, shift_round
+
+DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
+
+
+class Interpolator(wiring.Component):
+    """`table(index, fraction)`, three cycles later."""
+
+    LATENCY = 3
+
+    def __init__(self, table: Table):
+        self.table = table
+        super().__init__(
+            {
+                "index": In(range(len(table.base))),
+                "fraction": In(table.fraction_bits),
+                "value": Out(table.base_width + 1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        t = self.table
+        words = [b | (s & ((1 << t.slope_width) - 1)) << t.base_width for b, s in zip(t.base, t.slope, strict=True)]
+        m.submodules.rom = rom = memory.Memory(shape=unsigned(t.base_width + t.slope_width), depth=len(words), init=words)
+        read = rom.read_port()
+        base, slope = read.data[: t.base_width], read.data[t.base_width :].as_signed()
+
+        # Cycle 1: look up.
+        m.d.comb += read.addr.eq(self.index)
+        # Cycle 2: multiply.
+        product = register(m, slope * Cat(delay(m, self.fraction, 1, name="fraction"), Const(0, 1)).as_signed(), name="product")
+        # Cycle 3: round and add.
+        m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
+        return m
+
+
+class Exp2(wiring.Component):
+    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, six cycles later."""
+
+    LATENCY = 6
+
+    difference: In(DIFFERENCE_WIDTH)
+    wide: In(1)
+    value: Out(16)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.table = table = Interpolator(EXP2_TABLE)
+
+        # Cycle 1: split.
+        code = register(m, self.difference[:SCORE_FRACTION], name="code")
+        above = self.difference[SCORE_FRACTION:]
+        whole = register(m, Mux(above > 31, 31, above[:5]), name="whole")
+        m.d.comb += [table.index.eq(code[6:]), table.fraction.eq(code[:6])]
+        # Cycles 2 to 4: interpolate.
+        whole = delay(m, whole, Interpolator.LATENCY, name="whole")
+        # Cycle 5: coarse shift by the format, cycle 6: by the exponent, rounding once.
+        wide = delay(m, self.wide, 1 + Interpolator.LATENCY, name="wide")
+        shift = register(m, whole + EXP2_GUARD + Mux(wide, 0, 8), name="shift")
+        m.d.sync += self.value.eq(shift_round(register(m, table.value, name="mantissa"), shift))
+        return m
+
+
+class Gelu(wiring.Component):
+    """`compiler.fixed.gelu` on epilogue words with GELU_FRACTION fractional bits, five cycles later."""
+
+    LATENCY = 5
+
+    x: In(signed(EPILOGUE_WIDTH))
+    value: Out(signed(EPILOGUE_WIDTH))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.table = table = Interpolator(GELU_TABLE)
+        index_bits = len(table.index)
+
+        # Cycle 1: magnitude; the delta beyond +-8 is zero.
+        magnitude = Signal(EPILOGUE_WIDTH)
+        m.d.comb += magnitude.eq(Mux(self.x[-1], -self.x, self.x))
+        inside = register(m, magnitude[GELU_FRACTION + 3 :] == 0, name="inside")
+        code = register(m, magnitude[: index_bits + 10], name="code")
+        m.d.comb += [table.index.eq(code[10:]), table.fraction.eq(code[:10])]
+        # Cycles 2 to 4: interpolate. Cycle 5: ReLU minus delta.
+        relu = delay(m, register(m, Mux(self.x[-1], 0, self.x), name="relu"), Interpolator.LATENCY, name="relu")
+        inside = delay(m, inside, Interpolator.LATENCY, name="inside")
+        m.d.sync += self.value.eq(relu - Mux(inside, table.value, 0))
+        return m
+
+
+class FloorLog2(wiring.Component):
+    """Position of the highest set bit of a non-zero value, combinational."""
+
+    def __init__(self, width: int):
+        super().__init__({"value": In(width), "position": Out(range(width))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for i in range(len(self.value)):
+            with m.If(self.value[i]):
+                m.d.comb += self.position.eq(i)
+        return m
+
+
+class Reciprocal(wiring.Component):
+    """`compiler.fixed.reciprocal`; the exponent one cycle later, the mantissa after five."""
+
+    LATENCY = 5
+
+    value: In(SUM_WIDTH)
+    exponent: Out(range(SUM_WIDTH))
+    mantissa: Out(18)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.log = log = FloorLog2(SUM_WIDTH)
+        m.submodules.table = table = Interpolator(RECIPROCAL_TABLE)
+
+        # Cycle 1: exponent. Cycle 2: normalise. Cycles 3 to 5: interpolate.
+        m.d.comb += log.value.eq(self.value)
+        m.d.sync += self.exponent.eq(log.position)
+        value = register(m, self.value, name="raw")
+        normal = Signal(SUM_WIDTH)
+        m.d.sync += normal.eq(value << (SUM_WIDTH - 1 - self.exponent)[:5])
+        m.d.comb += [table.index.eq(normal[-8:-1]), table.fraction.eq(normal[-18:-8]), self.mantissa.eq(table.value)]
+        return m
+
+
+class Rsqrt(wiring.Component):
+    """`compiler.fixed.rsqrt`; the exponent and the mantissa both five cycles later."""
+
+    LATENCY = 5
+
+    value: In(VARIANCE_WIDTH)
+    exponent: Out(range(VARIANCE_WIDTH // 2))
+    mantissa: Out(18)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.log = log = FloorLog2(VARIANCE_WIDTH)
+        m.submodules.table = table = Interpolator(RSQRT_TABLE)
+
+        # Cycle 1: half the exponent. Cycle 2: normalise by an even shift. Cycles 3 to 5: interpolate.
+        m.d.comb += log.value.eq(self.value)
+        half = register(m, log.position >> 1, name="half")
+        value = register(m, self.value, name="raw")
+        normal = Signal(VARIANCE_WIDTH)
+        m.d.sync += normal.eq(value << Cat(Const(0, 1), (VARIANCE_WIDTH // 2 - 1 - half)[:5]))
+        m.d.comb += [table.index.eq(normal[-8:]), table.fraction.eq(normal[-18:-8]), self.mantissa.eq(table.value)]
+        m.d.comb += self.exponent.eq(delay(m, half, Interpolator.LATENCY + 1, name="half"))
+        return m
