@@ -220,3 +220,36 @@ class Graph:
 
         for output in self.outputs:
             yield from visit(output)
+
+
+def describe(graph: Graph) -> str:
+    """One line per node: number, operation, name, shape, operands, flags. The form that tests compare."""
+    numbers = {node: f"%{i}" for i, node in enumerate(graph.nodes())}
+
+    def line(node: Node) -> str:
+        operation = type(node).__name__.lower()
+        operands = " ".join(numbers[before] for before in node.inputs)
+        parts = [f"{numbers[node]} = {operation} '{node.name}' {node.shape[0]}x{node.shape[1]}", operands, _flags(node)]
+        return " ".join(part for part in parts if part)
+
+    return "\n".join([f"task '{graph.task}'", *(line(node) for node in graph.nodes())]) + "\n"
+
+
+def _flags(node: Node) -> str:
+    flags = []
+    if isinstance(node, Input):
+        flags.append(f"of {'x'.join(map(str, node.user_shape))}")
+    if isinstance(node, Matmul) and node.rows != (0, node.x.shape[0]):
+        flags.append(f"rows {node.rows[0]}:{node.rows[1]}")
+    if isinstance(node, Matmul | Moe) and node.epsilon is not None:
+        flags.append(f"norm({node.epsilon:g})")
+    if isinstance(node, Attention):
+        starts = f"{list(node.q_columns)} {list(node.k_columns)} {list(node.v_columns)}"
+        flags.append(f"heads {starts} of {node.head_dim}, {node.value_dim}, scale {node.scale:.6g}")
+    if isinstance(node, Moe):
+        flags.append(f"experts {len(node.experts)} of {len(node.experts[0].w1)}, top {node.top_k}, {node.scoring}")
+    if isinstance(node, Matmul | Moe):
+        flags += [node.activation] * (node.activation != "none") + ["+ residual"] * (node.residual is not None)
+    if isinstance(node, Output):
+        flags.append(f"as {'x'.join(map(str, node.index.shape))}")
+    return ", ".join(flags)
