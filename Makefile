@@ -1,0 +1,39 @@
+# Needs Python 3.11 or later with venv and pip, g++, make and perl. Everything else goes into .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint format clean
+
+help:  ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## compile the example, run it on every engine, compare: build/demo
+	$(BIN)/python -m examples.demo
+
+test: lint  ## all checks: format, rules, types, layers, tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## all checks but the tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)  ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
+
+# torch first and alone: no other package may choose another one.
+INSTALL := $(BIN)/pip install --constraint requirements.txt
+
+$(READY): pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable '.[dev]'
+	touch $@

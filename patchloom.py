@@ -1,0 +1,1 @@
+"""Patchloom's front door."""
