@@ -43,6 +43,15 @@ class Task:
     notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A named part of the memory image."""
+
+    name: str
+    offset: int  # bytes
+    length: int
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A scheduled model. `image` begins with `command_depth` commands per task, weights follow."""
@@ -51,6 +60,7 @@ class Program:
     precision: str
     tasks: tuple[Task, ...]
     image: bytes = field(repr=False)
+    segments: tuple[Segment, ...] = ()  # of the image, in order
 
     def task(self, name: str | None) -> Task:
         """The named task; None means the only one. Raises `KeyError` naming those there are."""

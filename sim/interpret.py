@@ -10,6 +10,7 @@ from compiler.commands import Command, Kind, Post, Prologue, Queue, Residual, Ro
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import (
     EPILOGUE_WIDTH,
+    MAX_SHIFT,
     MEAN_GUARD,
     ROW_ONE,
     Ints,
@@ -23,7 +24,6 @@ from compiler.fixed import (
 from compiler.program import Program
 
 Observer = Callable[[int, Command, "State"], None]
-
 
 
 @dataclass
@@ -81,7 +81,7 @@ def _normalise(s: State, c: Command, a: Ints, rows: Ints) -> Ints:
     mean = shift_round(total * c.mean_multiplier, c.mean_shift)
     mantissa, exponent = rsqrt(c.depth * squares - total * total + c.epsilon)
     scale = shift_round(mantissa * c.norm_scale, 16)
-    shift = np.maximum(c.norm_shift + exponent, 0)
+    shift = np.clip(c.norm_shift + exponent, 0, MAX_SHIFT)
     return shift_round(((a << MEAN_GUARD) - mean[:, None]) * scale[:, None], shift[:, None])
 
 
@@ -102,6 +102,14 @@ def _multiply(a: Ints, b: Ints) -> Ints:
     return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
+def _stationary(s: State, c: Command) -> Ints:
+    """The stationary operand [depth, columns] from the scratchpad, limited to what its digits hold."""
+    low, high = operand_limits(min(ELEMENT_WIDTH, c.b_digits * s.config.weight_width))
+    if c.b_source == Stationary.COLUMNS:
+        return np.clip(s.read(c.b_address, c.b_stride, np.arange(c.columns), c.depth), low, high).T
+    return np.clip(s.read(c.b_address, c.b_stride, np.arange(c.depth), c.columns), low, high)
+
+
 def _matmul(s: State, program: Program, c: Command) -> None:
     entry = s.queues[c.expert] if c.queue else None
     count = np.arange(c.rows if entry is None else len(entry.token))
@@ -114,10 +122,8 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     if c.b_source == Stationary.MEMORY:
         w = program.weights(c)
         total, bias, multiplier, shift = _multiply(a, w.matrix), w.bias, w.multiplier, w.shift
-    elif c.b_source == Stationary.COLUMNS:
-        total = _multiply(a, s.read(c.b_address, c.b_stride, np.arange(c.columns), c.depth).T)
     else:
-        total = _multiply(a, s.read(c.b_address, c.b_stride, np.arange(c.depth), c.columns))
+        total = _multiply(a, _stationary(s, c))
 
     factor, extra = np.full(len(count), ROW_ONE, np.int64), np.zeros(len(count), np.int64)
     if c.row_scale == RowScale.SOFTMAX:
@@ -126,7 +132,9 @@ def _matmul(s: State, program: Program, c: Command) -> None:
         assert entry is not None
         factor = entry.score
     limit = 1 << (EPILOGUE_WIDTH - 1)
-    y = s.clip(shift_round((total + bias) * multiplier, shift + extra[:, None]), -limit, limit - 1)
+    y = s.clip(
+        shift_round((total + bias) * multiplier, np.minimum(shift + extra[:, None], MAX_SHIFT)), -limit, limit - 1
+    )
     if c.post == Post.GELU:
         y = gelu(y)
     elif c.post == Post.RELU:

@@ -1,0 +1,132 @@
+"""Random graphs, straight from `ir` nodes, and how far a Program is from its graph."""
+
+from typing import Any
+
+import numpy as np
+
+from compiler.config import Config
+from compiler.evaluate import evaluate
+from compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Node, Output
+from compiler.program import Program, from_region, to_region
+from compiler.quantise import Precision, quantise
+from compiler.schedule import schedule
+from sim.interpret import execute
+
+CONFIGS = {
+    "small": Config(),
+    "wide": Config(inputs=32, outputs=16, lanes=8),
+    "native16": Config(inputs=8, outputs=8, lanes=8, weight_width=16, activation_width=16),
+}
+
+
+class Builder:
+    """Nodes with random weights."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray[Any, Any]:
+        return (self.rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def weight(self, outputs: int, inputs: int) -> np.ndarray[Any, Any]:
+        return self.normal(outputs, inputs, scale=inputs**-0.5)
+
+    def input(self, rows: int, features: int, name: str = "x") -> Input:
+        index = np.arange(rows * features).reshape(rows, features)
+        return Input(name=name, index=index, user_shape=(rows, features))
+
+    def constant(self, rows: int, features: int, name: str = "position") -> Constant:
+        return Constant(name=name, value=self.normal(rows, features, scale=0.3))
+
+    def matmul(self, name: str, x: Node, outputs: int, **kwargs: Any) -> Matmul:
+        kwargs = {"rows": (0, x.shape[0])} | kwargs
+        return Matmul(
+            name=name,
+            x=x,
+            weight=self.weight(outputs, x.shape[1]),
+            bias=self.normal(outputs, scale=0.1),
+            **kwargs,
+        )
+
+    def attention(self, name: str, qkv: Node, heads: int, head_dim: int) -> Attention:
+        q, k, v = (tuple(part * heads * head_dim + h * head_dim for h in range(heads)) for part in range(3))
+        return Attention(
+            name=name, q=qkv, k=qkv, v=qkv, q_columns=q, k_columns=k, v_columns=v,
+            head_dim=head_dim, value_dim=head_dim, scale=head_dim**-0.5,
+        )  # fmt: skip
+
+    def moe(self, name: str, x: Node, experts: int, hidden: int, top_k: int = 2, **kwargs: Any) -> Moe:
+        features = x.shape[1]
+        kwargs = {"activation": "gelu", "scoring": "softmax_of_selected", "epsilon": 1e-6, "residual": x} | kwargs
+        return Moe(
+            name=name, x=x, gate_weight=self.weight(experts, features), gate_bias=self.normal(experts, scale=0.1),
+            experts=tuple(
+                Expert(self.weight(hidden, features), self.normal(hidden, scale=0.1),
+                       self.weight(features, hidden), self.normal(features, scale=0.1))
+                for _ in range(experts)
+            ),
+            top_k=top_k, **kwargs,
+        )  # fmt: skip
+
+    def block(self, name: str, x: Node, heads: int, experts: int = 0) -> Node:
+        """A pre-norm transformer layer."""
+        dim = x.shape[1]
+        qkv = self.matmul(f"{name}.qkv", x, 3 * dim, epsilon=1e-6)
+        attention = self.attention(f"{name}.attention", qkv, heads, dim // heads)
+        x = self.matmul(f"{name}.proj", attention, dim, residual=x)
+        if experts:
+            return self.moe(f"{name}.moe", x, experts, 2 * dim)
+        hidden = self.matmul(f"{name}.fc1", x, 4 * dim, epsilon=1e-6, activation="gelu")
+        return self.matmul(f"{name}.fc2", hidden, dim, residual=x)
+
+    def output(self, name: str, x: Node) -> Output:
+        return Output(name=name, x=x, index=np.arange(x.shape[0] * x.shape[1]).reshape(x.shape))
+
+
+def transformer(
+    *, tokens: int = 20, dim: int = 32, heads: int = 2, layers: int = 4, experts: int = 0, classes: int = 10, seed: int = 0
+) -> Graph:  # fmt: skip
+    """Patch embedding, position, layers (every second one a mixture if there are experts), norm, classes."""
+    b = Builder(seed)
+    x: Node = b.matmul("embed", b.input(tokens, 24), dim, residual=b.constant(tokens, dim))
+    for layer in range(layers):
+        x = b.block(f"layer{layer}", x, heads, experts if layer % 2 else 0)
+    return Graph("main", (b.output("y", b.matmul("head", x, classes, epsilon=1e-6)),))
+
+
+def samples(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(seed)
+    shapes = {node.name: node.user_shape for node in graph.nodes() if isinstance(node, Input)}
+    return {name: rng.standard_normal((count, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def compiled(graph: Graph, precision: str, config: Config | None = None, **overrides: str) -> Program:
+    quantised = quantise([graph], samples(graph, 8), Precision.parse(precision, overrides))
+    return schedule(quantised, config or Config())
+
+
+def run(program: Program, inputs: dict[str, np.ndarray[Any, Any]], task: str | None = None) -> dict[str, Any]:
+    """A Program's outputs as floats."""
+    chosen = program.task(task)
+    region = np.zeros(chosen.input_bytes // 2, np.int16)
+    for port in chosen.inputs:
+        region[port.offset // 2 :][: port.elements] = to_region(port, inputs[port.name])[0]
+    out, _ = execute(program, task, region)
+    return {p.name: from_region(p, out[p.offset // 2 :][: p.elements]) * 2.0**-p.fraction for p in chosen.outputs}
+
+
+def sqnr(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
+    """Signal to quantisation noise, in dB."""
+    noise = np.square(expected.astype(np.float64) - actual).sum()
+    return float(10 * np.log10(np.square(expected, dtype=np.float64).sum() / max(noise, 1e-300)))
+
+
+def quality(graph: Graph, program: Program, count: int = 4) -> float:
+    """SQNR over all outputs of fresh inputs."""
+    expected, actual = [], []
+    for i in range(count):
+        inputs = {name: array[i] for name, array in samples(graph, count, seed=2).items()}
+        floats, integers = evaluate(graph, inputs), run(program, inputs)
+        expected += [floats[name].reshape(-1) for name in floats]
+        actual += [integers[name].reshape(-1) for name in floats]
+    return sqnr(np.concatenate(expected), np.concatenate(actual))
