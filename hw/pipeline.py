@@ -36,9 +36,7 @@ def clip(value: Value, low: int, high: int) -> tuple[Value, Value]:
     return limited[:width].as_signed(), over | under
 
 
-def tree(
-    m: Module, terms: list[Value], combine: Callable[[Value, Value], Value], *, name: str
-) -> tuple[Value, int]:
+def tree(m: Module, terms: list[Value], combine: Callable[[Value, Value], Value], *, name: str) -> tuple[Value, int]:
     """Combine all terms, two by two, a register after each level. Returns (result, latency)."""
     latency = 0
     while len(terms) > 1:

@@ -59,7 +59,11 @@ class Scratchpad(wiring.Component):
             # Cycle 1: bank addresses. Cycle 2: read. Cycle 3: rotate the first chunk to the front.
             m.d.comb += [port.addr.eq(row(address, i)) for i, port in enumerate(ports)]
             first = delay(m, address[:bits], 2, name=f"{name}_first")
-            data = [Array(port.data for port in ports)[(first + i)[:bits]] for i in range(chunks)] if bits else [ports[0].data]
+            data = (
+                [Array(port.data for port in ports)[(first + i)[:bits]] for i in range(chunks)]
+                if bits
+                else [ports[0].data]
+            )
             m.d.sync += getattr(self, f"{name}_data").eq(Cat(data))
 
         # Cycle 1: rotate chunks to their banks. Cycle 2: write.

@@ -7,6 +7,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from compiler.commands import Post
 from compiler.fixed import (
     EPILOGUE_WIDTH,
     EXP2_GUARD,
@@ -44,23 +45,27 @@ class Interpolator(wiring.Component):
         m = Module()
         t = self.table
         words = [b | (s & ((1 << t.slope_width) - 1)) << t.base_width for b, s in zip(t.base, t.slope, strict=True)]
-        m.submodules.rom = rom = memory.Memory(shape=unsigned(t.base_width + t.slope_width), depth=len(words), init=words)
+        m.submodules.rom = rom = memory.Memory(
+            shape=unsigned(t.base_width + t.slope_width), depth=len(words), init=words
+        )
         read = rom.read_port()
         base, slope = read.data[: t.base_width], read.data[t.base_width :].as_signed()
 
         # Cycle 1: look up.
         m.d.comb += read.addr.eq(self.index)
         # Cycle 2: multiply.
-        product = register(m, slope * Cat(delay(m, self.fraction, 1, name="fraction"), Const(0, 1)).as_signed(), name="product")
+        product = register(
+            m, slope * Cat(delay(m, self.fraction, 1, name="fraction"), Const(0, 1)).as_signed(), name="product"
+        )
         # Cycle 3: round and add.
         m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
         return m
 
 
 class Exp2(wiring.Component):
-    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, six cycles later."""
+    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, five cycles later."""
 
-    LATENCY = 6
+    LATENCY = 5
 
     difference: In(DIFFERENCE_WIDTH)
     wide: In(1)
@@ -77,18 +82,21 @@ class Exp2(wiring.Component):
         m.d.comb += [table.index.eq(code[6:]), table.fraction.eq(code[:6])]
         # Cycles 2 to 4: interpolate.
         whole = delay(m, whole, Interpolator.LATENCY, name="whole")
-        # Cycle 5: coarse shift by the format, cycle 6: by the exponent, rounding once.
+        # Cycle 5: shift by exponent and format, rounding once.
         wide = delay(m, self.wide, 1 + Interpolator.LATENCY, name="wide")
-        shift = register(m, whole + EXP2_GUARD + Mux(wide, 0, 8), name="shift")
-        m.d.sync += self.value.eq(shift_round(register(m, table.value, name="mantissa"), shift))
+        m.d.sync += self.value.eq(shift_round(table.value, whole + EXP2_GUARD + Mux(wide, 0, 8)))
         return m
 
 
 class Gelu(wiring.Component):
-    """`compiler.fixed.gelu` on epilogue words with GELU_FRACTION fractional bits, five cycles later."""
+    """What `post` says of an epilogue word, five cycles later: as it is, ReLU, or `compiler.fixed.gelu`.
+
+    `post` must not change while words that it applies to are on their way.
+    """
 
     LATENCY = 5
 
+    post: In(Post)
     x: In(signed(EPILOGUE_WIDTH))
     value: Out(signed(EPILOGUE_WIDTH))
 
@@ -100,11 +108,12 @@ class Gelu(wiring.Component):
         # Cycle 1: magnitude; the delta beyond +-8 is zero.
         magnitude = Signal(EPILOGUE_WIDTH)
         m.d.comb += magnitude.eq(Mux(self.x[-1], -self.x, self.x))
-        inside = register(m, magnitude[GELU_FRACTION + 3 :] == 0, name="inside")
+        inside = register(m, (magnitude[GELU_FRACTION + 3 :] == 0) & (self.post == Post.GELU), name="inside")
         code = register(m, magnitude[: index_bits + 10], name="code")
         m.d.comb += [table.index.eq(code[10:]), table.fraction.eq(code[:10])]
         # Cycles 2 to 4: interpolate. Cycle 5: ReLU minus delta.
-        relu = delay(m, register(m, Mux(self.x[-1], 0, self.x), name="relu"), Interpolator.LATENCY, name="relu")
+        kept = Mux(self.x[-1] & (self.post != Post.NONE), 0, self.x)
+        relu = delay(m, register(m, kept, name="relu"), Interpolator.LATENCY, name="relu")
         inside = delay(m, inside, Interpolator.LATENCY, name="inside")
         m.d.sync += self.value.eq(relu - Mux(inside, table.value, 0))
         return m

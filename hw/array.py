@@ -1,0 +1,156 @@
+"""The multiplier array and the accumulators behind it.
+
+Weight-stationary: a tile of `inputs` x `outputs` weight digits stands still, one token's slice enters each
+cycle, `outputs` sums leave. The next tile is written behind the running one.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.config import Config
+from compiler.fixed import SUM_WIDTH
+from hw.command import beat_layout
+from hw.pipeline import add, delay, register, tree, tree_latency
+
+
+class Tile(wiring.Component):
+    """Two tiles of weight digits, one in use and one being written.
+
+    A `load_column` writes the weights of output `load_index` (all `inputs` of them), a load of a row those
+    of input `load_index`. `swap` puts what was written to use in the next cycle.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        width = config.weight_width
+        super().__init__(
+            {
+                "load": In(1),
+                "load_by_row": In(1),
+                "load_index": In(range(max(config.inputs, config.outputs))),
+                "load_data": In(max(config.inputs, config.outputs) * width),
+                "swap": In(1),
+                "weights": Out(config.inputs * config.outputs * width),  # [output][input]
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self.config
+        width, columns = c.weight_width, []
+        for j in range(c.outputs):
+            written = Signal(c.inputs * width, name=f"written_{j}")
+            used = Signal(c.inputs * width, name=f"used_{j}")
+            with m.If(self.load & ~self.load_by_row & (self.load_index == j)):
+                m.d.sync += written.eq(self.load_data)
+            with m.If(self.swap):
+                m.d.sync += used.eq(written)
+            m.d.comb += self.weights.word_select(j, c.inputs * width).eq(used)
+            columns.append(written)
+        with m.If(self.load & self.load_by_row), m.Switch(self.load_index):
+            for i in range(c.inputs):
+                with m.Case(i):
+                    row = Cat(written.word_select(i, width) for written in columns)
+                    m.d.sync += row.eq(self.load_data)
+        return m
+
+
+def sum_width(config: Config) -> int:
+    """Bits of one column's sum of products."""
+    return config.activation_width + config.weight_width + tree_latency(config.inputs)
+
+
+class Multipliers(wiring.Component):
+    """`sums[j] = sum over i of digits[i] * weights[i][j]`, `LATENCY` cycles later."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.sum_width = sum_width(config)
+        super().__init__(
+            {
+                "digits": In(config.inputs * config.activation_width),
+                "weights": In(config.inputs * config.outputs * config.weight_width),
+                "sums": Out(config.outputs * self.sum_width),
+            }
+        )
+
+    @staticmethod
+    def latency(config: Config) -> int:
+        return 1 + tree_latency(config.inputs)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self.config
+        digits = [self.digits.word_select(i, c.activation_width).as_signed() for i in range(c.inputs)]
+        for j in range(c.outputs):
+            # Cycle 1: multiply. Then the tree.
+            products = []
+            for i, digit in enumerate(digits):
+                weight = self.weights.word_select(j * c.inputs + i, c.weight_width).as_signed()
+                products.append(register(m, digit * weight, name=f"product_{i}_{j}"))
+            total, _ = tree(m, products, add, name=f"sum_{j}")
+            m.d.comb += self.sums.word_select(j, self.sum_width).eq(total)
+        return m
+
+
+class Accumulators(wiring.Component):
+    """Adds the partial sums of a row over tiles and digits; finished ones leave two cycles later.
+
+    Rows come back no sooner than `PERIOD` cycles. The softmax row sum is kept alongside.
+    """
+
+    LATENCY = 2
+    PERIOD = 4
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.sum_width = sum_width(config)
+        super().__init__(
+            {
+                "beat": In(beat_layout(config)),
+                "sums": In(config.outputs * self.sum_width),
+                "row_sum": In(SUM_WIDTH),
+                "done": Out(beat_layout(config)),
+                "totals": Out(config.outputs * config.accumulator_width),
+                "row_total": Out(SUM_WIDTH),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c, beat = self.config, self.beat
+        width = c.accumulator_width
+        m.submodules.memory = store = memory.Memory(
+            shape=unsigned(c.outputs * width + SUM_WIDTH), depth=c.max_rows, init=[]
+        )
+        read, write = store.read_port(), store.write_port()
+
+        # Cycle 1: look up the row; weigh the partial sums by their digits.
+        m.d.comb += read.addr.eq(beat.row)
+        later = delay(m, beat, 1, name="beat")
+        weighed = []
+        for j in range(c.outputs):
+            partial = self.sums.word_select(j, self.sum_width).as_signed()
+            wide = Signal(signed(width), name=f"partial_{j}")
+            with m.Switch(beat.scale):
+                for digits in range(3):
+                    with m.Case(digits):
+                        m.d.sync += wide.eq(partial << (8 * digits))
+            weighed.append(wide)
+        row_sum = register(m, Mux(beat.fresh, self.row_sum, 0), name="row_sum")
+        # Cycle 2: add.
+        old = Mux(later.first, 0, read.data)
+        totals = [(old.word_select(j, width) + partial)[:width] for j, partial in enumerate(weighed)]
+        row_total = (old[c.outputs * width :] + row_sum)[:SUM_WIDTH]
+        m.d.sync += [self.totals.eq(Cat(totals)), self.row_total.eq(row_total), self.done.eq(later)]
+        m.d.sync += self.done.valid.eq(later.valid & later.last)
+        # Cycle 3: write back.
+        writing = Signal()
+        m.d.sync += writing.eq(later.valid)
+        m.d.comb += [
+            write.en.eq(writing),
+            write.addr.eq(self.done.row),
+            write.data.eq(Cat(self.totals, self.row_total)),
+        ]
+        return m

@@ -1,0 +1,28 @@
+"""The command set as hardware sees it: the encoding of `compiler.commands` as a layout."""
+
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data
+
+from compiler.commands import FIELDS
+from compiler.config import Config
+
+CommandLayout = data.StructLayout({name: signed(bits) if s else unsigned(bits) for name, (bits, s) in FIELDS.items()})
+
+
+def beat_layout(config: Config) -> data.StructLayout:
+    """What travels down the datapath beside one token's slice."""
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "row": range(config.max_rows),  # position in the command, not the token
+            "slice": unsigned(12),  # which `inputs` features
+            "group": unsigned(12),  # which `outputs` channels
+            "digit": 1,  # of the streamed operand
+            "scale": unsigned(2),  # bytes that the partial sum weighs: streamed plus stationary digit
+            "tile": 1,  # first beat of a new tile
+            "channels": 1,  # first beat of a new group
+            "first": 1,  # begins an accumulation
+            "last": 1,  # ends it
+            "fresh": 1,  # the row's elements enter for the first time in this group
+        }
+    )

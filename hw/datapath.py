@@ -1,0 +1,170 @@
+"""The shared compute unit: scratchpad, streamed operand, array, accumulators and epilogue in one pipeline."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.commands import Queue
+from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from hw.array import Accumulators, Multipliers, Tile
+from hw.command import CommandLayout, beat_layout
+from hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from hw.operand import Operand
+from hw.pipeline import delay, register
+from hw.scratchpad import Scratchpad
+from hw.statistics import Statistics
+
+
+class Datapath(wiring.Component):
+    """Executes the beats of one MATMUL: a beat is a row's slice against the tile in use.
+
+    A beat may enter every cycle, but a row must not come back within `PERIOD` cycles. All that a beat leaves
+    behind can be read `latency` cycles after it entered. `tile_used` and `parameters_used` are high for the
+    cycle in which the written tile or parameters are put to use, after which new ones may be written.
+
+    While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data
+    `Scratchpad.READ_LATENCY` cycles later; and `write`.
+    """
+
+    PERIOD = max(Accumulators.PERIOD, Epilogue.PERIOD, Statistics.GATHER_PERIOD)
+    OPERAND = 2 + Statistics.READ_LATENCY  # cycle in which elements and row constants meet
+
+    def __init__(self, config: Config):
+        self.config = config
+        address = range(config.scratchpad_chunks)
+        chunk = config.lanes * ELEMENT_WIDTH
+        digits = max(config.inputs, config.outputs)
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "beat": In(beat_layout(config)),
+                # queue entries of the command's expert, one cycle after the row
+                "source_row": Out(range(config.max_rows)),
+                "source_entry": In(queue_entry(config)),
+                "target_row": Out(range(config.max_rows)),
+                "target_entry": In(queue_entry(config)),
+                # stationary operand
+                "tile_load": In(1),
+                "tile_by_row": In(1),
+                "tile_index": In(range(digits)),
+                "tile_data": In(digits * config.weight_width),
+                "tile_used": Out(1),
+                "parameters_load": In(1),
+                "parameters_index": In(range(config.outputs)),
+                "parameters_words": In(parameters_at_once(config) * PARAMETER_BITS),
+                "parameters_used": Out(1),
+                "stationary_address": In(address),
+                "stationary_data": Out(config.banks * chunk),
+                # the scratchpad, for others
+                "read_external": In(1),
+                "read_address": In(address),
+                "read_data": Out(chunk),
+                "write": In(1),
+                "write_address": In(address),
+                "write_data": In(chunk),
+                "saturations": Out(range(config.inputs + 2 * config.outputs + 1)),
+            }
+        )
+
+    @staticmethod
+    def latency(config: Config) -> int:
+        sums = Datapath.OPERAND + Operand.LATENCY + Multipliers.latency(config)
+        return sums + Accumulators.LATENCY + Epilogue.settle(config)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.scratchpad = self.scratchpad = Scratchpad(config)
+        m.submodules.statistics = self.statistics = Statistics(config)
+        m.submodules.operand = self.operand = Operand(config)
+        m.submodules.tile = tile = Tile(config)
+        m.submodules.multipliers = multipliers = Multipliers(config)
+        m.submodules.accumulators = self.accumulators = Accumulators(config)
+        m.submodules.parameters = parameters = Parameters(config)
+        m.submodules.epilogue = self.epilogue = Epilogue(config)
+
+        self._fetch(m)
+        # The tile is exchanged so that it stands when its first beat's digits come.
+        digits_at = self.OPERAND + Operand.LATENCY
+        before = delay(m, self.beat, digits_at - 1, name="beat_tile")
+        m.d.comb += [
+            tile.load.eq(self.tile_load),
+            tile.load_by_row.eq(self.tile_by_row),
+            tile.load_index.eq(self.tile_index),
+            tile.load_data.eq(self.tile_data),
+            tile.swap.eq(before.valid & before.tile),
+            self.tile_used.eq(tile.swap),
+            multipliers.digits.eq(self.operand.digits),
+            multipliers.weights.eq(tile.weights),
+        ]
+        sums_at = digits_at + Multipliers.latency(config)
+        row_sum_late = sums_at - self.OPERAND - Operand.sum_latency(config)
+        m.d.comb += [
+            self.accumulators.beat.eq(delay(m, before, sums_at - digits_at + 1, name="beat_sums")),
+            self.accumulators.sums.eq(multipliers.sums),
+            self.accumulators.row_sum.eq(delay(m, self.operand.row_sum, row_sum_late, name="row_sum")),
+        ]
+        self._finish(m, parameters)
+        return m
+
+    def _fetch(self, m: Module) -> None:
+        """Row to elements and row constants."""
+        c, beat, scratchpad, statistics = self.command, self.beat, self.scratchpad, self.statistics
+        # Cycle 1: the row's token. Cycle 2: its offset. Cycle 3: the slice's address.
+        m.d.comb += self.source_row.eq(beat.row)
+        row = Mux(c.queue == Queue.GATHER, self.source_entry.token, delay(m, beat.row, 1, name="row"))
+        offset = register(m, row * c.a_stride, name="offset")
+        chunk = delay(m, beat.slice * self.config.input_chunks, 2, name="chunk")
+        address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a_address)], name="address")
+        ahead = self.OPERAND - Scratchpad.READ_LATENCY
+        own = delay(m, address, ahead - 3, name="address")
+        m.d.comb += [
+            scratchpad.a_address.eq(Mux(self.read_external, self.read_address, own)),
+            self.read_data.eq(scratchpad.a_data),
+            statistics.command.eq(c),
+            statistics.read_row.eq(register(m, c.a_statistics + row, name="statistics_row")),
+            scratchpad.b_address.eq(self.stationary_address),
+            self.stationary_data.eq(scratchpad.b_data),
+            # Cycle 14: elements meet the constants of their row.
+            self.operand.command.eq(c),
+            self.operand.beat.eq(delay(m, beat, self.OPERAND, name="beat")),
+            self.operand.elements.eq(scratchpad.a_data),
+            self.operand.mean.eq(statistics.mean),
+            self.operand.scale.eq(statistics.scale),
+            self.operand.shift.eq(statistics.shift),
+            self.epilogue.maximum_row.eq(delay(m, beat.row, self.OPERAND - 1, name="maximum_row")),
+            self.operand.maximum.eq(self.epilogue.maximum),
+        ]
+
+    def _finish(self, m: Module, parameters: Parameters) -> None:
+        """Accumulators to the scratchpad."""
+        config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
+        before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
+        external = Signal(config.output_chunks)
+        m.d.comb += external[0].eq(self.write)
+        m.d.comb += [
+            parameters.load.eq(self.parameters_load),
+            parameters.load_index.eq(self.parameters_index),
+            parameters.words.eq(self.parameters_words),
+            parameters.swap.eq(before.valid & before.channels),
+            self.parameters_used.eq(parameters.swap),
+            epilogue.command.eq(self.command),
+            epilogue.beat.eq(self.accumulators.done),
+            epilogue.totals.eq(self.accumulators.totals),
+            epilogue.row_total.eq(self.accumulators.row_total),
+            epilogue.bias.eq(parameters.bias),
+            epilogue.multiplier.eq(parameters.multiplier),
+            epilogue.shift.eq(parameters.shift),
+            self.target_row.eq(epilogue.queue_row),
+            epilogue.entry.eq(self.target_entry),
+            scratchpad.r_address.eq(epilogue.residual_address),
+            epilogue.residual.eq(scratchpad.r_data),
+            scratchpad.write_address.eq(Mux(self.write, self.write_address, epilogue.write_address)),
+            scratchpad.write_data.eq(Mux(self.write, self.write_data, epilogue.write_data)),
+            scratchpad.write_enable.eq(Mux(self.write, external, epilogue.write_enable)),
+            self.statistics.gather.eq(epilogue.gather),
+            self.statistics.begin.eq(epilogue.gather_begin),
+            self.statistics.gather_row.eq(epilogue.gather_row),
+            self.statistics.elements.eq(epilogue.write_data),
+        ]
+        m.d.sync += self.saturations.eq(self.operand.saturations + epilogue.saturations)

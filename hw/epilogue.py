@@ -1,0 +1,240 @@
+"""Behind the array: bias, requantise, activation, row scale, residual, saturation, and what rows leave behind.
+
+One group of channels of one token passes each cycle; nothing stalls.
+"""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.commands import Queue, Residual, RowScale, Stationary
+from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
+from hw.command import CommandLayout, beat_layout
+from hw.pipeline import clip, delay, maximum, popcount, register, shift_round, tree, tree_latency
+from hw.scratchpad import Scratchpad
+from hw.tables import Gelu, Reciprocal
+
+FACTOR_WIDTH = ROW_ONE.bit_length()
+
+
+def queue_entry(config: Config) -> data.StructLayout:
+    """One token in an expert's queue."""
+    return data.StructLayout({"token": range(config.max_rows), "score": FACTOR_WIDTH, "first": 1})
+
+
+def parameters_at_once(config: Config) -> int:
+    """Channels whose parameters one bus beat brings, at least one."""
+    return max(1, config.bus_width // PARAMETER_BITS)
+
+
+class Parameters(wiring.Component):
+    """Bias, multiplier and shift of a group of channels: one set in use, the next one being written.
+
+    `words` holds consecutive channels, `load_index` the first of them. `swap` puts the written set to use in
+    the next cycle.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.step = parameters_at_once(config)
+        super().__init__(
+            {
+                "load": In(1),
+                "load_index": In(range(config.outputs)),
+                "words": In(self.step * PARAMETER_BITS),
+                "swap": In(1),
+                "bias": Out(config.outputs * BIAS_WIDTH),
+                "multiplier": Out(config.outputs * 16),
+                "shift": Out(config.outputs * 6),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        fields: list[Signal] = []
+        for j in range(self.config.outputs):
+            written = Signal(BIAS_WIDTH + 16 + 6, name=f"written_{j}")
+            used = Signal.like(written, name=f"used_{j}")
+            with m.If(self.load & (self.load_index == j // self.step * self.step)):
+                m.d.sync += written.eq(self.words.word_select(j % self.step, PARAMETER_BITS))
+            with m.If(self.swap):
+                m.d.sync += used.eq(written)
+            fields.append(used)
+        m.d.comb += [
+            self.bias.eq(Cat(f[:BIAS_WIDTH] for f in fields)),
+            self.multiplier.eq(Cat(f[BIAS_WIDTH : BIAS_WIDTH + 16] for f in fields)),
+            self.shift.eq(Cat(f[BIAS_WIDTH + 16 :] for f in fields)),
+        ]
+        return m
+
+
+class Epilogue(wiring.Component):
+    """Finished accumulators in, scratchpad writes out, `LATENCY` cycles later.
+
+    `parameters` are those of the beat's group and must be stable from its first beat on; `entry` is the
+    queue entry of `queue_row`, one cycle later. The residual is read from the scratchpad on time.
+    """
+
+    LATENCY = 15
+    PERIOD = 4
+
+    def __init__(self, config: Config):
+        self.config = config
+        n, address = config.outputs, range(config.scratchpad_chunks)
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "beat": In(beat_layout(config)),
+                "totals": In(n * config.accumulator_width),
+                "row_total": In(SUM_WIDTH),
+                "bias": In(n * BIAS_WIDTH),
+                "multiplier": In(n * 16),
+                "shift": In(n * 6),
+                "queue_row": Out(range(config.max_rows)),
+                "entry": In(queue_entry(config)),
+                "residual_address": Out(address),
+                "residual": In(n * ELEMENT_WIDTH),
+                "write_address": Out(address),
+                "write_data": Out(n * ELEMENT_WIDTH),
+                "write_enable": Out(config.output_chunks),
+                "gather": Out(1),
+                "gather_begin": Out(1),
+                "gather_row": Out(range(config.statistics_rows)),
+                "maximum_row": In(range(config.max_rows)),  # whose score maximum is asked for
+                "maximum": Out(signed(ELEMENT_WIDTH)),  # one cycle later
+                "saturations": Out(range(2 * n + 1)),
+            }
+        )
+
+    @staticmethod
+    def settle(config: Config) -> int:
+        """Cycles from `beat` until all that it leaves behind can be read."""
+        return Epilogue.LATENCY + max(Scratchpad.WRITE_LATENCY, tree_latency(config.outputs) + 5)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self._rows(m)
+        self._channels(m)
+        self._maxima(m)
+        return m
+
+    def _rows(self, m: Module) -> None:
+        """What belongs to the whole row: queue entry, addresses, factor."""
+        c, beat = self.command, self.beat
+        m.submodules.reciprocal = reciprocal = Reciprocal()
+        # Cycle 1: queue entry. Cycle 2: row offsets. Cycle 3: addresses.
+        m.d.comb += self.queue_row.eq(beat.row)
+        entry = self.entry
+        row1 = delay(m, beat.row, 1, name="row")
+        output_row = register(m, Mux(c.queue == Queue.SCATTER, entry.token, row1), name="output_row")
+        self.output_row = output_row
+        offset = delay(m, beat.group * self.config.output_chunks, 2, name="offset")
+        chained = c.residual >= Residual.CHAIN
+        again = register(m, chained & ~entry.first, name="again")
+        own = register(m, c.o_address + output_row * c.o_stride + offset, name="own")
+        other = c.r_address + output_row * c.r_stride + offset
+        residual = register(m, Mux(again, c.o_address + output_row * c.o_stride + offset, other), name="other")
+        ahead = 13 - Scratchpad.READ_LATENCY
+        m.d.comb += self.residual_address.eq(delay(m, residual, ahead - 3, name="residual_address"))
+        m.d.comb += self.write_address.eq(delay(m, own, self.LATENCY - 3, name="write_address"))
+        absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
+        self.absent = delay(m, absent, 11, name="absent")
+        # Softmax: exponent after one cycle, mantissa after five. Gate: score after one.
+        m.d.comb += reciprocal.value.eq(self.row_total)
+        softmax = c.row_scale == RowScale.SOFTMAX
+        self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 2, name="exponent"), 0)
+        score = delay(m, entry.score, 9, name="score")
+        mantissa = delay(m, reciprocal.mantissa, 5, name="mantissa")
+        self.factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
+
+    def _channels(self, m: Module) -> None:
+        c, n = self.command, self.config.outputs
+        beat = delay(m, self.beat, 12, name="beat")
+        left = register(m, c.columns - beat.group * n, name="left")  # aligned with cycle 13
+        valid = delay(m, beat.valid, 1, name="valid")
+        outputs, limited = [], []
+        for j in range(n):
+            inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with cycle 14
+            word, clipped = self._requantise(m, j)
+            limited.append(delay(m, clipped, 14 - 5, name=f"clipped_{j}") & inside)
+            m.submodules[f"post_{j}"] = post = Gelu()
+            # Cycles 6 to 10: activation.
+            m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
+            # Cycles 11 and 12: row factor. Cycle 13: shift.
+            product = delay(
+                m, register(m, post.value * self.factor.as_unsigned(), name=f"scaled_{j}"), 1, name=f"scaled_{j}"
+            )
+            shifted = register(
+                m, shift_round(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 2].as_signed(), name=f"shifted_{j}"
+            )
+            # Cycle 14: residual.
+            residual = Mux(self.absent, 0, self.residual.word_select(j, ELEMENT_WIDTH)).as_signed()
+            total = register(m, shifted + residual, name=f"total_{j}")
+            # Cycle 15: limit, mask.
+            narrow, narrowed = clip(total, -128, 127)
+            wide, widened = clip(total, -(1 << 15), (1 << 15) - 1)
+            limited.append(inside & Mux(c.o_wide, widened, narrowed))
+            outputs.append(register(m, Mux(inside, Mux(c.o_wide, wide, narrow), 0), name=f"output_{j}"))
+        lanes = self.config.lanes
+        written = [
+            register(m, delay(m, valid & (left > i * lanes), 1, name=f"chunk_{i}"), name=f"write_{i}")
+            for i in range(n // lanes)
+        ]
+        m.d.comb += [
+            self.write_data.eq(Cat(out[:ELEMENT_WIDTH] for out in outputs)),
+            self.write_enable.eq(Cat(written)),
+        ]
+        counts, _ = popcount(
+            m, [register(m, bit, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
+        )
+        m.d.comb += self.saturations.eq(counts)
+
+        last = delay(m, beat, 3, name="beat_out")
+        self.out_beat, self.out_left = last, delay(m, left, 2, name="left")
+        m.d.comb += [
+            self.gather.eq(last.valid & c.statistics),
+            self.gather_begin.eq(last.group == 0),
+            self.gather_row.eq(c.o_statistics + delay(m, self.output_row, 13, name="output_row")),
+        ]
+
+    def _requantise(self, m: Module, j: int) -> tuple[Signal, Signal]:
+        c, width = self.command, self.config.accumulator_width
+        stored = c.b_source == Stationary.MEMORY
+        # Cycle 1: bias.
+        bias = Mux(stored, self.bias.word_select(j, BIAS_WIDTH).as_signed(), 0)
+        total = register(m, self.totals.word_select(j, width).as_signed() + bias, name=f"biased_{j}")
+        multiplier = register(m, Mux(stored, self.multiplier.word_select(j, 16), c.multiplier), name=f"multiplier_{j}")
+        # Cycles 2 and 3: multiply.
+        product = delay(m, register(m, total * multiplier, name=f"product_{j}"), 1, name=f"product_{j}")
+        shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 3, name=f"shift_{j}")
+        # Cycle 4: shift, the row's exponent included. Cycle 5: saturate.
+        whole = shift + self.exponent
+        shifted = register(m, shift_round(product, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:6]), name=f"rounded_{j}")
+        low = -(1 << (EPILOGUE_WIDTH - 1))
+        word, clipped = clip(shifted, low, -low - 1)
+        return register(m, word, name=f"word_{j}"), register(m, clipped, name=f"clipped_{j}")
+
+    def _maxima(self, m: Module) -> None:
+        """The largest score of each row, over all groups of keys."""
+        c, config = self.command, self.config
+        lowest = Const(-(1 << 15), signed(ELEMENT_WIDTH))
+        scores = [
+            register(
+                m,
+                Mux(self.out_left > j, self.write_data.word_select(j, ELEMENT_WIDTH).as_signed(), lowest),
+                name=f"score_{j}",
+            )
+            for j in range(config.outputs)
+        ]
+        highest, latency = tree(m, scores, maximum, name="highest")
+        beat = delay(m, self.out_beat, latency, name="beat_maximum")
+        later = delay(m, beat, 1, name="beat_maximum_read")
+        m.submodules.maxima = store = memory.Memory(shape=signed(ELEMENT_WIDTH), depth=config.max_rows, init=[])
+        read, write, ask = store.read_port(), store.write_port(), store.read_port()
+        m.d.comb += [read.addr.eq(beat.row), ask.addr.eq(self.maximum_row), self.maximum.eq(ask.data)]
+        m.d.sync += [
+            write.en.eq(later.valid & c.row_maximum),
+            write.addr.eq(later.row),
+            write.data.eq(Mux((later.group == 0) | (highest > read.data), highest, read.data)),
+        ]

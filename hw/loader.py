@@ -1,0 +1,255 @@
+"""From the weight stream to tiles, parameters and the scratchpad."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.commands import Kind, Stationary
+from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from hw.command import CommandLayout
+from hw.epilogue import parameters_at_once
+from hw.pipeline import delay
+from hw.scratchpad import Scratchpad
+
+
+class Gearbox(wiring.Component):
+    """Bus beats to items of `width` bits, a multiple or a divisor of the beat, first item in the low bits.
+
+    Nothing is stored beyond the items of the beat at the input: `clear` drops what is left of it.
+    """
+
+    def __init__(self, bus_width: int, width: int):
+        if width % bus_width and bus_width % width:
+            raise ValueError(f"item width must be a multiple or a divisor of the bus's {bus_width} bits, not {width}")
+        self.bus_width, self.width = bus_width, width
+        super().__init__(
+            {
+                "beats": In(stream.Signature(bus_width)),
+                "items": Out(stream.Signature(width)),
+                "clear": In(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        do_item = self.items.valid & self.items.ready
+        if self.width <= self.bus_width:
+            ratio = self.bus_width // self.width
+            position = Signal(range(ratio))
+            final = position == ratio - 1
+            partial = self.clear & (position != 0)
+            m.d.comb += [
+                self.items.payload.eq(self.beats.payload.word_select(position, self.width)),
+                self.items.valid.eq(self.beats.valid & ~self.clear),
+                self.beats.ready.eq((do_item & final) | partial),
+            ]
+            with m.If(do_item):
+                m.d.sync += position.eq(Mux(final, 0, position + 1))
+            with m.If(partial):
+                m.d.sync += position.eq(0)
+        else:
+            ratio = self.width // self.bus_width
+            position = Signal(range(ratio))
+            final = position == ratio - 1
+            held = Signal(self.width - self.bus_width)
+            m.d.comb += [
+                self.items.payload.eq(Cat(held, self.beats.payload)),
+                self.items.valid.eq(self.beats.valid & final & ~self.clear),
+                self.beats.ready.eq(Mux(final, self.items.ready, 1) & ~self.clear),
+            ]
+            with m.If(self.beats.valid & self.beats.ready):
+                m.d.sync += position.eq(Mux(final, 0, position + 1))
+                m.d.sync += held.eq(Cat(held, self.beats.payload)[self.bus_width :])
+        return m
+
+
+class Loader(wiring.Component):
+    """Executes the stationary side of commands, ahead of the datapath.
+
+    `start` for one cycle begins `command` (a LOAD or a MATMUL, stable while `busy`). Tiles and parameters are
+    written as soon as the previous ones are in use; those from the scratchpad, and LOADs, wait for `allowed`:
+    the datapath has reached the command and nothing is on its way.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        digits = max(config.inputs, config.outputs)
+        address = range(config.scratchpad_chunks)
+        chunk = config.lanes * ELEMENT_WIDTH
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "start": In(1),
+                "busy": Out(1),
+                "allowed": In(1),
+                "weights": In(stream.Signature(config.bus_width)),
+                "tile_free": In(1),
+                "tile_done": Out(1),
+                "tile_load": Out(1),
+                "tile_by_row": Out(1),
+                "tile_index": Out(range(digits)),
+                "tile_data": Out(digits * config.weight_width),
+                "parameters_free": In(1),
+                "parameters_done": Out(1),
+                "parameters_load": Out(1),
+                "parameters_index": Out(range(config.outputs)),
+                "parameters_words": Out(parameters_at_once(config) * PARAMETER_BITS),
+                "stationary_address": Out(address),
+                "stationary_data": In(config.banks * chunk),
+                "write": Out(1),
+                "write_address": Out(address),
+                "write_data": Out(chunk),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config, c = self.config, self.command
+        column_bits = config.inputs * config.weight_width
+        widths = {"chunk": config.lanes * ELEMENT_WIDTH, "column": column_bits, "words": len(self.parameters_words)}
+        boxes = {name: Gearbox(config.bus_width, width) for name, width in widths.items()}
+        for name, box in boxes.items():
+            m.submodules[name] = box
+            m.d.comb += box.beats.payload.eq(self.weights.payload)
+        chunks, columns, words = boxes["chunk"], boxes["column"], boxes["words"]
+
+        def select(box: Gearbox) -> None:
+            """Connect the weight stream to `box`."""
+            m.d.comb += [box.beats.valid.eq(self.weights.valid), self.weights.ready.eq(box.beats.ready)]
+
+        # Position of the tile being written.
+        group, slice_, digit = Signal(12), Signal(12), Signal(range(5))
+        feature, channel = Signal(17), Signal(17)  # first of the tile
+        index = Signal(range(max(config.inputs, config.outputs) + 1))
+        count = Signal.like(c.rows)
+        by_row = c.b_source == Stationary.ROWS
+        stored = c.b_source == Stationary.MEMORY
+        address = Signal.like(self.stationary_address)  # of row or column `index` of the tile
+
+        final_digit = digit + 1 == c.b_digits
+        final_slice = feature + config.inputs >= c.depth
+        final_group = channel + config.outputs >= c.columns
+
+        def next_tile() -> None:
+            m.d.sync += digit.eq(Mux(final_digit, 0, digit + 1))
+            with m.If(final_digit):
+                m.d.sync += [slice_.eq(Mux(final_slice, 0, slice_ + 1))]
+                m.d.sync += [feature.eq(Mux(final_slice, 0, feature + config.inputs))]
+                with m.If(final_slice):
+                    m.d.sync += [group.eq(group + 1), channel.eq(channel + config.outputs)]
+            with m.If(final_digit & final_slice & final_group):
+                m.next = "IDLE"
+            with m.Elif(final_digit & final_slice & stored):
+                m.next = "PARAMETERS"
+            with m.Else():
+                m.next = "TILE"
+
+        reading, read_index, read_last = Signal(), Signal.like(index), Signal()
+        arrived = delay(m, read_last, Scratchpad.READ_LATENCY + 1, name="arrived")
+        writing = Signal()
+        m.d.comb += self.busy.eq(1)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.busy.eq(0)
+                m.d.sync += [x.eq(0) for x in (group, slice_, digit, feature, channel, index, count)]
+                m.d.sync += self.write_address.eq(c.a_address - 1)
+                with m.If(self.start):
+                    with m.If(c.kind == Kind.LOAD):
+                        m.next = "LOAD"
+                    with m.Elif(stored):
+                        m.next = "PARAMETERS"
+                    with m.Else():
+                        m.next = "TILE"
+            with m.State("LOAD"):
+                with m.If(self.allowed):
+                    select(chunks)
+                    m.d.comb += chunks.items.ready.eq(1)
+                    with m.If(chunks.items.valid):
+                        m.d.comb += writing.eq(1)
+                        m.d.sync += [count.eq(count + 1), self.write_address.eq(self.write_address + 1)]
+                        with m.If(count + 1 == c.rows):
+                            m.next = "SETTLE"
+            with m.State("SETTLE"):
+                m.d.sync += index.eq(index + 1)
+                with m.If(index == Scratchpad.WRITE_LATENCY + 1):
+                    m.next = "IDLE"
+            with m.State("PARAMETERS"):
+                with m.If(self.parameters_free):
+                    select(words)
+                    m.d.comb += words.items.ready.eq(1)
+                    with m.If(words.items.valid):
+                        m.d.comb += self.parameters_load.eq(1)
+                        m.d.sync += index.eq(index + parameters_at_once(config))
+                        with m.If(index + parameters_at_once(config) >= config.outputs):
+                            m.d.comb += self.parameters_done.eq(1)
+                            m.d.sync += index.eq(0)
+                            m.next = "TILE"
+            with m.State("TILE"):
+                # rows of the scratchpad that the tile's rows or columns are
+                first = Mux(by_row, feature, channel)
+                along = Mux(by_row, group * config.output_chunks, slice_ * config.input_chunks)
+                m.d.sync += [index.eq(0), address.eq(c.b_address + first * c.b_stride + along)]
+                with m.If(self.tile_free & (stored | self.allowed)):
+                    m.next = "COLUMNS"
+                    with m.If(~stored):
+                        m.next = "READ"
+            with m.State("COLUMNS"):
+                select(columns)
+                m.d.comb += columns.items.ready.eq(1)
+                with m.If(columns.items.valid):
+                    m.d.sync += index.eq(index + 1)
+                    with m.If(index == config.outputs - 1):
+                        m.next = "CLEAR"
+            with m.State("CLEAR"):
+                # What is left of the last beat is padding.
+                select(columns)
+                m.d.comb += [columns.clear.eq(1), self.tile_done.eq(1)]
+                next_tile()
+            with m.State("READ"):
+                # Rows or columns beyond the tensor meet zeros, or leave as masked channels: they may stay as they are.
+                left = Mux(by_row, c.depth - feature, c.columns - channel)
+                limit = Mux(by_row, config.inputs, config.outputs)
+                m.d.comb += reading.eq(1)
+                m.d.sync += [index.eq(index + 1), address.eq(address + c.b_stride)]
+                with m.If((index + 1 == limit) | (index + 1 == left)):
+                    m.d.comb += read_last.eq(1)
+                    m.next = "WAIT"
+            with m.State("WAIT"):
+                with m.If(arrived):
+                    m.d.comb += self.tile_done.eq(1)
+                    next_tile()
+
+        m.d.comb += [
+            self.parameters_words.eq(words.items.payload),
+            self.parameters_index.eq(index),
+            self.stationary_address.eq(address),
+            read_index.eq(delay(m, index, Scratchpad.READ_LATENCY, name="read_index")),
+        ]
+        m.d.sync += [self.write.eq(writing), self.write_data.eq(chunks.items.payload)]
+        self._write_tile(
+            m, columns, delay(m, reading, Scratchpad.READ_LATENCY, name="reading"), read_index, index, digit
+        )
+        return m
+
+    def _write_tile(
+        self, m: Module, columns: Gearbox, read: Signal, read_index: Signal, index: Signal, digit: Signal
+    ) -> None:
+        """One column from memory, or one row or column from the scratchpad, a cycle."""
+        c = self.command
+        taken = columns.items.valid & columns.items.ready
+        m.d.sync += [
+            self.tile_load.eq(taken | read),
+            self.tile_by_row.eq(read & (c.b_source == Stationary.ROWS)),
+            self.tile_index.eq(Mux(read, read_index, index)),
+            self.tile_data.eq(Mux(read, self._digits(digit), columns.items.payload)),
+        ]
+
+    def _digits(self, digit: Signal) -> Cat:
+        """The chosen digit of every element read from the scratchpad."""
+        config = self.config
+        out = []
+        for i in range(max(config.inputs, config.outputs)):
+            x = self.stationary_data.word_select(i, ELEMENT_WIDTH)
+            high = (x.as_signed() - x[:8].as_signed())[8:16]
+            out.append(x if config.weight_width == ELEMENT_WIDTH else Mux(digit == 0, x[:8], high))
+        return Cat(out)

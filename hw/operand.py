@@ -1,0 +1,112 @@
+"""The streamed operand: a token's slice on its way from the scratchpad into the array.
+
+In the stream it is normalised, or becomes the exponential of a score, is limited to the operand's format
+and cut into digits. A whole slice passes each cycle; nothing stalls.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.commands import Prologue
+from compiler.config import ELEMENT_WIDTH, Config
+from compiler.fixed import MEAN_GUARD, SUM_WIDTH, operand_limits
+from hw.command import CommandLayout, beat_layout
+from hw.pipeline import add, clip, delay, popcount, register, shift_round, tree, tree_latency
+from hw.statistics import MEAN_WIDTH
+from hw.tables import DIFFERENCE_WIDTH, Exp2
+
+
+class Operand(wiring.Component):
+    """Elements and their row's constants in, digits for the array out `LATENCY` cycles later.
+
+    `row_sum`, `sum_latency` cycles after the elements, is the sum of the slice's operands before they were
+    cut into digits. `saturations` counts the limited elements of some earlier beat.
+    """
+
+    LATENCY = 8
+
+    def __init__(self, config: Config):
+        self.config = config
+        lanes = config.inputs
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "beat": In(beat_layout(config)),
+                "elements": In(lanes * ELEMENT_WIDTH),
+                "mean": In(signed(MEAN_WIDTH)),
+                "scale": In(18),
+                "shift": In(6),
+                "maximum": In(signed(ELEMENT_WIDTH)),
+                "digits": Out(lanes * config.activation_width),
+                "row_sum": Out(SUM_WIDTH),
+                "saturations": Out(range(lanes + 1)),
+            }
+        )
+
+    @staticmethod
+    def sum_latency(config: Config) -> int:
+        return Operand.LATENCY - 1 + tree_latency(config.inputs)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c, lanes = self.command, self.config.inputs
+        normalises, exponentiates = c.prologue == Prologue.NORMALISE, c.prologue == Prologue.EXP
+
+        # Cycle 1: which elements count; without normalisation (x << MEAN_GUARD) >> MEAN_GUARD is x.
+        taken = register(m, c.depth - self.beat.slice * lanes, name="taken")
+        mean = Mux(normalises, self.mean, 0)
+        scale = register(m, Mux(normalises, self.scale, 1), name="scale")
+        shift = delay(m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), 3, name="shift")
+        values, limited = [], []
+        for i in range(lanes):
+            x = self.elements.word_select(i, ELEMENT_WIDTH).as_signed()
+            value = Mux(
+                exponentiates,
+                self._exponential(m, x, i),
+                self._normal(m, x, mean, scale, shift, i),
+            )
+            # Cycle 7: limit and mask.
+            low8, high8 = operand_limits(8)
+            low16, high16 = operand_limits(16)
+            narrow, narrowed = clip(value, low8, high8)
+            wide, widened = clip(value, low16, high16)
+            inside = delay(m, taken > i, 5, name=f"inside_{i}")
+            values.append(register(m, Mux(inside, Mux(c.a_wide, wide, narrow), 0), name=f"value_{i}"))
+            limited.append(inside & Mux(c.a_wide, widened, narrowed))
+        fresh = delay(m, self.beat.fresh & (self.beat.group == 0), 6, name="fresh")
+        counts, _ = popcount(
+            m, [register(m, bit & fresh, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
+        )
+        m.d.comb += self.saturations.eq(counts)
+
+        row_sum, _ = tree(m, values, add, name="row_sum")
+        m.d.comb += self.row_sum.eq(row_sum)
+        # Cycle 8: cut.
+        digit = delay(m, self.beat.digit, 7, name="digit")
+        m.d.sync += self.digits.eq(Cat(self._digit(value, digit) for value in values))
+        return m
+
+    def _exponential(self, m: Module, x: Signal, lane: int) -> Signal:
+        m.submodules[f"exp_{lane}"] = exp = Exp2()
+        # Cycle 1: distance from the row's maximum. Cycles 2 to 6: exp2.
+        difference = (self.maximum - x)[: ELEMENT_WIDTH + 1]
+        m.d.comb += exp.wide.eq(self.command.a_wide)
+        m.d.sync += exp.difference.eq((difference << self.command.exp_shift)[:DIFFERENCE_WIDTH])
+        return exp.value.as_signed()
+
+    def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
+        # Cycle 1: subtract the mean. Cycles 2 and 3: multiply. Cycle 5: shift.
+        centred = register(m, (x << MEAN_GUARD) - mean, name=f"centred_{lane}")
+        product = register(m, centred * scale, name=f"product_{lane}")
+        product = delay(m, product, 2, name=f"product_{lane}")
+        shifted, _ = clip(shift_round(product, shift), -(1 << 17), (1 << 17) - 1)
+        shifted = register(m, shifted, name=f"shifted_{lane}")
+        return delay(m, shifted, 1, name=f"shifted_{lane}")
+
+    def _digit(self, value: Signal, digit: Signal) -> Signal:
+        """Low or high signed byte on an 8-bit array; the value itself on a 16-bit one."""
+        if self.config.activation_width == ELEMENT_WIDTH:
+            return value[:ELEMENT_WIDTH]
+        high = (value - value[:8].as_signed())[8:16]
+        return Mux(digit, high, value[:8])

@@ -1,0 +1,452 @@
+"""Executes a task's commands: three walkers over one command list, each as far ahead as it may be.
+
+The fetcher asks memory for what commands will need, the stager keeps the loader busy with tiles, the issuer
+runs the datapath. A walker that meets an expert's command waits until the issuer has done the ROUTE before it.
+"""
+
+from amaranth.hdl import Array, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from compiler.commands import COMMAND_BITS, COMMAND_BYTES, Kind, Queue, Space, Stationary
+from compiler.config import ELEMENT_WIDTH, Config
+from hw.axi import ADDRESS_WIDTH
+from hw.command import CommandLayout, beat_layout
+from hw.datapath import Datapath
+from hw.dma import Request
+from hw.loader import Gearbox
+from hw.registers import ErrorCode
+
+ROUTES_WIDTH = 8
+
+
+class CommandStore(wiring.Component):
+    """The task's commands; the first reader that asks is granted, its command is there in the next cycle."""
+
+    READERS = 3
+
+    def __init__(self, config: Config):
+        self.config = config
+        index = range(config.command_depth)
+        ports = {f"ask_{i}": In(1) for i in range(self.READERS)} | {
+            f"index_{i}": In(index) for i in range(self.READERS)
+        }
+        super().__init__(
+            ports
+            | {f"grant_{i}": Out(1) for i in range(self.READERS)}
+            | {
+                "command": Out(CommandLayout),
+                "write": In(1),
+                "write_index": In(index),
+                "write_command": In(CommandLayout),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.store = store = Memory(shape=CommandLayout, depth=self.config.command_depth, init=[])
+        read, write = store.read_port(), store.write_port()
+        m.d.comb += [
+            write.en.eq(self.write),
+            write.addr.eq(self.write_index),
+            write.data.eq(self.write_command),
+            self.command.eq(read.data),
+        ]
+        for i in reversed(range(self.READERS)):
+            with m.If(getattr(self, f"ask_{i}")):
+                m.d.comb += read.addr.eq(getattr(self, f"index_{i}"))
+                m.d.comb += [getattr(self, f"grant_{j}").eq(i == j) for j in range(self.READERS)]
+        return m
+
+
+class Walker:
+    """One position in the command list; adds its states to a component's FSM.
+
+    `ready` is the event that the present command is in `command` and may be begun: if it needs an expert's
+    queue, the ROUTE that fills it has run. `empty`: it needs a queue that has no token.
+    """
+
+    def __init__(self, m: Module, store: CommandStore, number: int, routes: Signal, lengths: Array, name: str):
+        self.m, self.store, self.number, self.name = m, store, number, name
+        self.index = Signal(range(store.config.command_depth), init=1, name=f"{name}_index")
+        self.command = Signal(CommandLayout, name=f"{name}_command")
+        self.seen = Signal(ROUTES_WIDTH, name=f"{name}_seen")
+        queued = (self.command.kind == Kind.MATMUL) & (self.command.queue != Queue.NONE)
+        self.length = Mux(queued, lengths[self.command.expert], self.command.rows)
+        self.known = ~queued | (self.seen == routes)
+        self.empty = queued & (self.length == 0)
+
+    def fetch_states(self, first: str, then: str) -> None:
+        m, i, store = self.m, self.number, self.store
+        with m.State(first):
+            m.d.comb += [getattr(store, f"ask_{i}").eq(1), getattr(store, f"index_{i}").eq(self.index)]
+            with m.If(getattr(store, f"grant_{i}")):
+                m.next = f"{first}-TAKE"
+        with m.State(f"{first}-TAKE"):
+            m.d.sync += self.command.eq(store.command)
+            m.next = then
+
+    def advance(self, to: str) -> None:
+        self.m.d.sync += self.index.eq(self.index + 1)
+        with self.m.If(self.command.kind == Kind.ROUTE):
+            self.m.d.sync += self.seen.eq(self.seen + 1)
+        self.m.next = to
+
+
+class Sequencer(wiring.Component):
+    """`start` runs the commands of `task`; `done` pulses when all they wrote is in memory, `error` stops all.
+
+    After an error, or to abandon a task, reset the component. `stall_weights` is high while the datapath
+    could go on but for the next tile, `stall_writes` while it waits for memory to take results.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "busy": Out(1),
+                "done": Out(1),
+                "error": Out(1),
+                "error_code": Out(8),
+                "error_detail": Out(32),
+                "task": In(8),
+                "program_base": In(ADDRESS_WIDTH),
+                "input_base": In(ADDRESS_WIDTH),
+                "output_base": In(ADDRESS_WIDTH),
+                "command_index": Out(16),
+                "stall_weights": Out(1),
+                "stall_writes": Out(1),
+                # memory
+                "read_request": Out(stream.Signature(Request)),
+                "read_data": In(stream.Signature(config.bus_width)),
+                "write_request": Out(stream.Signature(Request)),
+                "writer_idle": In(1),
+                # loader
+                "loader_command": Out(CommandLayout),
+                "loader_start": Out(1),
+                "loader_busy": In(1),
+                "loader_allowed": Out(1),
+                "weights": Out(stream.Signature(config.bus_width)),
+                "tile_done": In(1),
+                "tile_free": Out(1),
+                "parameters_done": In(1),
+                "parameters_free": Out(1),
+                "lengths": In(config.max_experts * config.max_rows.bit_length()),
+                # datapath
+                "command": Out(CommandLayout),
+                "beat": Out(beat_layout(config)),
+                "tile_used": In(1),
+                "parameters_used": In(1),
+                # router and storer
+                "router_start": Out(1),
+                "router_busy": In(1),
+                "storer_start": Out(1),
+                "storer_busy": In(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self.routes = Signal(ROUTES_WIDTH)  # executed
+        width = self.config.max_rows.bit_length()
+        lengths = Array(self.lengths.word_select(e, width) for e in range(self.config.max_experts))
+        m.submodules.commands = store = CommandStore(self.config)
+        names = ("issuer", "stager", "fetcher")
+        self.issuer, self.stager, self.fetcher = (
+            Walker(m, store, i, self.routes, lengths, name) for i, name in enumerate(names)
+        )
+        self.begun = Signal()  # commands are there, walkers run
+        self.fetched, self.staged = Signal(), Signal()  # walkers that have come to the end
+        self._boot(m, store)
+        self._fetch(m)
+        self._stage(m)
+        self._issue(m)
+        m.d.comb += self.command_index.eq(self.issuer.index)
+        return m
+
+    def _fail(self, m: Module, code: ErrorCode, detail: Signal) -> None:
+        m.d.comb += [self.error.eq(1), self.error_code.eq(code), self.error_detail.eq(detail)]
+
+    def _boot(self, m: Module, store: CommandStore) -> None:
+        """Read the first command, check it, read the others."""
+        config = self.config
+        beats = max(1, COMMAND_BITS // config.bus_width)
+        m.submodules.command_box = box = Gearbox(config.bus_width, COMMAND_BITS)
+        command = data.View(CommandLayout, box.items.payload[: CommandLayout.size])
+        left, index = Signal(16), Signal(range(config.command_depth))
+        base = self.program_base + self.task * (config.command_depth * COMMAND_BYTES)
+        request = self.boot_request = Signal(data.StructLayout({"valid": 1, "address": ADDRESS_WIDTH, "beats": 28}))
+        self.booting = Signal()
+        m.d.comb += [box.beats.payload.eq(self.read_data.payload), self.booting.eq(1), self.busy.eq(1)]
+        m.d.comb += [store.write_command.eq(command), store.write_index.eq(index)]
+
+        with m.FSM(name="boot"):
+            with m.State("IDLE"):
+                m.d.comb += self.busy.eq(0)
+                with m.If(self.start):
+                    m.next = "FIRST"
+            with m.State("FIRST"):
+                m.d.comb += [request.valid.eq(1), request.address.eq(base), request.beats.eq(beats)]
+                with m.If(self.read_request.ready):
+                    m.next = "CHECK"
+            with m.State("CHECK"):
+                m.d.comb += box.beats.valid.eq(self.read_data.valid)
+                m.d.sync += [left.eq(command.rows - 1), index.eq(1)]
+                with m.If(box.items.valid):
+                    m.d.comb += box.items.ready.eq(1)
+                    m.next = "REST"
+                    with m.If(
+                        (command.kind != Kind.BEGIN) | (command.rows < 2) | (command.rows > config.command_depth)
+                    ):
+                        self._fail(m, ErrorCode.BAD_COMMAND, command.kind)
+                        m.next = "STOPPED"
+                    with m.Elif(command.epsilon != config.fingerprint):
+                        self._fail(m, ErrorCode.WRONG_CONFIG, command.epsilon[:32])
+                        m.next = "STOPPED"
+            with m.State("REST"):
+                m.d.comb += [
+                    request.valid.eq(1),
+                    request.address.eq(base + COMMAND_BYTES),
+                    request.beats.eq(left * beats),
+                ]
+                with m.If(self.read_request.ready):
+                    m.next = "STORE"
+            with m.State("STORE"):
+                m.d.comb += [box.beats.valid.eq(self.read_data.valid), box.items.ready.eq(1)]
+                with m.If(box.items.valid):
+                    m.d.comb += store.write.eq(1)
+                    m.d.sync += [left.eq(left - 1), index.eq(index + 1)]
+                    with m.If(left == 1):
+                        m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += [self.booting.eq(0), self.begun.eq(1)]
+                with m.If(self.done):
+                    m.next = "IDLE"
+            with m.State("STOPPED"):
+                m.d.comb += self.busy.eq(0)
+
+        m.d.comb += [
+            self.weights.payload.eq(self.read_data.payload),
+            self.weights.valid.eq(self.read_data.valid & ~self.booting),
+            self.read_data.ready.eq(Mux(self.booting, box.beats.ready, self.weights.ready)),
+        ]
+
+    def _address(self, command: data.View) -> Signal:
+        """Byte address of a command's DMA."""
+        bases = {Space.INPUT: self.input_base, Space.OUTPUT: self.output_base}
+        base = self.program_base
+        for space, other in bases.items():
+            base = Mux(command.dma_space == space, other, base)
+        return (base + command.dma_address)[:ADDRESS_WIDTH]
+
+    def _fetch(self, m: Module) -> None:
+        walker, boot, request = self.fetcher, self.boot_request, self.read_request
+        c = walker.command
+        m.d.comb += [
+            request.valid.eq(boot.valid),
+            request.payload.address.eq(boot.address),
+            request.payload.beats.eq(boot.beats),
+        ]
+        streams = (c.kind == Kind.LOAD) | ((c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY))
+        with m.FSM(name="fetch"):
+            with m.State("IDLE"):
+                m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
+                with m.If(self.begun & ~self.done):
+                    m.next = "FETCH"
+            walker.fetch_states("FETCH", "RUN")
+            with m.State("RUN"):
+                with m.If(c.kind == Kind.END):
+                    m.next = "END"
+                with m.Elif(walker.known):
+                    with m.If(streams & ~walker.empty):
+                        m.d.comb += [
+                            request.valid.eq(1),
+                            request.payload.address.eq(self._address(c)),
+                            request.payload.beats.eq(c.dma_beats),
+                        ]
+                        with m.If(request.ready):
+                            walker.advance("FETCH")
+                    with m.Else():
+                        walker.advance("FETCH")
+            with m.State("END"):
+                m.d.comb += self.fetched.eq(1)
+                with m.If(self.done):
+                    m.next = "IDLE"
+
+    def _stage(self, m: Module) -> None:
+        walker = self.stager
+        c = walker.command
+        loads = (c.kind == Kind.LOAD) | (c.kind == Kind.MATMUL)
+        m.d.comb += self.loader_command.eq(c)
+        with m.FSM(name="stage"):
+            with m.State("IDLE"):
+                m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
+                with m.If(self.begun & ~self.done):
+                    m.next = "FETCH"
+            walker.fetch_states("FETCH", "RUN")
+            with m.State("RUN"):
+                with m.If(c.kind == Kind.END):
+                    m.next = "END"
+                with m.Elif(walker.known):
+                    with m.If(loads & ~walker.empty):
+                        m.d.comb += self.loader_start.eq(1)
+                        m.next = "LOAD"
+                    with m.Else():
+                        walker.advance("FETCH")
+            with m.State("LOAD"):
+                with m.If(~self.loader_busy):
+                    walker.advance("FETCH")
+            with m.State("END"):
+                m.d.comb += self.staged.eq(1)
+                with m.If(self.done):
+                    m.next = "IDLE"
+
+    def _issue(self, m: Module) -> None:
+        walker, config = self.issuer, self.config
+        c = walker.command
+        # Tiles and parameters: free, then written, then claimed by a beat on its way, then free again.
+        tile_written, tile_claimed = Signal(), Signal()
+        parameters_written, parameters_claimed = Signal(), Signal()
+        claim_tile, claim_parameters = Signal(), Signal()
+        for written, claimed, done, claim, used in (
+            (tile_written, tile_claimed, self.tile_done, claim_tile, self.tile_used),
+            (parameters_written, parameters_claimed, self.parameters_done, claim_parameters, self.parameters_used),
+        ):
+            with m.If(done):
+                m.d.sync += written.eq(1)
+            with m.If(claim):
+                m.d.sync += [written.eq(0), claimed.eq(1)]
+            with m.If(used):
+                m.d.sync += claimed.eq(0)
+        m.d.comb += self.tile_free.eq(~tile_written & ~tile_claimed)
+        m.d.comb += self.parameters_free.eq(~parameters_written & ~parameters_claimed)
+
+        settle = Signal(range(Datapath.latency(config) + 1))  # cycles until the last beat has left
+        drained = settle == 0
+        with m.If(~drained):
+            m.d.sync += settle.eq(settle - 1)
+        reached = Signal()
+        same = walker.index == self.stager.index
+        m.d.comb += self.loader_allowed.eq(reached & drained & same)
+
+        with m.FSM(name="issue"):
+            with m.State("IDLE"):
+                m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
+                with m.If(self.begun):
+                    m.next = "FETCH"
+            walker.fetch_states("FETCH", "RUN")
+            with m.State("RUN"):
+                with m.If(drained):
+                    m.d.sync += self.command.eq(c)  # stands until the last beat has left
+                    with m.Switch(c.kind):
+                        with m.Case(Kind.LOAD):
+                            m.d.comb += reached.eq(1)
+                            with m.If(self.stager.index > walker.index):
+                                walker.advance("FETCH")
+                        with m.Case(Kind.STORE):
+                            m.d.comb += [
+                                self.write_request.valid.eq(1),
+                                self.write_request.payload.address.eq(self._address(c)),
+                                self.write_request.payload.beats.eq(c.dma_beats),
+                            ]
+                            with m.If(self.write_request.ready):
+                                m.d.comb += self.storer_start.eq(1)
+                                m.next = "STORE"
+                        with m.Case(Kind.MATMUL):
+                            m.next = "MATMUL"
+                            with m.If(walker.empty):
+                                walker.advance("FETCH")
+                        with m.Case(Kind.ROUTE):
+                            m.next = "ROUTE-START"
+                        with m.Case(Kind.END):
+                            m.next = "END"
+                        with m.Default():
+                            self._fail(m, ErrorCode.BAD_COMMAND, c.kind)
+                            m.next = "STOPPED"
+            with m.State("MATMUL"):
+                m.d.comb += reached.eq(1)
+                finished = self._beats(m, walker.length, tile_written, parameters_written, claim_tile, claim_parameters)
+                with m.If(finished):
+                    m.d.sync += settle.eq(Datapath.latency(config))
+                    walker.advance("FETCH")
+            with m.State("ROUTE-START"):
+                m.d.comb += self.router_start.eq(1)
+                m.next = "ROUTE"
+            with m.State("ROUTE"):
+                with m.If(~self.router_busy):
+                    m.d.sync += self.routes.eq(self.routes + 1)
+                    walker.advance("FETCH")
+            with m.State("STORE"):
+                m.d.comb += self.stall_writes.eq(1)
+                with m.If(~self.storer_busy):
+                    walker.advance("FETCH")
+            with m.State("END"):
+                m.d.comb += self.stall_writes.eq(~self.writer_idle)
+                with m.If(self.writer_idle & self.fetched & self.staged):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "IDLE"
+            with m.State("STOPPED"):
+                pass
+
+    def _beats(self, m: Module, rows: Signal, tile, parameters, claim_tile, claim_parameters) -> Signal:
+        """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
+        config, c, beat = self.config, self.issuer.command, self.beat
+        row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
+        feature, channel = Signal(17), Signal(17)
+        streamed, stationary = Signal(), Signal(range(5))  # digits
+        gap = Signal(range(Datapath.PERIOD))
+
+        stored = c.b_source == Stationary.MEMORY
+        digits_a = c.a_wide if config.activation_width < ELEMENT_WIDTH else 0  # digit number of the last one
+        first_slice, last_slice = slice_ == 0, feature + config.inputs >= c.depth
+        first_digit, last_digit = (
+            (streamed == 0) & (stationary == 0),
+            (streamed == digits_a) & (stationary + 1 == c.b_digits),
+        )
+        last_group, last_row = channel + config.outputs >= c.columns, row + 1 == rows
+        fills = first_digit & first_slice
+        ends = last_digit & last_slice
+        new_tile, new_channels = (row == 0) & (streamed == 0), (row == 0) & ends & stored
+        waits = (new_tile & ~tile) | (new_channels & ~parameters)
+        issue = ~waits & (gap == 0)
+        m.d.comb += [
+            self.stall_weights.eq(waits),
+            beat.valid.eq(issue),
+            beat.row.eq(row),
+            beat.slice.eq(slice_),
+            beat.group.eq(group),
+            beat.digit.eq(streamed),
+            beat.scale.eq(streamed + (stationary if config.weight_width < ELEMENT_WIDTH else 0)),
+            beat.tile.eq(new_tile),
+            beat.channels.eq(new_channels),
+            beat.first.eq(fills),
+            beat.last.eq(ends),
+            beat.fresh.eq(first_digit),
+            claim_tile.eq(issue & new_tile),
+            claim_parameters.eq(issue & new_channels),
+        ]
+        with m.If(gap != 0):
+            m.d.sync += gap.eq(gap - 1)
+        finished = Signal()
+        pass_over = issue & last_row
+        with m.If(issue):
+            m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+        with m.If(pass_over):
+            # A row must not come back too soon.
+            with m.If(rows < Datapath.PERIOD):
+                m.d.sync += gap.eq(Datapath.PERIOD - rows)
+            m.d.sync += streamed.eq(Mux(streamed == digits_a, 0, 1))
+            with m.If(streamed == digits_a):
+                m.d.sync += stationary.eq(Mux(stationary + 1 == c.b_digits, 0, stationary + 1))
+            with m.If(last_digit):
+                m.d.sync += [
+                    slice_.eq(Mux(last_slice, 0, slice_ + 1)),
+                    feature.eq(Mux(last_slice, 0, feature + config.inputs)),
+                ]
+                with m.If(last_slice):
+                    m.d.sync += [group.eq(Mux(last_group, 0, group + 1))]
+                    m.d.sync += [channel.eq(Mux(last_group, 0, channel + config.outputs))]
+                    m.d.comb += finished.eq(last_group)
+        return finished

@@ -1,0 +1,108 @@
+"""Row statistics: gathered as rows are written, turned into mean and scale when they are read.
+
+Layer normalisation from exact integer sums: variance * features**2 = features * sum(x**2) - sum(x)**2.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from compiler.config import ELEMENT_WIDTH, Config
+from compiler.fixed import MEAN_GUARD, VARIANCE_WIDTH
+from hw.command import CommandLayout
+from hw.pipeline import add, delay, register, shift_round, tree, tree_latency
+from hw.tables import Rsqrt
+
+TOTAL_WIDTH = ELEMENT_WIDTH + 12
+SQUARES_WIDTH = 2 * ELEMENT_WIDTH + 12
+MEAN_WIDTH = ELEMENT_WIDTH + MEAN_GUARD + 1
+
+
+class Statistics(wiring.Component):
+    """One row is read and one gathered each cycle; neither side stalls.
+
+    `mean`, `scale` and `shift` follow `read_row` by `READ_LATENCY` cycles. A row gathered in several pieces
+    must not come again within `GATHER_PERIOD` cycles.
+    """
+
+    READ_LATENCY = 12
+    GATHER_PERIOD = 3
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "read_row": In(range(config.statistics_rows)),
+                "mean": Out(signed(MEAN_WIDTH)),
+                "scale": Out(18),
+                "shift": Out(6),
+                "gather": In(1),
+                "begin": In(1),  # forget what was gathered for this row
+                "gather_row": In(range(config.statistics_rows)),
+                "elements": In(config.outputs * ELEMENT_WIDTH),
+            }
+        )
+
+    @staticmethod
+    def gather_latency(config: Config) -> int:
+        """Cycles until a gathered row can be read."""
+        return tree_latency(config.outputs) + 4
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.rows = rows = memory.Memory(
+            shape=unsigned(TOTAL_WIDTH + SQUARES_WIDTH), depth=self.config.statistics_rows, init=[]
+        )
+        self._read(m, rows.read_port())
+        self._gather(m, rows.read_port(), rows.write_port())
+        return m
+
+    def _read(self, m: Module, port: wiring.PureInterface) -> None:
+        c = self.command
+        m.submodules.rsqrt = rsqrt = Rsqrt()
+
+        # Cycle 1: look up.
+        m.d.comb += port.addr.eq(self.read_row)
+        total, squares = port.data[:TOTAL_WIDTH].as_signed(), port.data[TOTAL_WIDTH:]
+        # Cycles 2 and 3: multiply.
+        scaled = delay(m, register(m, total * c.mean_multiplier, name="scaled"), 1, name="scaled")
+        above = delay(m, register(m, c.depth * squares, name="above"), 1, name="above")
+        below = delay(m, register(m, total * total, name="below"), 1, name="below")
+        # Cycle 4: mean and variance.
+        mean = register(m, shift_round(scaled, c.mean_shift)[:MEAN_WIDTH].as_signed(), name="mean")
+        variance = Signal(VARIANCE_WIDTH)
+        m.d.sync += variance.eq(above - below + c.epsilon)
+        # Cycles 5 to 9: reciprocal square root.
+        m.d.comb += rsqrt.value.eq(variance)
+        # Cycle 10: times the number of features. Cycle 11: round. Cycle 12: leave.
+        product = register(m, rsqrt.mantissa * c.norm_scale, name="product")
+        scale = register(m, shift_round(product, 16), name="scale")
+        shift = Signal(signed(8))
+        m.d.comb += shift.eq(c.norm_shift + rsqrt.exponent)
+        limited = Mux(shift < 0, 0, Mux(shift > 62, 62, shift))[:6]
+        m.d.sync += [
+            self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 2, name="mean")),
+            self.scale.eq(scale),
+            self.shift.eq(delay(m, limited, 2, name="shift")),
+        ]
+
+    def _gather(self, m: Module, read: wiring.PureInterface, write: wiring.PureInterface) -> None:
+        lanes = [self.elements.word_select(i, ELEMENT_WIDTH).as_signed() for i in range(self.config.outputs)]
+
+        # Cycle 1: square. Then the trees.
+        squares, latency = tree(m, [register(m, x * x, name="square") for x in lanes], add, name="squares")
+        total, _ = tree(m, [register(m, x, name="element") for x in lanes], add, name="total")
+        valid = delay(m, self.gather, latency + 1, name="gather")
+        begin = delay(m, self.begin, latency + 1, name="begin")
+        row = delay(m, self.gather_row, latency, name="gather_row")
+        # Last but one: look up. Last: add and write.
+        m.d.comb += read.addr.eq(row)
+        old_total, old_squares = read.data[:TOTAL_WIDTH].as_signed(), read.data[TOTAL_WIDTH:]
+        new_total = (total + Mux(begin, 0, old_total))[:TOTAL_WIDTH]
+        new_squares = (squares + Mux(begin, 0, old_squares))[:SQUARES_WIDTH]
+        m.d.sync += [
+            write.en.eq(valid),
+            write.addr.eq(delay(m, row, 1, name="write_row")),
+            write.data.eq(Cat(new_total, new_squares)),
+        ]

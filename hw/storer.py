@@ -1,0 +1,65 @@
+"""From the scratchpad to memory."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from compiler.config import ELEMENT_WIDTH, Config
+from hw.command import CommandLayout
+from hw.loader import Gearbox
+from hw.pipeline import delay
+from hw.scratchpad import Scratchpad
+
+
+class Storer(wiring.Component):
+    """Executes STORE: `start` for one cycle, `busy` until the last beat is taken.
+
+    Reads a chunk a cycle while the writer takes them; the number of chunks is a whole number of beats.
+    """
+
+    BUFFER = 8  # chunks
+
+    def __init__(self, config: Config):
+        self.config = config
+        chunk = config.lanes * ELEMENT_WIDTH
+        super().__init__(
+            {
+                "command": In(CommandLayout),
+                "start": In(1),
+                "busy": Out(1),
+                "read_address": Out(range(config.scratchpad_chunks)),
+                "read_data": In(chunk),  # Scratchpad.READ_LATENCY later
+                "beats": Out(stream.Signature(config.bus_width)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self.command
+        chunk = len(self.read_data)
+        m.submodules.buffer = buffer = SyncFIFOBuffered(width=chunk, depth=self.BUFFER)
+        m.submodules.box = box = Gearbox(chunk, self.config.bus_width)  # chunks in, beats out
+
+        asked, gone = Signal.like(c.rows), Signal.like(c.rows)
+        level = Signal(range(self.BUFFER + 1))  # chunks asked for and not yet gone
+        read, taken = Signal(), Signal()
+        m.d.comb += [
+            read.eq(self.busy & (asked != c.rows) & (level != self.BUFFER)),
+            self.read_address.eq(c.a_address + asked),
+            buffer.w_en.eq(delay(m, read, Scratchpad.READ_LATENCY, name="read")),
+            buffer.w_data.eq(self.read_data),
+            box.beats.valid.eq(buffer.r_rdy),
+            box.beats.payload.eq(buffer.r_data),
+            taken.eq(buffer.r_rdy & box.beats.ready),
+            buffer.r_en.eq(taken),
+            self.beats.valid.eq(box.items.valid),
+            self.beats.payload.eq(box.items.payload),
+            box.items.ready.eq(self.beats.ready),
+        ]
+        m.d.sync += [asked.eq(asked + read), gone.eq(gone + taken), level.eq(level + read - taken)]
+        with m.If(taken & (gone + 1 == c.rows)):
+            m.d.sync += self.busy.eq(0)
+        with m.If(self.start):
+            m.d.sync += [self.busy.eq(1), asked.eq(0), gone.eq(0)]
+        return m
