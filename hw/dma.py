@@ -4,8 +4,9 @@ A request is a beat-aligned byte address and a number of beats (none is allowed 
 several bursts on the way and move one beat a cycle, across requests too, as long as memory and the other side do.
 """
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -14,7 +15,7 @@ from hw import axi
 
 BEATS_WIDTH = 28  # as dma_beats of a command
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
-BURSTS_UNANSWERED = 64
+BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any memory's latency needs
 
 
 class Request(data.Struct):
@@ -71,24 +72,44 @@ class _Splitter(wiring.Component):
         return m
 
 
-def _drive_address(m, config: Config, bus, prefix: str, burst, *, allow):
-    """Move `burst` into the registered address channel `prefix` whenever it is free; returns the moment it happens."""
-    channel = {
-        name: getattr(bus, prefix + name) for name in ("addr", "len", "size", "burst", "cache", "valid", "ready")
-    }
-    free = ~channel["valid"] | channel["ready"]
+def _raise_address(m, config: Config, bus, prefix: str, burst, allow):
+    """Move bursts into the registered address channel `prefix` while `allow` is high; returns the event.
+
+    Once raised, VALID and its payload stay until READY, whatever `allow` does.
+    """
+    valid, ready = getattr(bus, prefix + "valid"), getattr(bus, prefix + "ready")
+    free = ~valid | ready
+    do_burst = burst.valid & burst.ready
     m.d.comb += [
-        channel["size"].eq(exact_log2(config.beat_bytes)),
-        channel["burst"].eq(axi.INCR),
-        channel["cache"].eq(axi.CACHEABLE),
+        getattr(bus, prefix + "size").eq(exact_log2(config.beat_bytes)),
+        getattr(bus, prefix + "burst").eq(axi.INCR),
+        getattr(bus, prefix + "cache").eq(axi.CACHEABLE),
         burst.ready.eq(free & allow),
     ]
-    do_burst = burst.valid & burst.ready
     with m.If(free):
-        m.d.sync += channel["valid"].eq(do_burst)
+        m.d.sync += valid.eq(do_burst)
     with m.If(do_burst):
-        m.d.sync += [channel["addr"].eq(burst.p.address), channel["len"].eq(burst.p.beats - 1)]
+        m.d.sync += getattr(bus, prefix + "addr").eq(burst.p.address)
+        m.d.sync += getattr(bus, prefix + "len").eq(burst.p.beats - 1)
     return do_burst
+
+
+def _discarding(m, flush, idle):
+    """High from `flush` on until both `flush` is low and the engine is idle."""
+    draining = Signal()
+    with m.If(flush):
+        m.d.sync += draining.eq(1)
+    with m.Elif(idle):
+        m.d.sync += draining.eq(0)
+    return flush | draining
+
+
+def _keep_error(m, error, response, valid, discard):
+    """`error` takes the first answer that is one, and is cleared by `discard`."""
+    with m.If(discard):
+        m.d.sync += error.eq(0)
+    with m.Elif(valid & response[1] & (error == 0)):
+        m.d.sync += error.eq(response)
 
 
 class Reader(wiring.Component):
@@ -120,6 +141,34 @@ class Reader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        bus, depth = self.bus, self.config.fifo_beats
+        chunk = min(axi.BURST_BEATS, axi.PAGE_BYTES // self.config.beat_bytes, depth // 4)
+        m.submodules.splitter = splitter = _Splitter(self.config, chunk)
+        wiring.connect(m, wiring.flipped(self.request), splitter.request)
+
+        discard = _discarding(m, self.flush, self.idle)
+        free = Signal(range(depth + 1), init=depth)  # buffer places not reserved
+        outstanding = Signal(range(depth + 1))  # beats asked for and not yet here
+        do_burst = _raise_address(m, self.config, bus, "ar", splitter.burst, free >= chunk)
+        do_beat = bus.rvalid & bus.rready
+        do_leave = self.data.valid & self.data.ready
+        asked = Mux(do_burst, splitter.burst.p.beats, 0)
+
+        # The buffer's output register is its place number depth + 1, so its memory is a power of two.
+        m.submodules.buffer = buffer = ResetInserter(discard)(SyncFIFOBuffered(width=len(bus.rdata), depth=depth + 1))
+        m.d.comb += [
+            splitter.flush.eq(discard),
+            bus.rready.eq(1),
+            buffer.w_data.eq(bus.rdata),
+            buffer.w_en.eq(do_beat & ~discard),
+            self.data.payload.eq(buffer.r_data),
+            self.data.valid.eq(buffer.r_rdy & ~discard),
+            buffer.r_en.eq(do_leave),
+            self.idle.eq(~splitter.busy & ~bus.arvalid & (outstanding == 0)),
+        ]
+        m.d.sync += outstanding.eq(outstanding + asked - do_beat)
+        m.d.sync += free.eq(Mux(discard, depth, free - asked + do_leave))
+        _keep_error(m, self.error, bus.rresp, do_beat, discard)
         return m
 
 
@@ -151,4 +200,46 @@ class Writer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        bus = self.bus
+        chunk = min(axi.BURST_BEATS, axi.PAGE_BYTES // self.config.beat_bytes)
+        m.submodules.splitter = splitter = _Splitter(self.config, chunk)
+        wiring.connect(m, wiring.flipped(self.request), splitter.request)
+        m.submodules.begun = begun = SyncFIFO(width=exact_log2(chunk), depth=BURSTS_AHEAD)  # bursts' beats - 1
+
+        discard = _discarding(m, self.flush, self.idle)
+        unanswered = Signal(range(BURSTS_UNANSWERED + 1))
+        allow = begun.w_rdy & (unanswered != BURSTS_UNANSWERED)
+        do_burst = _raise_address(m, self.config, bus, "aw", splitter.burst, allow)
+        do_answer = bus.bvalid & bus.bready
+        m.d.comb += [
+            splitter.flush.eq(discard),
+            begun.w_en.eq(do_burst),
+            begun.w_data.eq(splitter.burst.p.beats - 1),
+            bus.bready.eq(1),
+            self.idle.eq(~splitter.busy & (unanswered == 0)),
+        ]
+        m.d.sync += unanswered.eq(unanswered + do_burst - do_answer)
+        _keep_error(m, self.error, bus.bresp, do_answer, discard)
+
+        active = Signal()  # a burst's data is on its way
+        left = Signal(len(begun.r_data))
+        free = ~bus.wvalid | bus.wready
+        do_beat = active & free & (self.data.valid | discard)
+        do_begin = begun.r_rdy & (~active | (do_beat & (left == 0)))
+        m.d.comb += [
+            begun.r_en.eq(do_begin),
+            self.data.ready.eq(active & free & ~discard),
+        ]
+        with m.If(free):
+            m.d.sync += bus.wvalid.eq(do_beat)
+        with m.If(do_beat):
+            m.d.sync += [
+                bus.wdata.eq(self.data.payload),
+                bus.wstrb.eq(Mux(discard, 0, ~0)),
+                bus.wlast.eq(left == 0),
+                left.eq(left - 1),
+                active.eq(left != 0),
+            ]
+        with m.If(do_begin):
+            m.d.sync += [active.eq(1), left.eq(begun.r_data)]
         return m

@@ -1,17 +1,22 @@
 """The register map, one table for RTL, driver and documentation, and the AXI4-Lite slave made of it."""
 
-from enum import IntEnum
+from dataclasses import dataclass
+from enum import Enum, IntEnum, IntFlag
 
-from amaranth import Module
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import Config
 from hw import axi
 
+MAGIC = 0x4D4F4C50  # "PLOM" in memory
+VERSION = 1 << 16 | 0  # of registers and command set: major, minor
+RESET_CYCLES = 8  # the least a soft reset lasts
+
 
 class ErrorCode(IntEnum):
-    """Why the machine stopped; the detail register is in the comment."""
+    """Why the machine stopped; the comment tells what the detail register holds."""
 
     NONE = 0
     READ_SLVERR = 1  # command index
@@ -24,18 +29,156 @@ class ErrorCode(IntEnum):
     BAD_TASK = 8  # task
 
 
+class Control(IntFlag):
+    START = 1  # begin the task; reads as 0, ignored while busy, after an error and during a soft reset
+    SOFT_RESET = 2  # stop whatever runs, clear status; reads as 0
+    IRQ_ENABLE = 4
+
+
+class Status(IntFlag):
+    BUSY = 1
+    DONE = 2  # the last task ended well; cleared by start and soft reset
+    ERROR = 4  # cleared by soft reset
+    RESETTING = 8  # a soft reset waits for the memory's answers
+
+
+class Interrupt(IntFlag):
+    DONE = 1
+    ERROR = 2
+
+
+class Access(Enum):
+    READ = "read"
+    WRITE = "read/write"
+    CLEAR = "read, write 1 to clear"
+
+
+@dataclass(frozen=True)
+class Register:
+    name: str
+    offset: int  # bytes
+    access: Access
+    width: int
+    reset: int | None  # None: see meaning
+    meaning: str
+
+
+def _map(*rows: tuple[str, Access, int, int | None, str]) -> dict[str, Register]:
+    """Registers one after another, 32 bits each; one of 64 bits becomes `_lo` and `_hi`."""
+    registers: dict[str, Register] = {}
+    for name, access, width, reset, meaning in rows:
+        parts = [(name, width)] if width <= 32 else [(f"{name}_lo", 32), (f"{name}_hi", width - 32)]
+        for part, bits in parts:
+            registers[part] = Register(part, 4 * len(registers), access, bits, reset, meaning)
+    return registers
+
+
+REGISTERS = _map(
+    ("magic", Access.READ, 32, MAGIC, "identifies the machine"),
+    ("version", Access.READ, 32, VERSION, "of registers and command set: major in the upper half, minor in the lower"),
+    ("fingerprint", Access.READ, 32, None, "Config.fingerprint; programs made for another one are refused"),
+    ("control", Access.WRITE, 3, 0, "Control bits"),
+    ("status", Access.READ, 4, 0, "Status bits"),
+    ("irq_status", Access.CLEAR, 2, 0, "Interrupt bits; the interrupt line is high while one is set and enabled"),
+    ("error_code", Access.READ, 8, 0, "ErrorCode of the first error"),
+    ("error_detail", Access.READ, 32, 0, "depends on the error code"),
+    ("task", Access.WRITE, 8, 0, "number of the task that start begins"),
+    ("watchdog", Access.WRITE, 32, 0, "cycles without progress until error WATCHDOG; 0 = never"),
+    ("program_base", Access.WRITE, 64, 0, "address of the program's image; a multiple of the bus beat, as all bases"),
+    ("input_base", Access.WRITE, 64, 0, "address of the input region"),
+    ("output_base", Access.WRITE, 64, 0, "address of the output region"),
+    ("cycles", Access.READ, 64, 0, "cycles busy since start; reading the lower half holds the upper one for its read"),
+    ("stall_weights", Access.READ, 32, 0, "cycles since start in which the array waited for weights"),
+    ("stall_writes", Access.READ, 32, 0, "cycles since start in which stores waited for the memory"),
+    ("saturations", Access.READ, 32, 0, "values limited since start; stays at the highest number"),
+    ("command_index", Access.READ, 16, 0, "command in work"),
+)
+
+
+def markdown() -> str:
+    """The map as a table for the documentation."""
+    rows = ["| offset | register | access | bits | reset | meaning |", "|---|---|---|---|---|---|"]
+    for r in REGISTERS.values():
+        reset = "-" if r.reset is None else f"{r.reset:#x}"
+        rows.append(f"| {r.offset:#04x} | {r.name} | {r.access.value} | {r.width} | {reset} | {r.meaning} |")
+    for flags in (Control, Status, Interrupt):
+        rows += ["", f"{flags.__name__}: " + ", ".join(f"{f.name} = {f.value}" for f in flags)]
+    rows += ["", "ErrorCode: " + ", ".join(f"{e.name} = {e.value}" for e in ErrorCode)]
+    return "\n".join(rows) + "\n"
+
+
+class _LiteSlave(wiring.Component):
+    """AXI4-Lite handshakes: address and data of a write may come in any order; one access of each kind at a time.
+
+    A write is offered as `write`, `write_index`, `write_data`, `write_mask` for one cycle, and is answered with
+    `write_bad` of that cycle; a read as `read`, `read_index`, answered with `read_data` and `read_bad` of that cycle.
+    """
+
+    index_width = axi.LITE_ADDRESS_WIDTH - 2
+
+    def __init__(self):
+        super().__init__(
+            {
+                "bus": In(axi.Lite()),
+                "write": Out(1),
+                "write_index": Out(self.index_width),
+                "write_data": Out(32),
+                "write_mask": Out(32),
+                "write_bad": In(1),
+                "read": Out(1),
+                "read_index": Out(self.index_width),
+                "read_data": In(32),
+                "read_bad": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        bus = self.bus
+        has_address, has_data = Signal(), Signal()
+        strobe = Signal(4)
+        m.d.comb += [
+            bus.awready.eq(~has_address),
+            bus.wready.eq(~has_data),
+            bus.arready.eq(~bus.rvalid),
+            self.write.eq(has_address & has_data & ~bus.bvalid),
+            self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe)),
+            self.read.eq(bus.arvalid & bus.arready),
+            self.read_index.eq(bus.araddr[2:]),
+        ]
+        with m.If(bus.awvalid & bus.awready):
+            m.d.sync += [has_address.eq(1), self.write_index.eq(bus.awaddr[2:])]
+        with m.If(bus.wvalid & bus.wready):
+            m.d.sync += [has_data.eq(1), self.write_data.eq(bus.wdata), strobe.eq(bus.wstrb)]
+        with m.If(self.write):
+            m.d.sync += [has_address.eq(0), has_data.eq(0), bus.bvalid.eq(1), bus.bresp.eq(_response(self.write_bad))]
+        with m.Elif(bus.bready):
+            m.d.sync += bus.bvalid.eq(0)
+        with m.If(self.read):
+            m.d.sync += [bus.rvalid.eq(1), bus.rdata.eq(self.read_data), bus.rresp.eq(_response(self.read_bad))]
+        with m.Elif(bus.rready):
+            m.d.sync += bus.rvalid.eq(0)
+        return m
+
+
+def _response(bad: Value) -> Value:
+    return Mux(bad, axi.Response.SLVERR, axi.Response.OKAY)
+
+
 class Registers(wiring.Component):
     """AXI4-Lite slave with the machine's registers. Core-side ports:
 
     `start` pulses for one cycle; `task`, the bases and `watchdog_limit` are stable from then on while the driver
-    leaves them alone. Ignored (no pulse) while `busy`, after an error, and during a soft reset.
+    leaves them alone. There is no pulse while busy, after an error, or during a soft reset.
 
     `soft_reset` is a level: the core holds `flush` of the DMA engines and the reset of everything else while it is
     high. It rises when the driver asks and falls once `reset_done` is high, but not before 8 cycles. `reset_done`
-    is the core's "all DMA engines idle"; it is looked at only then. A soft reset clears status and error.
+    is the core's "all DMA engines idle"; it is looked at only then. A soft reset clears status and error, and leaves
+    settings and counters.
 
     `done` pulses for one cycle when a task has ended well. `error_valid` (a pulse or a level) takes `error_code` and
     `error_detail`: the first error is kept. The core should then fall silent (`busy` low) until the soft reset.
+    Both are ignored during a soft reset.
 
     `cycles` counts while `busy`; `stall_weights` and `stall_writes` are counted while high; `saturation_increment`
     is added in every cycle. All are cleared by `start`.
@@ -69,4 +212,116 @@ class Registers(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        m.submodules.slave = slave = _LiteSlave()
+        wiring.connect(m, wiring.flipped(self.control), slave.bus)
+        written = self._writes(m, slave)
+        irq_enable = self._settings(m, slave, written)
+        status, error_code, error_detail, events = self._run(m, slave, written)
+        irq_status = self._interrupts(m, slave, written, events)
+        m.d.sync += self.irq.eq(irq_enable & irq_status.any())
+        cycles, upper = self._cycles(m)
+        values = {
+            "magic": Const(MAGIC, 32),
+            "version": Const(VERSION, 32),
+            "fingerprint": Const(self.config.fingerprint, 32),
+            "control": Cat(Const(0, 2), irq_enable),
+            "status": status,
+            "irq_status": irq_status,
+            "error_code": error_code,
+            "error_detail": error_detail,
+            "task": self.task,
+            "watchdog": self.watchdog_limit,
+            "cycles_lo": cycles[:32],
+            "cycles_hi": upper,
+            "stall_weights": self._counter(m, "stall_weights", self.stall_weights),
+            "stall_writes": self._counter(m, "stall_writes", self.stall_writes),
+            "saturations": self._counter(m, "saturations", self.saturation_increment),
+            "command_index": self.command_index,
+        }
+        for name in ("program_base", "input_base", "output_base"):
+            values |= {f"{name}_lo": getattr(self, name)[:32], f"{name}_hi": getattr(self, name)[32:]}
+        self._reads(m, slave, values)
+        with m.If(slave.read & (slave.read_index == REGISTERS["cycles_lo"].offset // 4)):
+            m.d.sync += upper.eq(cycles[32:])
         return m
+
+    def _reads(self, m, slave, values: dict[str, Value]) -> None:
+        with m.Switch(slave.read_index):
+            for name, register in REGISTERS.items():
+                with m.Case(register.offset // 4):
+                    m.d.comb += slave.read_data.eq(values[name])
+            with m.Default():
+                m.d.comb += slave.read_bad.eq(1)
+
+    def _writes(self, m, slave) -> dict[str, Signal]:
+        """A strobe per register that can be written."""
+        written = {n: Signal(name=f"{n}_written") for n, r in REGISTERS.items() if r.access != Access.READ}
+        with m.Switch(slave.write_index):
+            for name, strobe in written.items():
+                with m.Case(REGISTERS[name].offset // 4):
+                    m.d.comb += strobe.eq(slave.write)
+            with m.Default():
+                m.d.comb += slave.write_bad.eq(1)
+        return written
+
+    def _settings(self, m, slave, written) -> Signal:
+        """Registers that keep what is written; returns the interrupt's enable."""
+        irq_enable = Signal()
+        kept = {"task": self.task, "watchdog": self.watchdog_limit}
+        for name in ("program_base", "input_base", "output_base"):
+            kept |= {f"{name}_lo": getattr(self, name)[:32], f"{name}_hi": getattr(self, name)[32:]}
+        mask = slave.write_mask
+        for name, value in kept.items():
+            with m.If(written[name]):
+                m.d.sync += value.eq((slave.write_data & mask) | (value & ~mask))
+        with m.If(written["control"] & mask[0]):
+            m.d.sync += irq_enable.eq((slave.write_data & Control.IRQ_ENABLE).any())
+        return irq_enable
+
+    def _run(self, m, slave, written) -> tuple[Value, Signal, Signal, Value]:
+        """Start, soft reset and how the task ended. Returns status, error code and detail, and what happens now."""
+        started, done, error = Signal(), Signal(), Signal()
+        code, detail = Signal(8), Signal(32)
+        hold = Signal(range(RESET_CYCLES))
+        commanded = (slave.write_data & slave.write_mask)[:2] & written["control"].replicate(2)
+        ask_start, ask_reset = commanded
+        busy = self.busy | started | self.start
+        do_done = self.done & ~self.soft_reset
+        do_error = self.error_valid & ~error & ~self.soft_reset
+        m.d.sync += self.start.eq(ask_start & ~ask_reset & ~busy & ~error & ~self.soft_reset)
+        with m.If(self.start):
+            m.d.sync += [started.eq(1), done.eq(0)]
+        with m.If(do_done):
+            m.d.sync += [started.eq(0), done.eq(1)]
+        with m.If(do_error):
+            m.d.sync += [started.eq(0), error.eq(1), code.eq(self.error_code), detail.eq(self.error_detail)]
+        with m.If(self.soft_reset):
+            m.d.sync += [started.eq(0), done.eq(0), error.eq(0), code.eq(0), detail.eq(0)]
+            with m.If(hold != 0):
+                m.d.sync += hold.eq(hold - 1)
+            with m.Elif(self.reset_done):
+                m.d.sync += self.soft_reset.eq(0)
+        with m.If(ask_reset):
+            m.d.sync += [self.soft_reset.eq(1), hold.eq(RESET_CYCLES - 1)]
+        return Cat(busy, done, error, self.soft_reset), code, detail, Cat(do_done, do_error)
+
+    def _interrupts(self, m, slave, written, events: Value) -> Signal:
+        pending = Signal(len(events))
+        cleared = Mux(written["irq_status"], slave.write_data & slave.write_mask, 0)
+        m.d.sync += pending.eq(Mux(self.soft_reset, 0, (pending & ~cleared) | events))
+        return pending
+
+    def _cycles(self, m) -> tuple[Signal, Signal]:
+        cycles, upper = Signal(64), Signal(32)
+        with m.If(self.start):
+            m.d.sync += cycles.eq(0)
+        with m.Elif(self.busy):
+            m.d.sync += cycles.eq(cycles + 1)
+        return cycles, upper
+
+    def _counter(self, m, name: str, increment: Value) -> Signal:
+        """Adds up since start; stays at its highest value rather than wrap."""
+        counter, total = Signal(32, name=name), Signal(33, name=f"{name}_total")
+        m.d.comb += total.eq(counter + increment)
+        m.d.sync += counter.eq(Mux(self.start, 0, Mux(total[32], 0xFFFF_FFFF, total)))
+        return counter
