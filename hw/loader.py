@@ -131,7 +131,7 @@ class Loader(wiring.Component):
         final_group = channel + config.outputs >= c.columns
 
         def next_tile() -> None:
-            m.d.sync += digit.eq(Mux(final_digit, 0, digit + 1))
+            m.d.sync += [index.eq(0), digit.eq(Mux(final_digit, 0, digit + 1))]
             with m.If(final_digit):
                 m.d.sync += [slice_.eq(Mux(final_slice, 0, slice_ + 1))]
                 m.d.sync += [feature.eq(Mux(final_slice, 0, feature + config.inputs))]
