@@ -6,26 +6,30 @@ element numbers. What does not depend on the inputs is computed by torch. `rewri
 """
 
 import inspect
+import operator
 import os
 import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from compiler import moe
-from compiler.ir import Floats, Graph, Indices
+from compiler.ir import Graph, Indices
 from compiler.primitive import (
+    NOWHERE,
     Activate,
     Add,
     Attend,
@@ -42,13 +46,13 @@ from compiler.primitive import (
     Scale,
     Softmax,
     Source,
-    Unsupported,
+    UnsupportedError,
     View,
     common_terms,
     float32,
     whole,
 )
-from compiler.rewrite import Lowering, Pool, attended, rewrite
+from compiler.rewrite import ATTENTION_FORMS, Lowering, Pool, attended, rewrite, without_factor
 
 __all__ = ["CaptureError", "capture"]
 
@@ -74,7 +78,7 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
     problems = [*walk.problems, *problems]
     if problems:
         title = f"{type(module).__name__} cannot be compiled for task '{task}':"
-        raise CaptureError(title, [*problems, *mixtures])
+        raise CaptureError(title, [*mixtures, *problems])
     return Lowering(pool).graph(task, results)
 
 
@@ -142,23 +146,33 @@ def export(module: nn.Module, inputs: tuple[Any, ...], mixtures: Sequence[Proble
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs, strict=False).run_decompositions({})
+            program = torch.export.export(module, inputs, strict=False)
+            return cast(ExportedProgram, program.run_decompositions({}))
     except Exception as error:
         where = user_line(traceback.extract_tb(error.__traceback__))
-        text = "forward must run the same operations for every input, but what it does here depends on values"
-        if "data-dependent" not in str(error).lower() and "DataDependent" not in type(error).__name__:
-            text = f"torch.export failed: {str(error).strip().splitlines()[0]}"
-        problem = Problem(Origin(op=f"{type(module).__name__}.forward", where=where), text, moe.HOW_TO_WRITE)
-        raise CaptureError(f"{type(module).__name__} cannot be exported:", [problem, *mixtures]) from error
+        text, hint = f"torch.export failed: {str(error).strip().splitlines()[0]}", ""
+        if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+            text = "what it does here depends on values, but it must run the same operations for every input"
+            hint = (
+                "" if mixtures else f"keep such decisions outside; if this routes tokens to experts, {moe.HOW_TO_WRITE}"
+            )
+        problem = Problem(Origin(op="the code", where=where), text, hint)
+        raise CaptureError(f"{type(module).__name__} cannot be exported:", [*mixtures, problem]) from error
 
 
-TORCH = os.path.dirname(torch.__file__)
-HERE = os.path.dirname(__file__)
+OTHERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
+
+
+def is_users(file: str) -> bool:
+    """Neither torch's, nor ours, nor Python's."""
+    standard = file.startswith(LIBRARY) and "-packages" not in file
+    return not (standard or file.startswith((*OTHERS, "<")))
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
-    """file:line of the innermost frame that is neither torch's nor ours."""
-    lines = [f for f in frames if not f.filename.startswith((TORCH, HERE + os.sep, "<"))]
+    """file:line of the innermost frame of the user's."""
+    lines = [frame for frame in frames if is_users(frame.filename)]
     return f"{moe.shown_path(lines[-1].filename)}:{lines[-1].lineno}" if lines else ""
 
 
@@ -175,8 +189,9 @@ class Walk:
     inputs: Sequence[str]
     layers: Sequence[moe.Layer]
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
+    parameters: dict[torch.fx.Node, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    origin: Origin = Origin()
+    origin: Origin = NOWHERE
 
     def results(self, task: str) -> dict[str, View]:
         """What forward returns, by name."""
@@ -188,11 +203,11 @@ class Walk:
             self.values[node] = self._value(node)
         structure = self.program.call_spec.out_spec
         named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
-        return {
-            name: self.without_batch(self.as_view(self.values[returned[i]]))
-            for name, i in named
-            if isinstance(returned[i], torch.fx.Node)
-        }
+        return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}
+
+    def _result(self, node: torch.fx.Node) -> View:
+        self.origin = origin_of(node, operation_name(node.target), {})
+        return without_batch(plain(self.as_view(self.values[node])))
 
     def _place_inputs(self) -> None:
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
@@ -206,28 +221,25 @@ class Walk:
             else:
                 stored = {**self.program.constants, **self.program.state_dict}
                 self.values[node] = stored[str(spec.target)].detach()
+                self.parameters[node] = str(spec.target)
 
     def _value(self, node: torch.fx.Node) -> Any:
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        leaves = tree_flatten((args, kwargs))[0]
+        args, kwargs = cast(Any, torch.fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__))
+        leaves = tree_leaves((args, kwargs))
         target: Any = node.target
         if node.op == "get_attr":
             return getattr(self.program.graph_module, str(target))
         if not any(isinstance(leaf, View) for leaf in leaves):
             return target(*args, **kwargs)
-        if not isinstance(target, torch._ops.OpOverload):
-            return target(*args, **kwargs)  # getitem
-        name = target._schema.name.replace("::", ".")
-        self.origin = origin_of(node, name)
+        if target is operator.getitem:
+            return args[0][args[1]]
+        name = operation_name(target)
+        self.origin = origin_of(node, name, self.parameters)
         try:
-            handler = OPERATIONS.get(name)
-            if handler is None:
-                raise Unsupported("is not supported", hint_for(name))
-            return handler(self, arguments_of(target, args, kwargs))
-        except Unsupported as refusal:
-            shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, View)]
-            text = f"on {', '.join(map(str, shapes))} {refusal.text}"
-            self.problems.append(Problem(self.origin, text, refusal.hint))
+            return OPERATIONS.get(name, refuse)(self, arguments_of(target, args, kwargs))
+        except UnsupportedError as refusal:
+            shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
+            self.problems.append(Problem(self.origin, refusal.text, refusal.hint, shapes))
             return opaque(self.origin, node.meta["val"])
 
     def as_view(self, value: View | Tensor) -> View:
@@ -235,8 +247,9 @@ class Walk:
             return value
         return whole(Fixed(origin=self.origin, value=float32(value.detach())))
 
-    def without_batch(self, view: View) -> View:
-        return view.reshape(*view.shape[1:]) if view.shape[:1] == (1,) else view
+
+def without_batch(view: View) -> View:
+    return view.reshape(*view.shape[1:]) if view.shape[:1] == (1,) else view
 
 
 def needed(graph: torch.fx.Graph, returned: Iterable[Any]) -> list[torch.fx.Node]:
@@ -261,17 +274,20 @@ def result_names(structure: Any, task: str) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}.{inner}", number) for inner, number in result_names(value, str(name)))
 
 
-LEAVES = re.compile(r"^torch\.nn\.modules\.(linear|conv|normalization|activation)\.(?!MultiheadAttention)")
+LEAVES = re.compile(r"^torch\.nn\.modules\.(linear|conv|normalization|batchnorm|activation)\.(?!MultiheadAttention)")
 
 
-def origin_of(node: torch.fx.Node, op: str) -> Origin:
-    frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
-    summaries = [traceback.FrameSummary(file, int(line), function, lookup_line=False) for file, line, function in frames]
+def origin_of(node: torch.fx.Node, op: str, parameters: Mapping[torch.fx.Node, str]) -> Origin:
+    """Named after the module whose weight it uses, else after the module it runs in."""
+    found = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
+    frames = [traceback.FrameSummary(file, int(line), function, lookup_line=False) for file, line, function in found]
     modules = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
     path, kind = modules[-1][0], str(modules[-1][1])
-    short = op.split(".")[-1].strip("_")
+    short = op.rpartition(".")[2].strip("_").replace("scaled_dot_product_attention", "attention")
     name = path if LEAVES.match(kind) or short == "moe" else f"{path}.{short}".lstrip(".")
-    return Origin(op=op, name=name, where=user_line(summaries))
+    owners = (re.fullmatch(r"(.+)[._]weight", parameters.get(part, "")) for part in node.all_input_nodes)
+    name = next((owner[1] for owner in owners if owner), name)
+    return Origin(op=op, name=name, where=user_line(frames))
 
 
 def opaque(origin: Origin, value: Any) -> Any:
@@ -281,13 +297,26 @@ def opaque(origin: Origin, value: Any) -> Any:
     return whole(Opaque(origin=origin, out_shape=tuple(value.shape))) if isinstance(value, Tensor) else value
 
 
+def operation_name(target: Any) -> str:
+    """Without the overload, e.g. aten.add."""
+    return str(target).rpartition(".")[0] if isinstance(target, OpOverload) else str(target)
+
+
+def parameters_of(target: Any) -> list[Any]:
+    return list(target._schema.arguments) if isinstance(target, OpOverload) else []
+
+
 def arguments_of(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Args:
     """By the names of the operation's schema, with its defaults."""
-    parameters = target._schema.arguments
+    parameters = parameters_of(target)
     bound = {parameter.name: parameter.default_value for parameter in parameters}
     bound.update(zip((parameter.name for parameter in parameters), args, strict=False))
     bound.update(kwargs)
     return {**bound, "target": target}
+
+
+def refuse(_: Walk, a: Args) -> Any:
+    raise UnsupportedError("is not supported", hint_for(operation_name(a["target"])))
 
 
 HINTS = (
@@ -298,7 +327,8 @@ HINTS = (
     (r"batch_norm|group_norm|instance_norm", "use LayerNorm, or fold the trained normalisation into the layer before"),
     (r"rms_norm|rsqrt|var|std|pow|sqrt", "supported normalisation is torch.nn.LayerNorm over the last dimension"),
     (r"upsample|interpolate|grid_sampl", "return the map as it is and interpolate it after the accelerator"),
-    (r"pool|mean|sum|amax|amin", "take a class token, or a linear layer over tokens of fixed position"),
+    (r"pool|sum|amax|amin", "take a class token, or the mean over all tokens"),
+    (r"masked_fill|tril|triu", f"attention has no masks: {ATTENTION_FORMS}"),
     (r"topk|sort|index_put|nonzero|scatter|gather|one_hot|where|masked|eq|ne|any|unbind_int", moe.HOW_TO_WRITE),
     (r"auxiliary", "a mixture-of-experts block's other results, e.g. a balancing loss, must stay unused"),
     (r"argmax|argmin", "return the scores and take the maximum after the accelerator"),
@@ -307,19 +337,18 @@ HINTS = (
 
 
 def hint_for(op: str) -> str:
-    hints = (hint for pattern, hint in HINTS if re.search(pattern, op.split(".")[-1]))
+    hints = (hint for pattern, hint in HINTS if re.search(pattern, op.rpartition(".")[2]))
     return next(hints, "see the list of supported operations in compiler/capture.py, OPERATIONS")
 
 
 # --- Operations that only move elements ---
 
 
-def keep(walk: Walk, a: Args) -> View:
+def keep(_: Walk, a: Args) -> View:
     dtype = a.get("dtype")
     if dtype is not None and not dtype.is_floating_point:
-        raise Unsupported(f"makes {dtype} of a float", "everything that depends on the inputs must stay float")
-    view = next(value for value in a.values() if isinstance(value, View))
-    return view
+        raise UnsupportedError(f"makes {dtype} of a float", "everything that depends on the inputs must stay float")
+    return next(value for value in a.values() if isinstance(value, View))
 
 
 def move(walk: Walk, a: Args) -> Any:
@@ -329,6 +358,8 @@ def move(walk: Walk, a: Args) -> Any:
     if joins:
         a["tensors"] = [walk.as_view(part) for part in a["tensors"]]
     views = a["tensors"] if joins else [value for value in a.values() if isinstance(value, View)]
+    if len(views) < sum(isinstance(leaf, View) for leaf in tree_leaves(a)):
+        raise UnsupportedError("selects elements by what depends on the input", "select by position")
     terms, indices = common_terms(views)
     numbers = iter(torch.from_numpy(np.ascontiguousarray(index)) for index in indices)
     if joins:
@@ -343,20 +374,21 @@ def move(walk: Walk, a: Args) -> Any:
 
 
 def call_by_schema(target: Any, a: Args) -> Any:
-    positional = [a[part.name] for part in target._schema.arguments if not part.kwarg_only]
-    return target(*positional, **{part.name: a[part.name] for part in target._schema.arguments if part.kwarg_only})
+    parameters = parameters_of(target)
+    positional = [a[part.name] for part in parameters if not part.kwarg_only]
+    return target(*positional, **{part.name: a[part.name] for part in parameters if part.kwarg_only})
 
 
-def pad(walk: Walk, a: Args) -> View:
+def pad(_: Walk, a: Args) -> View:
     """Zeros around: their element number is -1."""
     if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
-        raise Unsupported("pads with something other than zero", "pad with zeros")
+        raise UnsupportedError("pads with something other than zero", "pad with zeros")
     view: View = a["self"] if "self" in a else a["input"]
     padded = torch.constant_pad_nd(torch.from_numpy(np.ascontiguousarray(view.index)), a["pad"], -1)
     return view.pick(padded.numpy())
 
 
-def enlarge(walk: Walk, a: Args) -> View:
+def enlarge(_: Walk, a: Args) -> View:
     """Nearest-neighbour interpolation repeats elements."""
     target = a.pop("target")
     name, view = next((name, value) for name, value in a.items() if isinstance(value, View))
@@ -368,28 +400,43 @@ def enlarge(walk: Walk, a: Args) -> View:
 
 
 def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Primitive], View]]:
-    """Operands of one shape as matrices, laid out like the first operation that one of them is all of."""
+    """Operands of one shape as matrices, laid out as the rows and columns that one of them is of its operation."""
     shape = views[0].shape
     for view in views:
-        base = view.base
-        if base is None or isinstance(base, Source | Fixed) or len(base.shape) != 2 or base.size != view.index.size:
-            continue
-        order = np.full(base.size, -1)
-        order[view.index.reshape(-1)] = np.arange(base.size)
-        if order.min() >= 0 and view.index.min() >= 0:
-            order = order.reshape(base.shape)
-            index = view.index
+        order = grid(view)
+        if order is not None:
             matrices = [part.pick(part.index.reshape(-1)[order]) for part in views]
-            return matrices, lambda made: View(((made, 1.0),), index)
+            place = np.empty(order.size, np.int64)
+            place[order.reshape(-1)] = np.arange(order.size)
+            return matrices, partial(_seen_through, place.reshape(shape))
     matrices = [view.reshape(-1, shape[-1] if shape else 1) for view in views]
     return matrices, lambda made: whole(made).reshape(*shape)
 
 
+def grid(view: View) -> Indices | None:
+    """Which element of the view is where in the rows and columns of the operation, if it is each of them once."""
+    base = view.base
+    if base is None or isinstance(base, Source | Fixed) or len(base.shape) != 2:
+        return None
+    order = np.argsort(view.index, axis=None, kind="stable")
+    rows, columns = np.divmod(view.index.reshape(-1)[order], base.shape[1])
+    height = len(np.unique(rows))
+    if rows[0] < 0 or order.size % height:
+        return None
+    rows, columns = rows.reshape(height, -1), columns.reshape(height, -1)
+    regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all() and (np.diff(columns[0]) > 0).all()
+    return order.reshape(height, -1) if regular else None
+
+
+def _seen_through(index: Indices, made: Primitive) -> View:
+    return View(((made, 1.0),), index)
+
+
 def without_factors(view: View) -> tuple[View, float]:
     """The view without the factor of its terms; factors that differ are multiplied in first."""
-    factors = {factor for _, factor in view.terms}
-    if len(factors) == 1:
-        return View(tuple((base, 1.0) for base, _ in view.terms), view.index), factors.pop()
+    uniform = without_factor(view)
+    if uniform:
+        return uniform
     scaled = {base: multiplied(base, factor) for base, factor in view.terms if factor != 1.0}
     return View(tuple((base, 1.0) for base, _ in view.terms), view.index).substitute(scaled), 1.0
 
@@ -430,18 +477,18 @@ def _sum(walk: Walk, first: Any, second: Any, times: float, second_times: float)
 def multiply(walk: Walk, a: Args) -> View:
     first, second = a["self"], a["other"]
     if isinstance(first, View) and isinstance(second, View):
-        raise Unsupported("multiplies two tensors that depend on the input", "this is supported in attention only")
+        raise UnsupportedError("multiplies two tensors that depend on the input", "this is supported in attention only")
     view, factor = (first, second) if isinstance(first, View) else (second, first)
     return _times(walk, view, torch.as_tensor(factor))
 
 
 def divide(walk: Walk, a: Args) -> View:
     if isinstance(a["other"], View) or a.get("rounding_mode"):
-        raise Unsupported("divides by a tensor that depends on the input, or rounds", "multiply by constants only")
+        raise UnsupportedError("divides by a tensor that depends on the input, or rounds", "multiply by constants only")
     return _times(walk, a["self"], torch.as_tensor(a["other"]).double().reciprocal())
 
 
-def negate(walk: Walk, a: Args) -> View:
+def negate(_: Walk, a: Args) -> View:
     view: View = a["self"]
     return view.scaled(-1.0)
 
@@ -461,7 +508,7 @@ def _times(walk: Walk, view: View, factor: Tensor) -> View:
 
 
 def activation(walk: Walk, a: Args) -> View:
-    name = a["target"]._schema.name.split("::")[1].strip("_")
+    name: Any = operation_name(a["target"]).rpartition(".")[2]
     if a.get("approximate") == "tanh":
         warnings.warn(
             f"{walk.origin}: GELU with the tanh approximation is compiled as exact GELU (they differ by up to 5e-4)",
@@ -493,7 +540,7 @@ def apply_linear(walk: Walk, x: View, weight: Tensor, bias: Tensor | None) -> Vi
 
 def need_constants(*values: Any) -> None:
     if any(isinstance(value, View) for value in values):
-        raise Unsupported("has weights that depend on the input", "weights and biases must be learned constants")
+        raise UnsupportedError("has weights that depend on the input", "weights and biases must be learned constants")
 
 
 def linear(walk: Walk, a: Args) -> View:
@@ -517,12 +564,12 @@ def product(walk: Walk, first: View | Tensor, second: View | Tensor) -> View:
     if isinstance(second, View) and isinstance(first, Tensor) and first.dim() == 2 and len(second.shape) >= 2:
         result = apply_linear(walk, second.pick(second.index.swapaxes(-1, -2)), first, None)
         return result.pick(result.index.swapaxes(-1, -2))
-    raise Unsupported("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")
+    raise UnsupportedError("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")
 
 
 def batched_product(walk: Walk, first: View, second: View) -> View:
     if len(first.shape) < 2 or len(second.shape) < 2:
-        raise Unsupported("multiplies vectors that depend on the input", "this is supported in attention only")
+        raise UnsupportedError("multiplies vectors that depend on the input", "this is supported in attention only")
     batch = np.broadcast_shapes(first.shape[:-2], second.shape[:-2])
     count = int(np.prod(batch))
     a, b = (
@@ -535,7 +582,7 @@ def batched_product(walk: Walk, first: View, second: View) -> View:
 
 def addmm(walk: Walk, a: Args) -> View:
     if a["beta"] != 1 or a["alpha"] != 1:
-        raise Unsupported("has beta or alpha", "write the factors as multiplications")
+        raise UnsupportedError("has beta or alpha", "write the factors as multiplications")
     first, second = (a[name] for name in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
     result = product(walk, first, second)
     bias = a["self"]
@@ -555,7 +602,9 @@ def einsum(walk: Walk, a: Args) -> View:
     inputs, _, output = equation.partition("->")
     letters = inputs.split(",")
     if len(letters) != 2 or "." in equation or not output or any(len(set(part)) < len(part) for part in letters):
-        raise Unsupported(f"has the form '{equation}'", "name two operands, each letter once in an operand, and a result")
+        raise UnsupportedError(
+            f"has the form '{equation}'", "name two operands, each letter once in an operand, and a result"
+        )
     left, right = letters
     batch = [c for c in left if c in right and c in output]
     summed = [c for c in left if c in right and c not in output]
@@ -586,7 +635,7 @@ def convolution(walk: Walk, a: Args) -> View:
     space = weight.dim() - 2
     stride, padding, dilation = (_per_axis(a[name], space) for name in ("stride", "padding", "dilation"))
     if a["groups"] != 1 or set(dilation) != {1} or a.get("transposed"):
-        raise Unsupported(
+        raise UnsupportedError(
             f"is a convolution with groups {a['groups']}, dilation {dilation}",
             "supported is the patch embedding: groups 1, dilation 1, on the model's input",
         )
@@ -605,7 +654,7 @@ def convolution(walk: Walk, a: Args) -> View:
 def _per_axis(value: Any, space: int) -> tuple[int, ...]:
     if isinstance(value, str):
         if value != "valid":
-            raise Unsupported(f"pads '{value}'", "give the padding as numbers")
+            raise UnsupportedError(f"pads '{value}'", "give the padding as numbers")
         value = 0
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     return values * space if len(values) == 1 else values
@@ -619,7 +668,7 @@ def transposed_convolution(walk: Walk, a: Args) -> View:
     space = len(kernel)
     others = [*_per_axis(a["padding"], space), *_per_axis(a["output_padding"], space)]
     if _per_axis(a["stride"], space) != kernel or any(others) or a["groups"] != 1 or len(x.shape) != space + 2:
-        raise Unsupported(
+        raise UnsupportedError(
             "is a transposed convolution whose patches overlap or are padded",
             "supported are kernel == stride, padding 0, groups 1",
         )
@@ -638,7 +687,7 @@ def layer_norm(walk: Walk, a: Args) -> View:
     need_constants(weight, bias)
     features = x.shape[-1]
     if list(a["normalized_shape"]) != [features]:
-        raise Unsupported(f"normalises over {a['normalized_shape']}", "normalise over the last dimension only")
+        raise UnsupportedError(f"normalises over {a['normalized_shape']}", "normalise over the last dimension only")
     x, factor = without_factors(x)
     made = Normalise(
         origin=walk.origin,
@@ -660,20 +709,45 @@ def softmax(walk: Walk, a: Args) -> View:
 def attention(walk: Walk, a: Args) -> View:
     query, key, value = (a[name] for name in ("query", "key", "value"))
     if a["attn_mask"] is not None or a["is_causal"] or a["dropout_p"]:
-        raise Unsupported("has a mask, is causal or has dropout", "supported is attention of every token to every token")
+        raise UnsupportedError(
+            "has a mask, is causal or has dropout", "supported is attention of every token to every token"
+        )
     need = [part for part in (query, key, value) if not isinstance(part, View)]
     if need or a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
-        raise Unsupported("has keys or values of other heads than its queries", "give each head its own keys and values")
-    factors = []
-    operands = []
-    for view in (query, key, value):
-        view, factor = without_factors(view)
-        operands.append(view.reshape(-1, *view.shape[-2:]))
-        factors.append(factor)
+        raise UnsupportedError(
+            "has keys or values of other heads than its queries", "give each head its own keys and values"
+        )
+    (q, by_q), (k, by_k), (v, by_v) = (without_factors(view) for view in (query, key, value))
+    q, k, v = (view.reshape(-1, *view.shape[-2:]) for view in (q, k, v))
     scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
-    q, k, v = operands
-    made = Attend(origin=walk.origin, q=q, k=k, v=v, scale=scale * factors[0] * factors[1])
-    return attended(made).scaled(factors[2]).reshape(*query.shape[:-1], value.shape[-1])
+    made = Attend(origin=walk.origin, q=q, k=k, v=v, scale=scale * by_q * by_k)
+    return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
+
+
+def mean(walk: Walk, a: Args) -> View:
+    """Over tokens: attention with a query of zeros, which weighs all tokens alike."""
+    view, factor = without_factors(a["self"])
+    rank = len(view.shape)
+    axes = sorted(axis % rank for axis in (a.get("dim") or range(rank)))
+    if a["target"] is torch.ops.aten.adaptive_avg_pool2d.default:
+        axes = [rank - 2, rank - 1]
+        if list(a["output_size"]) != [1, 1]:
+            raise UnsupportedError("pools to more than one position", "pool to 1, or take a linear layer")
+    kept = [axis for axis in range(rank) if axis not in axes]
+    features = int(np.prod([view.shape[axis] for axis in kept]))
+    tokens = view.pick(view.index.transpose([*axes, *kept]).reshape(-1, features))
+    width = next(width for width in range(min(features, WIDEST_HEAD), 0, -1) if features % width == 0)
+    heads = features // width
+    zeros = np.zeros((width, features), np.float32)
+    origin = replace(walk.origin, name=f"{walk.origin.name}.query")
+    query = Linear(origin=origin, x=tokens.pick(tokens.index[:1]), weight=zeros, bias=zeros[:, 0])
+    values = tokens.pick(tokens.index.reshape(-1, heads, width).transpose(1, 0, 2))
+    keys = tokens.pick(np.broadcast_to(values.index[:1], values.shape))
+    q = whole(query).pick(np.broadcast_to(np.arange(width), (heads, 1, width)))
+    pooled = whole(Attend(origin=walk.origin, q=q, k=keys, v=values, scale=1.0)).scaled(factor)
+    shape = [view.shape[axis] for axis in kept]
+    keep = a.get("keepdim") or a["target"] is torch.ops.aten.adaptive_avg_pool2d.default
+    return pooled.reshape(*([1 if axis in axes else n for axis, n in enumerate(view.shape)] if keep else shape))
 
 
 def mixture(walk: Walk, a: Args) -> View:
@@ -692,6 +766,7 @@ def mixture(walk: Walk, a: Args) -> View:
     return whole(made).reshape(*x.shape[:-1], a["features"])
 
 
+WIDEST_HEAD = 64  # of the attention that a mean becomes
 Handler = Callable[[Walk, Args], Any]
 
 
@@ -704,10 +779,10 @@ OPERATIONS: dict[str, Handler] = {
     **table(keep, "clone contiguous detach alias lift_fresh_copy dropout feature_dropout _to_copy to type_as positive"),
     **table(
         move,
-        "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose t numpy_T mT swapaxes movedim "
-        "moveaxis slice select narrow unsqueeze squeeze expand expand_as broadcast_to repeat tile split "
-        "split_with_sizes chunk tensor_split unbind cat concat stack hstack vstack flip roll rot90 index_select index "
-        "repeat_interleave unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal take_along_dim atleast_2d",
+        "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose t numpy_T mT swapaxes "
+        "movedim moveaxis slice select narrow unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+        "split split_with_sizes chunk tensor_split unbind cat concat stack hstack vstack flip roll rot90 "
+        "index_select index repeat_interleave unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal take_along_dim atleast_2d",
     ),
     **table(pad, "constant_pad_nd pad"),
     **table(enlarge, "upsample_nearest1d upsample_nearest2d upsample_nearest3d"),
@@ -727,5 +802,6 @@ OPERATIONS: dict[str, Handler] = {
     **table(layer_norm, "layer_norm"),
     **table(softmax, "softmax _softmax"),
     **table(attention, "scaled_dot_product_attention"),
+    **table(mean, "mean adaptive_avg_pool2d"),
     **table(mixture, "moe", prefix="patchloom."),
 }

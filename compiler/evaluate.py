@@ -28,7 +28,7 @@ Observe = Callable[[Node, str, np.ndarray[Any, Any]], None]
 def evaluate(graph: Graph, inputs: dict[str, Floats], observe: Observe | None = None) -> dict[str, Floats]:
     """The graph's outputs by name, of inputs by name without the batch dimension."""
     values: dict[Node, Floats] = {}
-    see = observe or (lambda node, quantity, array: None)
+    see = observe or _ignore
     results = {}
     for node in graph.nodes():
         if isinstance(node, Output):
@@ -41,13 +41,18 @@ def evaluate(graph: Graph, inputs: dict[str, Floats], observe: Observe | None = 
     return results
 
 
+def _ignore(_: Node, __: str, ___: np.ndarray[Any, Any]) -> None:
+    pass
+
+
 def normalise(x: Floats, epsilon: float | None) -> Floats:
     """Layer normalisation of each row, without scale and shift."""
     if epsilon is None:
         return x
     centred = x - x.mean(axis=1, keepdims=True)
     variance = np.square(centred).mean(axis=1, keepdims=True)
-    return centred / np.sqrt(variance + np.float32(epsilon))
+    normal: Floats = centred / np.sqrt(variance + np.float32(epsilon))
+    return normal
 
 
 def activate(x: Floats, activation: Activation) -> Floats:
@@ -59,7 +64,8 @@ def activate(x: Floats, activation: Activation) -> Floats:
 def softmax(x: Floats) -> Floats:
     """Along the last axis."""
     exponents = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
+    shares: Floats = exponents / exponents.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _input(node: Input, inputs: dict[str, Floats]) -> Floats:
@@ -69,7 +75,7 @@ def _input(node: Input, inputs: dict[str, Floats]) -> Floats:
     return np.append(value.reshape(-1), np.float32(0))[node.index]
 
 
-def _constant(node: Constant, values: dict[Node, Floats], see: Observe) -> Floats:
+def _constant(node: Constant, _: dict[Node, Floats], see: Observe) -> Floats:
     see(node, "output", node.value)
     return node.value
 

@@ -55,7 +55,7 @@ class Input(Node):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.index.shape  # type: ignore[return-value]
+        return self.index.shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,7 +66,7 @@ class Constant(Node):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.value.shape  # type: ignore[return-value]
+        return self.value.shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ def _as_expert(function: nn.Module) -> tuple[Expert, Activation] | None:
         probe = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
         try:
             actual = function(probe)
-        except Exception:  # not a function of tokens alone, so not an expert
+        except (TypeError, ValueError, RuntimeError, LookupError, AssertionError):  # no function of tokens alone
             return None
         for name, activation in ACTIVATIONS:
             if isinstance(actual, Tensor) and _alike(second(activation(first(probe))), actual):
@@ -232,9 +232,10 @@ def explain(block: Block, call: Call) -> Layer | Problem:
 def mixture_in(result: Any, x: Tensor, features: int) -> Tensor | None:
     """The mixture among what a block returns: gate logits and auxiliary losses have other shapes."""
     for part in tree_leaves(result):
-        if isinstance(part, Tensor) and part.dim() >= 2 and part.shape[-1] == features:
-            if part.numel() * x.shape[-1] == x.numel() * features:
-                return part
+        if not isinstance(part, Tensor) or part.dim() < 2 or part.shape[-1] != features:
+            continue
+        if part.numel() * x.shape[-1] == x.numel() * features:
+            return part
     return None
 
 
@@ -246,21 +247,22 @@ def _samples(block: Block, call: Call, features: int) -> tuple[Tensor, Tensor]:
     inputs = [x, *(torch.randn(x.shape, generator=random) * spread + x.mean() for _ in range(2))]
     answers = []
     for value in inputs:
-        args, kwargs = tree_map_only(Tensor, lambda _, value=value: value, (call.args, call.kwargs))
+        args, kwargs = tree_map_only(Tensor, _always(value), (call.args, call.kwargs))
         answer = mixture_in(block.module(*args, **kwargs), value, features)
         assert answer is not None, "shapes do not depend on values here"
         answers.append(answer.reshape(-1, features))
     return torch.cat(inputs).reshape(-1, x.shape[-1]), torch.cat(answers)
 
 
+def _always(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value
+
+
 def _misfit(gate: Gate, top_k: int, scoring: Scoring, tokens: Tensor, outputs: Tensor, actual: Tensor) -> float:
     """Largest error relative to the largest output; tokens whose choice of experts is a tie do not count."""
     logits = F.linear(tokens, gate.weight, gate.bias)
     ranked, chosen = logits.sort(dim=1, descending=True)
-    if scoring == "softmax_of_selected":
-        scores = ranked[:, :top_k].softmax(1)
-    else:
-        scores = ranked.softmax(1)[:, :top_k]
+    scores = ranked[:, :top_k].softmax(1) if scoring == "softmax_of_selected" else ranked.softmax(1)[:, :top_k]
     weights = torch.zeros_like(logits).scatter_(1, chosen[:, :top_k], scores)
     error = ((weights[:, None] @ outputs)[:, 0] - actual).abs().amax(1) / actual.abs().max().clamp_min(1e-12)
     if top_k < logits.shape[1]:
@@ -298,7 +300,7 @@ def moe_op(x: Tensor, layer: int, features: int) -> Tensor:
 
 
 @moe_op.register_fake
-def _(x: Tensor, layer: int, features: int) -> Tensor:
+def _(x: Tensor, _layer: int, features: int) -> Tensor:
     return x.new_empty([*x.shape[:-1], features])
 
 
@@ -370,9 +372,9 @@ class Swap:
             mixture = mixture_in(self.results[number], x, self.layers[number].experts[0].w2.shape[0])
 
             def part(value: Tensor) -> Tensor:
-                if value is mixture:
-                    return moe_op(x, number, value.shape[-1]).reshape(value.shape)
-                return auxiliary_op(x, list(value.shape))
+                if value is not mixture:
+                    return cast(Tensor, auxiliary_op(x, list(value.shape)))
+                return cast(Tensor, moe_op(x, number, value.shape[-1])).reshape(value.shape)
 
             return tree_map_only(Tensor, part, self.results[number])
 

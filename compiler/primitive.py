@@ -7,7 +7,8 @@ index array, so heads, fused projections, patches and output layouts leave no op
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +28,9 @@ class Origin:
         return self.op + (f" in '{self.name}'" if self.name else "") + (f" at {self.where}" if self.where else "")
 
 
+NOWHERE = Origin()
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that cannot be compiled, where it is, and how to go on."""
@@ -34,9 +38,11 @@ class Problem:
     origin: Origin
     text: str
     hint: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.origin}: {self.text}" + (f"\n    {self.hint}" if self.hint else "")
+        shapes = f" of {', '.join('x'.join(map(str, shape)) for shape in self.shapes)}" if self.shapes else ""
+        return f"{self.origin}{shapes}: {self.text}" + (f"\n     {self.hint}" if self.hint else "")
 
 
 class CaptureError(ValueError):
@@ -44,10 +50,10 @@ class CaptureError(ValueError):
 
     def __init__(self, title: str, problems: Iterable[Problem | str] = ()) -> None:
         self.problems = tuple(dict.fromkeys(str(problem) for problem in problems))
-        super().__init__("\n".join([title, *(f"  {i}. {text}" for i, text in enumerate(self.problems, 1))]))
+        super().__init__("\n".join([title, *(f"{i:3}. {text}" for i, text in enumerate(self.problems, 1))]))
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """Raised where an operation is met that has no meaning here; becomes a `Problem` of that operation."""
 
     def __init__(self, text: str, hint: str = "") -> None:
@@ -63,7 +69,7 @@ def float32(value: ArrayLike) -> Floats:
 class Primitive:
     """An operation whose operands are views. Results are tokens x features, except Product and Softmax."""
 
-    origin: Origin = Origin()
+    origin: Origin = NOWHERE
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,7 +87,7 @@ class Primitive:
     def with_views(self, change: Callable[["View"], "View"]) -> Self:
         """The same operation on changed operands; itself when none changed."""
         old = {part.name: getattr(self, part.name) for part in fields(self)}
-        new = {name: change(value) for name, value in old.items() if isinstance(value, View)}
+        new: dict[str, Any] = {name: change(value) for name, value in old.items() if isinstance(value, View)}
         return self if all(new[name] is old[name] for name in new) else replace(self, **new)
 
 
@@ -140,7 +146,7 @@ def _without_unused(terms: tuple[Term, ...], index: Indices) -> tuple[tuple[Term
     if len(terms) == 1:
         return terms, index
     starts = np.cumsum([0, *(base.size for base, _ in terms)])
-    used = [bool(((index >= a) & (index < b)).any()) for a, b in zip(starts, starts[1:], strict=False)]
+    used = [bool(((index >= first) & (index < end)).any()) for first, end in pairwise(starts)]
     if all(used):
         return terms, index
     kept = [i for i, flag in enumerate(used) if flag] or [0]

@@ -31,13 +31,14 @@ from compiler.primitive import (
     Scale,
     Softmax,
     Source,
-    Unsupported,
+    UnsupportedError,
     View,
     float32,
     whole,
 )
 
 T = TypeVar("T", bound=Primitive)
+Layer = TypeVar("Layer", bound=Linear | Mixture)
 Rule = Callable[[Any, "Pass"], Primitive | View | None]
 
 
@@ -78,8 +79,9 @@ class Pass:
         rule = self.rules.get(type(node))
         try:
             new = rule(node, self) if rule else None
-        except Unsupported as refusal:
-            self.problems.append(Problem(node.origin, refusal.text, refusal.hint))
+        except UnsupportedError as refusal:
+            shapes = tuple(view.shape for view in node.views)
+            self.problems.append(Problem(node.origin, refusal.text, refusal.hint, shapes))
             return Opaque(origin=node.origin, out_shape=node.shape)
         return node if new is None else new
 
@@ -150,9 +152,13 @@ def selection(view: View, of: int = 0) -> Selection | None:
     return Selection(base, rows, columns)
 
 
-def producer(view: View, kind: type[T] | tuple[type[T], ...]) -> T | None:
+def producer(view: View, kind: type[T]) -> T | None:
     """The operation of that kind whose whole result the view is."""
-    return view.base if isinstance(view.base, kind) and view.is_whole() else None  # type: ignore[return-value]
+    return view.base if isinstance(view.base, kind) and view.is_whole() else None
+
+
+def layer(view: View) -> Linear | Mixture | None:
+    return producer(view, Linear) or producer(view, Mixture)
 
 
 def constant(view: View) -> Floats | None:
@@ -174,7 +180,7 @@ def selecting(view: View, origin_of: Primitive) -> Linear:
             continue
         chosen = selection(view, i)
         if chosen is None or chosen.block is None:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"reads the result of {base.origin} in pieces, but must read whole tokens, in their order",
                 "rearrange tokens before the patch embedding or after the last layer",
             )
@@ -189,7 +195,8 @@ def selecting(view: View, origin_of: Primitive) -> Linear:
                 residual=linear,
             )
         )
-    assert linear is not None and isinstance(linear.base, Linear), "constants alone are never selected"
+    assert linear is not None
+    assert isinstance(linear.base, Linear), "constants alone are never selected"
     return linear.base
 
 
@@ -216,29 +223,52 @@ def _zeros(count: int) -> Floats:
 
 # --- Attention ---
 
+ATTENTION_FORMS = "write attention as scaled_dot_product_attention, or softmax(q @ k.transpose(-2, -1) * scale, -1) @ v"
+
 
 def find_attention(outer: Product, _: Pass) -> View | None:
     """softmax(f * q @ k') @ v, with constant factors anywhere."""
-    softmax = _plain(outer.a, Softmax)
-    inner = _plain(softmax.x, Product) if isinstance(softmax, Softmax) else None
-    if not isinstance(softmax, Softmax) or not isinstance(inner, Product):
+    softmax = outer.a.base
+    if not isinstance(softmax, Softmax) or is_opaque(softmax.x):
         return None
-    scale = softmax.x.terms[0][1]
-    operands = []
-    for view in (inner.a, inner.b, outer.b):
-        factors = {factor for _, factor in view.terms}
-        if len(factors) > 1:
-            return None
-        operands.append((View(tuple((base, 1.0) for base, _ in view.terms), view.index), factors.pop()))
-    (q, q_factor), (k, k_factor), (v, v_factor) = operands
+    inner = softmax.x.base
+    weights, scores = _maps(outer.a), _maps(softmax.x)
+    if not isinstance(inner, Product) or weights is None or scores is None:
+        raise UnsupportedError("needs scores that are q @ k' times a constant: no mask, no bias", ATTENTION_FORMS)
+    operands = [without_factor(view) for view in (inner.a, inner.b, outer.b)]
+    if any(operand is None for operand in operands):
+        return None
+    (q, q_factor), (k, k_factor), (v, v_factor) = (operand for operand in operands if operand)
+    maps = scores[weights]
     attend = Attend(
-        origin=replace(outer.origin, op="attention"),
-        q=q,
-        k=k.pick(k.index.transpose(0, 2, 1)),
+        origin=replace(outer.origin, name=f"{outer.origin.name.rpartition('.')[0]}.attention".lstrip(".")),
+        q=q.pick(q.index[maps]),
+        k=k.pick(k.index.transpose(0, 2, 1)[maps]),
         v=v,
-        scale=scale * q_factor * k_factor,
+        scale=softmax.x.terms[0][1] * q_factor * k_factor,
     )
-    return attended(attend).scaled(v_factor * outer.a.terms[0][1])
+    factor = v_factor * outer.a.terms[0][1]
+    if factor == 1.0:
+        return attended(attend)
+    by = np.full(attend.shape, factor, np.float32)
+    return attended(attend).substitute({attend: whole(Scale(origin=outer.origin, x=whole(attend), factor=by))})
+
+
+def without_factor(view: View) -> tuple[View, float] | None:
+    """The view and the one factor of all its terms."""
+    factors = {factor for _, factor in view.terms}
+    plain = View(tuple((base, 1.0) for base, _ in view.terms), view.index)
+    return (plain, factors.pop()) if len(factors) == 1 else None
+
+
+def _maps(view: View) -> Indices | None:
+    """Which of its operation's attention maps the view consists of, each as it is."""
+    base = view.base
+    if base is None or len(base.shape) < 2 or view.shape[-2:] != base.shape[-2:]:
+        return None
+    size = base.shape[-1] * base.shape[-2]
+    index = view.index.reshape(-1, size)
+    return index[:, 0] // size if np.array_equal(index % size, np.tile(np.arange(size), (len(index), 1))) else None
 
 
 def attended(attend: Attend) -> View:
@@ -246,13 +276,6 @@ def attended(attend: Attend) -> View:
     tokens, (heads, _, features) = attend.q.shape[1], attend.v.shape
     result = whole(attend)
     return result.pick(result.index.reshape(tokens, heads, features).transpose(1, 0, 2))
-
-
-def _plain(view: View, kind: type[Primitive]) -> Primitive | None:
-    """The operation whose whole result, times a factor, the view is, whatever its shape."""
-    if isinstance(view.base, kind) and np.array_equal(view.index.reshape(-1), np.arange(view.base.size)):
-        return view.base
-    return None
 
 
 # --- Constants times and plus tensors ---
@@ -286,7 +309,7 @@ def _per_column(value: Floats, index: Indices) -> Floats | None:
 def fold_scale(node: Scale, at: Pass) -> Primitive:
     """A factor per feature belongs in the weights of the layer before."""
     if (node.factor != node.factor[0]).any():
-        raise Unsupported(
+        raise UnsupportedError(
             "multiplies by a constant that differs between tokens",
             "a learned factor must be a scalar or have one value per feature",
         )
@@ -362,14 +385,13 @@ def fuse_constant(node: Add, at: Pass) -> Primitive | View | None:
         value = constant(other)
         if value is None or view.base is None:
             continue
-        before = producer(view, (Linear, Mixture))
+        before = layer(view)
         if before is None or not at.only_here(before) or not _is_fixed(before.residual):
             continue
-        if isinstance(before, Linear) and (value == value[0]).all():
-            if before.activation == "none" and before.residual is None:
-                return replace(before, bias=before.bias + value[0])
-        total = value if before.residual is None else value + _value(before.residual)
-        return replace(before, residual=whole(Fixed(origin=node.origin, value=float32(total))))
+        alike = before.residual is None and bool((value == value[0]).all())
+        if alike and isinstance(before, Linear) and before.activation == "none":
+            return replace(before, bias=before.bias + value[0])
+        return _plus(before, value, node)
     return None
 
 
@@ -417,30 +439,30 @@ def _joined(view: View, node: Primitive) -> Linear | None:
     return _plus(gathered, fixed, node)
 
 
-def _gathered(layer: Linear, rows: Indices) -> Linear | None:
+def _gathered(old: Linear, rows: Indices) -> Linear | None:
     """Any rows of a layer over the input, in any order; row -1 is zero."""
-    x: View | None = None
-    if isinstance(layer.x.base, Source):
-        index = np.where(rows[:, None] >= 0, layer.x.index[rows], -1)
-        x = View(layer.x.terms, index)
-    elif (inner := layer.x.base) and isinstance(inner, Linear) and (chosen := selection(layer.x)):
-        if chosen.all_columns:
-            before = _gathered(inner, np.where(rows >= 0, chosen.rows[rows], -1))
-            x = before and whole(before)
-    if x is None or not _is_fixed(layer.residual):
+    x = _gathered_operand(old.x, rows)
+    if x is None or not _is_fixed(old.residual):
         return None
-    old = np.zeros(layer.shape, np.float32) if layer.residual is None else _value(layer.residual)
-    empty = -activate(layer.bias, layer.activation)  # what a zero token would give
-    residual = float32(np.where(rows[:, None] >= 0, old[rows], empty))
-    moved = replace(layer, x=x, residual=None)
-    return _plus(moved, residual, layer)
+    added = np.zeros(old.shape, np.float32) if old.residual is None else _value(old.residual)
+    empty = -activate(old.bias, old.activation)  # what a zero token would give
+    residual = float32(np.where(rows[:, None] >= 0, added[rows], empty))
+    return _plus(replace(old, x=x, residual=None), residual, old)
 
 
-def _plus(layer: Linear, value: Floats, node: Primitive) -> Linear:
-    total = value if layer.residual is None else value + _value(layer.residual)
-    if not total.any():
-        return layer
-    return replace(layer, residual=whole(Fixed(origin=node.origin, value=float32(total))))
+def _gathered_operand(x: View, rows: Indices) -> View | None:
+    if isinstance(x.base, Source):
+        return x.pick(np.where(rows[:, None] >= 0, x.index[rows], -1))
+    chosen = selection(x) if isinstance(x.base, Linear) else None
+    if not isinstance(x.base, Linear) or chosen is None or not chosen.all_columns:
+        return None
+    before = _gathered(x.base, np.where(rows >= 0, chosen.rows[rows], -1))
+    return None if before is None else whole(before)
+
+
+def _plus(before: Layer, value: Floats, node: Primitive) -> Layer:
+    total = value if before.residual is None else float32(value + _value(before.residual))
+    return replace(before, residual=whole(Fixed(origin=node.origin, value=total)))
 
 
 # --- Residual connections ---
@@ -449,7 +471,7 @@ def _plus(layer: Linear, value: Floats, node: Primitive) -> Linear:
 def fuse_residual(node: Add, at: Pass) -> Linear | Mixture:
     """A sum joins the layer that makes one side of it, or a layer that copies one side."""
     for view, other in ((node.b, node.a), (node.a, node.b)):
-        before = producer(view, (Linear, Mixture))
+        before = layer(view)
         if before and at.only_here(before) and before.residual is None:
             return replace(before, residual=other)
     first, second = (node.a, node.b) if constant(node.b) is not None or node.b.is_whole() else (node.b, node.a)
@@ -459,10 +481,17 @@ def fuse_residual(node: Add, at: Pass) -> Linear | Mixture:
 # --- Operands the machine can read ---
 
 
+def is_opaque(view: View) -> bool:
+    """Depends on what is reported already."""
+    return any(isinstance(base, Opaque) for base, _ in view.terms)
+
+
 def as_node(view: View, reader: Primitive) -> View:
     """The view as the whole result of one operation."""
     if view.is_whole() or isinstance(view.base, Source):
         return view
+    if is_opaque(view):
+        return whole(Opaque(origin=reader.origin, out_shape=view.shape))
     value = constant(view)
     if value is not None:
         return whole(Fixed(origin=reader.origin, value=value))
@@ -470,25 +499,24 @@ def as_node(view: View, reader: Primitive) -> View:
 
 
 def settle_linear(node: Linear, _: Pass) -> Linear:
-    """x must be consecutive rows of one operation, the residual one operation."""
-    residual = node.residual and as_node(node.residual, node)
+    """Reads consecutive rows of one operation; the residual is one operation."""
+    residual = None if node.residual is None else as_node(node.residual, node)
     x = node.x
-    if constant(x) is not None or not isinstance(x.base, Source):
-        chosen = selection(x) if x.base else None
-        if chosen is None or chosen.block is None or not chosen.all_columns:
-            x = as_node(x, node)
+    chosen = selection(x) if x.base else None
+    readable = isinstance(x.base, Source) or (chosen and chosen.block and chosen.all_columns)
+    if not readable:
+        x = as_node(x, node)
     return node if x is node.x and residual is node.residual else replace(node, x=x, residual=residual)
 
 
 def settle_mixture(node: Mixture, _: Pass) -> Mixture:
-    residual = node.residual and as_node(node.residual, node)
+    residual = None if node.residual is None else as_node(node.residual, node)
     return replace(node, x=as_node(node.x, node), residual=residual)
 
 
 def settle_attend(node: Attend, _: Pass) -> Attend:
     """Each head must be consecutive columns of all rows of one operation."""
-    sides = {name: _heads_as_columns(getattr(node, name), node) for name in ("q", "k", "v")}
-    return replace(node, **sides)
+    return node.with_views(lambda view: _heads_as_columns(view, node))
 
 
 def _heads_as_columns(view: View, node: Attend) -> View:
@@ -504,7 +532,7 @@ def _heads_as_columns(view: View, node: Attend) -> View:
 
 def first_columns(view: View) -> tuple[int, ...] | None:
     """The column at which each head starts, if it is consecutive columns of all rows."""
-    heads, tokens, features = view.shape
+    _, tokens, features = view.shape
     base = view.base
     if base is None or isinstance(base, Source) or len(base.shape) != 2 or base.shape[0] != tokens:
         return None
@@ -516,13 +544,13 @@ def first_columns(view: View) -> tuple[int, ...] | None:
 
 
 def refuse(text: str, hint: str) -> Rule:
-    def rule(_: Primitive, __: Pass) -> None:
-        raise Unsupported(text, hint)
+    def rule(node: Primitive, _: Pass) -> Primitive:
+        if any(is_opaque(view) for view in node.views):
+            return Opaque(origin=node.origin, out_shape=node.shape)
+        raise UnsupportedError(text, hint)
 
     return rule
 
-
-ATTENTION_FORMS = "write attention as scaled_dot_product_attention, or softmax(q @ k.transpose(-2, -1) * scale, -1) @ v"
 
 # The pipeline: (name, rules). Operations are gone once a pass turned all of their kind into others.
 PASSES: tuple[tuple[str, Mapping[type[Primitive], Rule]], ...] = (
@@ -543,7 +571,7 @@ PASSES: tuple[tuple[str, Mapping[type[Primitive], Rule]], ...] = (
     # Positions added to patches, so that a class token can join what is one layer by now.
     ("constants", {Add: fuse_constant}),
     # Class tokens join the layer over the input, ...
-    ("tokens", {kind: join_tokens for kind in (Linear, Mixture, Add, Attend)}),
+    ("tokens", dict.fromkeys((Linear, Mixture, Add, Attend), join_tokens)),
     # ... and positions added after them its residual.
     ("constants of joined tokens", {Add: fuse_constant}),
     # The last operation that is not canonical.
@@ -574,17 +602,16 @@ def rewrite(results: Mapping[str, View]) -> tuple[dict[str, View], list[Problem]
 def _settle_result(view: View, problems: list[Problem]) -> View:
     """A result may arrange one operation's elements freely; several operations must first become one."""
     base = view.terms[0][0]
-    if view.base is not None and not isinstance(base, Fixed) and view.index.min() >= 0 and view.terms[0][1] == 1.0:
+    if is_opaque(view) or (view.base and not isinstance(base, Fixed) and view.index.min() >= 0):
+        return view
+    if constant(view) is not None:
+        text = "is returned, but does not depend on the input"
+        problems.append(Problem(base.origin, text, "return only what the model computes from its input"))
         return view
     try:
-        if constant(view) is not None:
-            raise Unsupported("does not depend on the input", "return only what the model computes from its input")
         rows = view.reshape(-1, view.shape[-1] if view.shape else 1)
-        result = as_node(rows, Opaque(origin=base.origin, out_shape=()))
-        linear = result.base
-        assert isinstance(linear, Linear)
-        return whole(settle_linear(linear, Pass({}, problems))).reshape(*view.shape)
-    except Unsupported as refusal:
+        return as_node(rows, Opaque(origin=base.origin, out_shape=())).reshape(*view.shape)
+    except UnsupportedError as refusal:
         problems.append(Problem(base.origin, refusal.text, refusal.hint))
         return view
 
@@ -637,6 +664,7 @@ class Lowering:
         return self.nodes[key]
 
     def name(self, base: Primitive) -> dict[str, str]:
+        """Inputs and outputs have names of their own."""
         name = base.origin.name or base.origin.op or type(base).__name__.lower()
         self.names[name] += 1
         unique = name if self.names[name] == 1 else f"{name}_{self.names[name] - 1}"
@@ -646,7 +674,7 @@ class Lowering:
         return None if view is None else self.node(view)
 
 
-def _lower_source(at: Lowering, base: Source, view: View) -> ir.Node:
+def _lower_source(_: Lowering, base: Source, view: View) -> ir.Node:
     return ir.Input(name=base.name, index=np.ascontiguousarray(view.index), user_shape=base.user_shape)
 
 
@@ -685,11 +713,17 @@ def _lower_mixture(at: Lowering, base: Mixture, _: View) -> ir.Node:
 
 
 def _lower_attend(at: Lowering, base: Attend, _: View) -> ir.Node:
-    sides = {name: getattr(base, name) for name in ("q", "k", "v")}
-    nodes = {name: at.node(view) for name, view in sides.items()}
-    columns = {f"{name}_columns": first_columns(view) or () for name, view in sides.items()}
     return ir.Attention(
-        **nodes, **columns, head_dim=base.q.shape[2], value_dim=base.v.shape[2], scale=base.scale, **at.name(base)
+        q=at.node(base.q),
+        k=at.node(base.k),
+        v=at.node(base.v),
+        q_columns=first_columns(base.q) or (),
+        k_columns=first_columns(base.k) or (),
+        v_columns=first_columns(base.v) or (),
+        head_dim=base.q.shape[2],
+        value_dim=base.v.shape[2],
+        scale=base.scale,
+        **at.name(base),
     )
 
 
