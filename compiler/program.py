@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import COMMAND_BYTES, Command, Kind, Stationary
+from compiler.commands import COMMAND_BYTES, Command
 from compiler.config import Config
 from compiler.ir import Indices
 from compiler.layout import Weights, unpack
+
+
+class ProgramError(ValueError):
+    """A Program that no machine should run, or a directory that holds none: every reason, one per line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +77,22 @@ class Program:
         raise KeyError(f"task must be one of {', '.join(t.name for t in self.tasks)}, not {name!r}")
 
     @cached_property
-    def _stationary(self) -> dict[Command, Weights]:
+    def _stationary(self) -> dict[tuple[int, ...], Weights]:
         return {}
 
     def weights(self, command: Command) -> Weights:
         """The stationary operand of a MATMUL from memory, unpacked from the image once."""
-        if command not in self._stationary:
-            assert command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY
+        key = command.dma_address, command.depth, command.columns, command.b_digits
+        if key not in self._stationary:
             raw = self.image[command.dma_address :][: command.dma_beats * self.config.beat_bytes]
-            self._stationary[command] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
-        return self._stationary[command]
+            self._stationary[key] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
+        return self._stationary[key]
+
+    def save(self, path: Path) -> None:
+        """Write a directory that `compiler.store.load` reads; only another Program is ever replaced."""
+        from compiler.store import save  # noqa: PLC0415, store builds on this module
+
+        save(self, path)
 
 
 def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:

@@ -1,8 +1,9 @@
 """From floats to integers: number formats measured on calibration samples, weights scaled per output channel.
 
 A tensor's value is `integer * scale`. The residual stream and whatever is normalised has 16 bits and shares
-one power of two along every chain of residual adds, since the epilogue adds the residual as it is. All else
-has the bits of the layer that reads it, and the scale of least mean squared error.
+one scale along every chain of residual adds, since the epilogue adds the residual as it is. All else has the
+bits of the layer that reads it, and the scale of least mean squared error. Scales are powers of two only where
+something shifts: what comes in, goes out, or leaves a GELU.
 
 Tasks are calibrated together: a layer that several tasks run has one format and one weight image.
 """
@@ -35,7 +36,7 @@ from compiler.ir import Activation, Attention, Expert, Floats, Graph, Input, Mat
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 
 GATE_WIDTH = 16  # bits of a gate's operand and weights: a wrong choice of expert costs more than four bytes
-HEADROOM = 2.0  # of 16-bit tensors beyond the largest calibrated magnitude
+HEADROOM = 1.5  # of 16-bit tensors beyond the largest calibrated magnitude
 GATE_GUARD = 6  # fractional bits of an expert's result beyond the output's, while it meets its score
 SOFTMAX_GUARD = 12  # at most, of a softmax-weighted sum
 WEIGHT_LIMIT = {4: 7, 8: 127, 16: operand_limits(16)[1]}
@@ -102,7 +103,7 @@ class Format:
 
     @property
     def fraction(self) -> int:
-        """Of a power-of-two scale, which those of inputs, outputs and residuals are."""
+        """Of a power-of-two scale, which those of inputs and outputs are."""
         mantissa, exponent = math.frexp(self.scale)
         assert mantissa == 0.5
         return 1 - exponent
@@ -292,22 +293,18 @@ def _formats(graphs: list[Graph], precision: Precision, keys: dict[Node, Key], s
     for node in nodes:
         if isinstance(node, Matmul | Moe) and node.residual is not None:
             chains.join(keys[node], keys[node.residual])
-    powers = {keys[n] for n in nodes if isinstance(n, Input)} | {keys[n] for n in nodes if _fraction_limit(n) < 64}
+    gelu = {keys[n] for n in nodes if isinstance(n, Matmul) and n.activation == "gelu"}
+    ports = {keys[n.x] for graph in graphs for n in graph.outputs} | {keys[n] for n in nodes if isinstance(n, Input)}
     formats: dict[Key, Format] = {}
     for members in chains.groups(keys[node] for node in nodes):
         observed = [seen[key, "output"] for key in members]
-        if widths[members[0]] == 16:
-            limit = min(_fraction_limit(node) for node in nodes if keys[node] in members)
-            scale = max(power_of_two(wide_scale(max(o.absmax for o in observed))), 2.0**-limit)
-        else:
-            scale = narrow_scale(observed[0], power=members[0] in powers)
-        formats |= dict.fromkeys(members, Format(widths[members[0]], scale))
+        largest = Observed(max(o.absmax for o in observed), [part for o in observed for part in o.parts])
+        width = widths[members[0]]
+        scale = scale_of(largest, width, power=not (gelu | ports).isdisjoint(members))
+        if not gelu.isdisjoint(members):  # the epilogue shifts right, from GELU_FRACTION
+            scale = max(scale, 2.0**-GELU_FRACTION)
+        formats |= dict.fromkeys(members, Format(width, scale))
     return {node: formats[keys[node]] for node in nodes}
-
-
-def _fraction_limit(node: Node) -> int:
-    """Fractional bits that the epilogue can shift down to: a GELU's result comes with GELU_FRACTION."""
-    return GELU_FRACTION if isinstance(node, Matmul) and node.activation == "gelu" else 64
 
 
 def _widths(graphs: list[Graph], precision: Precision, keys: dict[Node, Key]) -> dict[Key, int]:
@@ -512,7 +509,7 @@ def quantise_linear(
 def _least_error(weight: Floats, bits: int) -> NDArray[np.float64]:
     """Scale per output channel with the least mean squared error."""
     limit = WEIGHT_LIMIT[bits]
-    full = np.abs(weight).max(axis=1).astype(np.float64) / limit
+    full: NDArray[np.float64] = np.abs(weight).max(axis=1).astype(np.float64) / limit
     if len(CLIPPING[bits]) == 1:
         return full
     safe = np.where(full > 0, full, 1).astype(np.float32)
@@ -520,10 +517,12 @@ def _least_error(weight: Floats, bits: int) -> NDArray[np.float64]:
     for part in CLIPPING[bits].astype(np.float32):
         step = (safe * part)[:, None]
         errors.append(np.square(np.clip(np.rint(weight / step), -limit, limit) * step - weight).sum(axis=1))
-    return full * CLIPPING[bits][np.argmin(errors, axis=0)]
+    best: NDArray[np.float64] = full * CLIPPING[bits][np.argmin(errors, axis=0)]
+    return best
 
 
 def _least_scale(weight: Floats, bias: Floats, x: Format, word: float) -> NDArray[np.float64]:
     """Below it a channel's sum could leave the accumulator, or its multiplier the 16 bits."""
     largest = np.abs(weight).sum(axis=1, dtype=np.float64) * 2 ** (x.width - 1) + np.abs(bias) / x.scale
-    return np.maximum(largest / 2 ** (BIAS_WIDTH - 1) * 1.01, word / x.scale * 2.0**-32)
+    least: NDArray[np.float64] = np.maximum(largest / 2 ** (BIAS_WIDTH - 1) * 1.01, word / x.scale * 2.0**-32)
+    return least

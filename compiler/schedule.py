@@ -4,22 +4,23 @@ Every node type has one function that drafts its commands (`_DRAFTS`). Drafts na
 all commands of a task are known, so are the buffers' lifetimes, and `allocate` places them.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from compiler.allocate import Span, allocate
 from compiler.commands import COMMAND_BYTES, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
-from compiler.config import BIAS_WIDTH, Config
-from compiler.fixed import EXP_ONE, ROW_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
+from compiler.config import Config
+from compiler.fixed import EXP_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
 from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
 from compiler.layout import Weights, pack
 from compiler.program import Port, Program, Segment, Task, command_table
 from compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
+from compiler.verify import verify
 
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
 POST = {"none": Post.NONE, "relu": Post.RELU, "gelu": Post.GELU}
@@ -43,9 +44,10 @@ def schedule(quantised: Quantised, config: Config) -> Program:
     data = command_table(config, [task.commands for task in tasks]).ljust(image.base, b"\0")
     pitch = config.command_depth * COMMAND_BYTES
     tables = [Segment(f"commands of {task.name}", i * pitch, pitch) for i, task in enumerate(tasks)]
-    return Program(
-        config, str(quantised.precision), tuple(tasks), data + b"".join(image.parts), (*tables, *image.segments)
-    )
+    segments = (*tables, *image.segments)
+    program = Program(config, str(quantised.precision), tuple(tasks), data + b"".join(image.parts), segments)
+    verify(program)
+    return program
 
 
 def does_not_fit(what: str, need: int, have: int, remedy: str) -> str:
@@ -146,7 +148,7 @@ def _positions(chain: list[Node], starts: dict[Node, set[int]], lanes: int) -> I
             cuts.update(range(0, features, node.value_dim))
     positions, free = np.zeros(features, np.int64), 0
     edges = [*sorted(cuts), features]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         positions[first:last] = free + np.arange(last - first)
         free = _aligned(free + last - first, lanes)
     return positions
@@ -403,13 +405,15 @@ def _attention(d: Drafting, node: Attention) -> None:
 
 def _head(d: Drafting, node: Attention, n: AttentionNumbers, head: int, note: str, first: int, rows: int) -> None:
     q, k, v, out = (d.tensors[x] for x in (node.q, node.k, node.v, node))
-    lanes = d.config.lanes
     q_chunk, k_chunk, v_chunk, o_chunk = (
-        int(tensor.positions[column]) // lanes
+        int(tensor.positions[column]) // d.config.lanes
         for tensor, column in (
-            (q, node.q_columns[head]), (k, node.k_columns[head]), (v, node.v_columns[head]), (out, head * node.value_dim)
+            (q, node.q_columns[head]),
+            (k, node.k_columns[head]),
+            (v, node.v_columns[head]),
+            (out, head * node.value_dim),
         )
-    )  # fmt: skip
+    )
     scores = d.buffer(f"{note} scores", rows, np.arange(k.rows), 16)
     d.score_spans[scores.span] = node
     d.draft(
@@ -455,8 +459,9 @@ def _moe(d: Drafting, node: Moe) -> None:
     logits = d.buffer(f"{node.name} logits", rows, np.arange(experts), 16)
     d.product(f"{node.name}: gate", numbers.gate, x, logits, rows=rows)
     d.draft(
-        Kind.ROUTE, f"{node.name}: route", {"a_address": logits.at()}, rows=rows, columns=experts, a_stride=logits.stride,
-        top_k=node.top_k, score_all=int(node.scoring == "softmax_of_all"), exp_shift=numbers.exp_shift,
+        Kind.ROUTE, f"{node.name}: route", {"a_address": logits.at()}, rows=rows, columns=experts,
+        a_stride=logits.stride, top_k=node.top_k, score_all=int(node.scoring == "softmax_of_all"),
+        exp_shift=numbers.exp_shift,
     )  # fmt: skip
     out = d.tensor(node, gathers=True)
     added = None if node.residual is None else d.tensors[node.residual]

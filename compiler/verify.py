@@ -1,0 +1,287 @@
+"""What must hold of a Program before a machine runs it.
+
+The commands of each task are walked in order with what they leave behind (chunks written, statistics, row
+maxima, queues); every rule is a condition and the text that says how it is broken.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.commands import COMMAND_BYTES, Command, Kind, Prologue, Queue, Residual, RowScale, Space, Stationary
+from compiler.config import ELEMENT_WIDTH, Config
+from compiler.fixed import EXP_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
+from compiler.layout import stream_beats
+from compiler.program import Port, Program, ProgramError, Task
+
+Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
+Bools = NDArray[np.bool_]
+
+
+def verify(program: Program) -> None:
+    """Raises `ProgramError` naming every rule that is broken."""
+    problems = [f"program: {text}" for holds, text in _image_rules(program) if not holds]
+    for number, task in enumerate(program.tasks):
+        problems += [f"task '{task.name}': {text}" for holds, text in _task_rules(program, task, number) if not holds]
+        if not problems:
+            problems += _Walk(program, task).problems()
+    if problems:
+        raise ProgramError("\n".join(problems))
+
+
+def _image_rules(program: Program) -> Rules:
+    size, names = len(program.image), [task.name for task in program.tasks]
+    yield len(names) > 0, "it has no task"
+    yield len(set(names)) == len(names), f"task names must differ, not {', '.join(names)}"
+    yield size % 2 == 0, f"the image must be whole elements, not {size} bytes"
+    for segment in program.segments:
+        end = segment.offset + segment.length
+        yield 0 <= segment.offset <= end <= size, f"segment '{segment.name}' ends at byte {end} of {size}"
+
+
+def _task_rules(program: Program, task: Task, number: int) -> Rules:
+    config, count = program.config, len(task.commands)
+    table = number * config.command_depth * COMMAND_BYTES
+    yield 2 <= count <= config.command_depth, f"must have 2 to {config.command_depth} commands, not {count}"
+    encoded = b"".join(command.encode() for command in task.commands)
+    yield program.image[table : table + len(encoded)] == encoded, "its commands are not those in the image"
+    kinds = [command.kind for command in task.commands]
+    yield kinds[:1] == [Kind.BEGIN] and kinds.count(Kind.BEGIN) == 1, "must begin with its only BEGIN"
+    yield kinds[-1:] == [Kind.END] and kinds.count(Kind.END) == 1, "must end with its only END"
+    if kinds[:1] == [Kind.BEGIN]:
+        begin = task.commands[0]
+        yield begin.rows == count, f"BEGIN must state {count} commands, not {begin.rows}"
+        yield (
+            begin.epsilon == config.fingerprint,
+            f"was made for another Config: fingerprint {begin.epsilon:08x}, not {config.fingerprint:08x}",
+        )
+    yield len(task.notes) in (0, count), f"must have a note per command, not {len(task.notes)} for {count}"
+    yield task.input_bytes % 2 == task.output_bytes % 2 == 0, "its regions must be whole elements"
+    for ports, size, what in ((task.inputs, task.input_bytes, "input"), (task.outputs, task.output_bytes, "output")):
+        for port in ports:
+            for holds, text in _port_rules(port, config, size, what):
+                yield holds, f"{what} '{port.name}' {text}"
+
+
+def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
+    end = port.offset + 2 * port.elements
+    beats = port.offset % config.beat_bytes == 0
+    yield port.offset >= 0 and port.elements > 0, f"is at byte {port.offset} with {port.elements} elements"
+    yield end <= size, f"ends at byte {end} of a region of {size}"
+    yield beats, f"must start at a multiple of {config.beat_bytes} bytes, not at {port.offset}"
+    yield port.width in (8, ELEMENT_WIDTH), f"must have 8 or 16 bits, not {port.width}"
+    shape, low, high = port.shape, 0, port.elements
+    if what == "input":
+        shape, low, high = (port.elements,), -1, int(np.prod(port.shape))
+    yield port.index.shape == shape, f"must have an index of shape {shape}, not {port.index.shape}"
+    inside = not port.index.size or low <= int(port.index.min()) <= int(port.index.max()) < high
+    yield inside, f"must have an index of {low} to {high - 1}"
+
+
+@dataclass
+class _Walk:
+    """What the commands so far have left behind."""
+
+    program: Program
+    task: Task
+    written: Bools = field(init=False)  # chunks
+    gathered: Bools = field(init=False)  # statistics rows
+    maxima: int = 0  # rows
+    experts: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.config = self.program.config
+        self.written = np.zeros(self.config.scratchpad_chunks, np.bool_)
+        self.gathered = np.zeros(self.config.statistics_rows, np.bool_)
+
+    def problems(self) -> list[str]:
+        out = []
+        for position, command in enumerate(self.task.commands):
+            broken = [text for holds, text in _RULES[command.kind](self, command) if not holds]
+            note = f" ({self.task.notes[position]})" if self.task.notes else ""
+            prefix = f"task '{self.task.name}': command {position}, {command.kind.name}{note}: "
+            out += [prefix + text for text in broken]
+            if broken:
+                break  # what follows would only repeat it
+        return out
+
+    # Ranges; each returns indices into the memory, clipped to it, after stating its rules.
+
+    def chunks(self, c: Command, name: str, rows: int, columns: int) -> Ints:
+        address, stride = getattr(c, f"{name}_address"), getattr(c, f"{name}_stride")
+        at: Ints = address + np.arange(rows)[:, None] * stride + np.arange(-(-columns // self.config.lanes))
+        return at.reshape(-1)
+
+    def inside(self, name: str, at: Ints) -> tuple[bool, str]:
+        last, size = int(at.max()), self.config.scratchpad_chunks
+        return last < size, f"{name} reaches chunk {last} of a scratchpad of {size}"
+
+    def readable(self, name: str, at: Ints) -> Rules:
+        inside, text = self.inside(name, at)
+        yield inside, text
+        if inside:
+            missing = at[~self.written[at]]
+            yield not missing.size, f"{name} reads chunk {missing[:1]} that nothing has written"
+
+    def statistics(self, first: int, rows: int) -> tuple[bool, str]:
+        size = self.config.statistics_rows
+        return first + rows <= size, f"statistics reach row {first + rows - 1} of {size}"
+
+
+def _none(walk: _Walk, c: Command) -> Rules:
+    yield from ()
+
+
+def _transfer(w: _Walk, c: Command) -> Rules:
+    config, size = w.config, c.rows * w.config.lanes * 2
+    load = c.kind == Kind.LOAD
+    limits = {Space.PROGRAM: len(w.program.image), Space.INPUT: w.task.input_bytes, Space.OUTPUT: w.task.output_bytes}
+    allowed = (Space.PROGRAM, Space.INPUT) if load else (Space.OUTPUT,)
+    end = c.dma_address + size
+    yield c.rows > 0, "has no chunks"
+    yield c.dma_space in allowed, f"must not address {c.dma_space.name}"
+    yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
+    yield c.dma_beats * config.beat_bytes == size, f"{c.dma_beats} beats are not {size} bytes"
+    yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
+    at = c.a_address + np.arange(max(c.rows, 1))
+    inside = w.inside("a", at)
+    yield inside
+    if load and inside[0]:
+        w.written[at] = True
+    elif inside[0]:  # the padding of the last beat may be anything
+        yield bool(w.written[c.a_address]), f"a reads chunk {c.a_address} that nothing has written"
+
+
+def _route(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    yield 1 <= c.rows <= config.max_rows, f"must have 1 to {config.max_rows} rows, not {c.rows}"
+    yield 2 <= c.columns <= config.max_experts, f"must have 2 to {config.max_experts} experts, not {c.columns}"
+    yield 1 <= c.top_k <= c.columns, f"top_k must be 1 to {c.columns}, not {c.top_k}"
+    yield from w.readable("a", w.chunks(c, "a", max(c.rows, 1), max(c.columns, 1)))
+    w.experts, w.tokens = c.columns, c.rows
+
+
+def _matmul(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    for name, most in (("rows", config.max_rows), ("depth", 1 << 16), ("columns", 1 << 16)):
+        value = getattr(c, name)
+        yield 1 <= value <= most, f"must have 1 to {most} {name}, not {value}"
+        if not value:
+            return
+    for holds, text in (*_queue(w, c), *_stationary(w, c), *_prologue(w, c)):
+        yield holds, text
+        if not holds:
+            return
+    yield from w.readable("a", w.chunks(c, "a", c.rows, c.depth))
+    yield from _output(w, c)
+    yield from _accumulator(w, c)
+
+
+def _queue(w: _Walk, c: Command) -> Rules:
+    if c.queue:
+        yield w.experts > 0, "uses a queue before any ROUTE"
+        yield c.expert < w.experts, f"uses the queue of expert {c.expert} of {w.experts}"
+        yield c.rows == w.tokens, f"its queue can hold {w.tokens} tokens, it states {c.rows}"
+    yield bool(c.queue) or c.row_scale != RowScale.GATE, "scales by a gate without a queue"
+    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
+    yield not chained or c.queue == Queue.SCATTER, "chains a residual without scattering"
+
+
+def _stationary(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    yield c.b_digits >= 1, "its stationary operand has no digits"
+    if c.b_source == Stationary.MEMORY:
+        beats, end = (
+            stream_beats(config, c.depth, c.columns, c.b_digits),
+            c.dma_address + c.dma_beats * config.beat_bytes,
+        )
+        yield c.dma_space == Space.PROGRAM, f"weights must come from PROGRAM, not {c.dma_space.name}"
+        yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
+        yield c.dma_beats == beats, f"its weights take {beats} beats, not {c.dma_beats}"
+        yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
+    elif c.b_source == Stationary.COLUMNS:
+        yield from w.readable("b", w.chunks(c, "b", c.columns, c.depth))
+    else:
+        yield from w.readable("b", w.chunks(c, "b", c.depth, c.columns))
+
+
+def _prologue(w: _Walk, c: Command) -> Rules:
+    if c.prologue == Prologue.NORMALISE:
+        rows = w.tokens if c.queue == Queue.GATHER else c.rows
+        inside = w.statistics(c.a_statistics, rows)
+        yield inside
+        if inside[0]:
+            known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
+            yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
+        yield c.epsilon >= 1, "normalises with no epsilon"
+        variance = c.depth**2 * (1 << 30) + c.epsilon
+        yield variance < 1 << VARIANCE_WIDTH, f"its variance needs {variance.bit_length()} bits, not {VARIANCE_WIDTH}"
+        least = c.norm_shift + ((max(c.epsilon, 1).bit_length() - 1) >> 1)
+        yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
+    if c.prologue == Prologue.EXP:
+        yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
+        total = c.depth * _largest(c)
+        yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
+    yield c.row_scale != RowScale.SOFTMAX or c.prologue == Prologue.EXP, "divides by the sum of no exponentials"
+
+
+def _output(w: _Walk, c: Command) -> Rules:
+    out = w.chunks(c, "o", c.rows, c.columns)
+    others = {"a": w.chunks(c, "a", c.rows, c.depth)}
+    if c.b_source == Stationary.COLUMNS:
+        others["b"] = w.chunks(c, "b", c.columns, c.depth)
+    elif c.b_source == Stationary.ROWS:
+        others["b"] = w.chunks(c, "b", c.depth, c.columns)
+    if c.residual in (Residual.ADD, Residual.CHAIN):
+        others["r"] = w.chunks(c, "r", c.rows, c.columns)
+        yield from w.readable("r", others["r"])
+    inside = w.inside("o", out)
+    yield inside
+    if not inside[0]:
+        return
+    for name, at in others.items():
+        both = np.intersect1d(out, at)
+        yield not both.size, f"writes chunk {both[:1]} that it reads as {name}"
+    w.written[out] = True
+    if c.statistics:
+        gathers = w.statistics(c.o_statistics, c.rows)
+        yield gathers
+        w.gathered[c.o_statistics : c.o_statistics + c.rows] = True
+        apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
+        yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
+    if c.row_maximum:
+        w.maxima = c.rows
+
+
+def _largest(c: Command) -> int:
+    """Magnitude that the streamed operand cannot exceed."""
+    width = 16 if c.a_wide else 8
+    return EXP_ONE >> (16 - width) if c.prologue == Prologue.EXP else -operand_limits(width)[0]
+
+
+def _accumulator(w: _Walk, c: Command) -> Rules:
+    if c.b_source == Stationary.MEMORY:
+        weights = w.program.weights(c)
+        bounds = np.abs(weights.matrix).sum(axis=0) * _largest(c) + np.abs(weights.bias)
+        bound, where = int(bounds.max()), f"channel {int(bounds.argmax())}"
+    else:
+        width = min(ELEMENT_WIDTH, c.b_digits * w.config.weight_width)
+        bound, where = c.depth * _largest(c) << (width - 1), "every channel"
+    bits = bound.bit_length() + 1
+    yield (
+        bits <= w.config.accumulator_width,
+        f"{where} may need {bits} accumulator bits, not {w.config.accumulator_width}",
+    )
+
+
+_RULES: dict[Kind, Callable[[_Walk, Command], Rules]] = {
+    Kind.BEGIN: _none,
+    Kind.END: _none,
+    Kind.LOAD: _transfer,
+    Kind.STORE: _transfer,
+    Kind.MATMUL: _matmul,
+    Kind.ROUTE: _route,
+}
