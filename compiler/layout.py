@@ -5,7 +5,6 @@ for each group of `Config.inputs` features and each weight digit (least signific
 of `inputs` digits per channel, feature after feature. Parameters and tiles are padded to whole bus beats.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,62 +24,56 @@ class Weights:
     shift: Ints = field(repr=False)
 
 
-def tiles(config: Config, depth: int, columns: int, digits: int) -> Iterator[tuple[int, int, int]]:
-    """(first channel, first feature, digit) of every tile, in the order of use."""
-    for column in range(0, columns, config.outputs):
-        for feature in range(0, depth, config.inputs):
-            for digit in range(digits):
-                yield column, feature, digit
-
-
 def stream_beats(config: Config, depth: int, columns: int, digits: int) -> int:
     """Bus beats of one stationary operand."""
     groups = -(-columns // config.outputs)
     return groups * (config.parameter_beats + -(-depth // config.inputs) * digits * config.tile_beats)
 
 
-def _padded(config: Config, depth: int, columns: int) -> tuple[int, int]:
-    return -(-depth // config.inputs) * config.inputs, -(-columns // config.outputs) * config.outputs
+def _groups(config: Config, depth: int, columns: int) -> tuple[int, int]:
+    """Groups of channels and of features."""
+    return -(-columns // config.outputs), -(-depth // config.inputs)
 
 
-def _to_beats(config: Config, data: NDArray[np.uint8]) -> bytes:
-    return data.tobytes() + bytes(-data.size % config.beat_bytes)
+def _whole(raw: NDArray[np.uint8], beats: int, config: Config) -> NDArray[np.uint8]:
+    """The last axis padded to `beats`."""
+    padding = beats * config.beat_bytes - raw.shape[-1]
+    return np.pad(raw, [(0, 0)] * (raw.ndim - 1) + [(0, padding)])
 
 
 def pack(config: Config, weights: Weights, digits: int) -> bytes:
     depth, columns = weights.matrix.shape
-    padded = np.zeros(_padded(config, depth, columns), np.int64)
+    groups, slices = _groups(config, depth, columns)
+    words = np.zeros((groups, config.outputs), "<u8")
+    words.reshape(-1)[:columns] = (
+        (weights.bias & ((1 << BIAS_WIDTH) - 1))
+        | (weights.multiplier << BIAS_WIDTH)
+        | (weights.shift << (BIAS_WIDTH + 16))
+    )  # fmt: skip
+    padded = np.zeros((slices * config.inputs, groups * config.outputs), np.int64)
     padded[:depth, :columns] = weights.matrix
-    planes = split_digits(padded, config.weight_width, digits)
-    words = np.zeros(padded.shape[1], np.uint64)
-    words[:columns] = (
-        (weights.bias & ((1 << BIAS_WIDTH) - 1)) | (weights.multiplier << BIAS_WIDTH) | (weights.shift << (BIAS_WIDTH + 16))
-    ).astype(np.uint64)
-    out = []
-    for column, feature, digit in tiles(config, depth, columns, digits):
-        if feature == digit == 0:
-            out.append(_to_beats(config, words[column : column + config.outputs].view(np.uint8)))
-        tile = planes[digit][feature : feature + config.inputs, column : column + config.outputs]
-        out.append(_to_beats(config, tile.T.astype(f"<i{config.weight_width // 8}").reshape(-1).view(np.uint8)))
-    return b"".join(out)
+    planes = np.stack(split_digits(padded, config.weight_width, digits)).astype(f"<i{config.weight_width // 8}")
+    shape = digits, slices, config.inputs, groups, config.outputs
+    tiles = planes.reshape(shape).transpose(3, 1, 0, 4, 2).reshape(groups, slices * digits, -1)
+    parts = (
+        _whole(words.view(np.uint8), config.parameter_beats, config),
+        _whole(np.ascontiguousarray(tiles).view(np.uint8), config.tile_beats, config).reshape(groups, -1),
+    )
+    return np.concatenate(parts, axis=1).tobytes()
 
 
 def unpack(config: Config, raw: bytes, depth: int, columns: int, digits: int) -> Weights:
     """Inverse of `pack`."""
-    padded = _padded(config, depth, columns)
-    matrix, words = np.zeros(padded, np.int64), np.zeros(padded[1], np.int64)
-    element = f"<i{config.weight_width // 8}"
-    position = 0
-    for column, feature, digit in tiles(config, depth, columns, digits):
-        if feature == digit == 0:
-            words[column : column + config.outputs] = np.frombuffer(raw, "<i8", config.outputs, position)
-            position += config.parameter_beats * config.beat_bytes
-        tile = np.frombuffer(raw, element, config.inputs * config.outputs, position).astype(np.int64)
-        rows, cols = slice(feature, feature + config.inputs), slice(column, column + config.outputs)
-        matrix[rows, cols] += tile.reshape(config.outputs, config.inputs).T << (config.weight_width * digit)
-        position += config.tile_beats * config.beat_bytes
-    words = words[:columns]
+    groups, slices = _groups(config, depth, columns)
+    data = np.frombuffer(raw, np.uint8).reshape(groups, -1)
+    first = config.parameter_beats * config.beat_bytes
+    words = np.ascontiguousarray(data[:, : 8 * config.outputs]).view("<i8").reshape(-1)[:columns]
+    tiles = data[:, first:].reshape(groups, slices * digits, -1)
+    used = np.ascontiguousarray(tiles[..., : config.inputs * config.outputs * config.weight_width // 8])
+    planes = used.view(f"<i{config.weight_width // 8}")
+    planes = planes.reshape(groups, slices, digits, config.outputs, config.inputs).transpose(2, 1, 4, 0, 3)
+    matrix = np.zeros((slices * config.inputs, groups * config.outputs), np.int64)
+    for digit, plane in enumerate(planes):
+        matrix += plane.reshape(matrix.shape).astype(np.int64) << (config.weight_width * digit)
     bias = (words << (64 - BIAS_WIDTH)) >> (64 - BIAS_WIDTH)
-    return Weights(
-        matrix[:depth, :columns], bias, (words >> BIAS_WIDTH) & 0xFFFF, (words >> (BIAS_WIDTH + 16)) & 0xFF
-    )
+    return Weights(matrix[:depth, :columns], bias, (words >> BIAS_WIDTH) & 0xFFFF, (words >> (BIAS_WIDTH + 16)) & 0xFF)
