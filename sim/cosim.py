@@ -20,6 +20,7 @@ from sim import toolchain
 from sim.bench import CASE, RESULT
 
 BUILD_ARGS = (*toolchain.QUIET, "-CFLAGS", "-O1")
+KINDS = ("VM_COVERAGE", "VM_SC", "VM_TIMING", "VM_TRACE_FST", "VM_TRACE_SAIF")  # of models, that ours are not
 logging.getLogger("Verilator").setLevel(logging.WARNING)
 
 
@@ -30,9 +31,11 @@ class SimulationError(AssertionError):
 class _Runner(Verilator):
     """cocotb's runner in our environment, with a wall-clock deadline."""
 
-    def __init__(self, *, path: Sequence[Path] = (), timeout: float | None = None) -> None:
+    def __init__(
+        self, *, path: Sequence[Path] = (), objects: Sequence[Path] = (), timeout: float | None = None
+    ) -> None:
         super().__init__()
-        self._path, self._timeout, self.returncode = path, timeout, 0
+        self._path, self._objects, self._timeout, self.returncode = path, objects, timeout, 0
 
     def _simulator_in_path_build_only(self) -> None:
         self.executable = str(toolchain.verilator())
@@ -46,6 +49,8 @@ class _Runner(Verilator):
 
     def _execute_cmds(self, cmds: Sequence[Sequence[str]], cwd: Any, stdout: TextIO | None = None) -> None:
         for command in cmds:
+            for file in self._objects if command[0] == "make" else ():
+                shutil.copyfile(file, self.build_dir / file.name)  # newer than the makefile: done
             done = subprocess.run(
                 command,
                 cwd=cwd,
@@ -66,7 +71,7 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
     def make(directory: Path) -> None:
         source = directory / f"{name}.v"
         source.write_text(verilog)
-        runner = _Runner()
+        runner = _Runner(objects=_runtime(waves))
         runner.build(
             sources=[source],
             hdl_toplevel=name,
@@ -82,6 +87,12 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
 
     key = digest(verilog, name, str(waves), toolchain.version(), *BUILD_ARGS)
     return toolchain.cached_build("cosim", key, make)
+
+
+def _runtime(waves: bool) -> list[Path]:
+    names = ["verilated", "verilated_dpi", "verilated_vpi", "verilated_threads"] + ["verilated_vcd_c"] * waves
+    kinds = [f"-D{kind}=0" for kind in KINDS] + [f"-D{kind}={int(waves)}" for kind in ("VM_TRACE", "VM_TRACE_VCD")]
+    return toolchain.runtime(names, ["-O2", "-DVERILATOR=1", *kinds])
 
 
 def simulate(

@@ -99,6 +99,19 @@ def cached_build(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     return directory
 
 
+def runtime(names: Sequence[str], flags: Sequence[str]) -> list[Path]:
+    """Objects of Verilator's own sources, compiled once for all models: they take longer than a small model."""
+
+    def build(directory: Path) -> None:
+        include = verilator_root() / "include"
+        variables = {"CXXFLAGS": " ".join((f"-I{include}", f"-I{include / 'vltstd'}", *flags)), "VPATH": str(include)}
+        targets = [f"{name}.o" for name in names]
+        call(["make", "-j", str(JOBS), *(f"{name}={value}" for name, value in variables.items()), *targets], directory)
+
+    directory = cached_build("runtime", digest(version(), *names, "", *flags), build)
+    return [directory / f"{name}.o" for name in names]
+
+
 def drop_intermediates(directory: Path) -> None:
     """Objects and precompiled headers are most of a build's size, and of no use after it."""
     for pattern in ("*.o", "*.a", "*.gch", "*.d"):

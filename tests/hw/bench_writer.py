@@ -69,7 +69,8 @@ async def random_requests(dut):
         sizes = [0, 1, 1, 2, 7, 4096 // BYTES, rng.randint(1, 700), rng.randint(1, 40)]
         asked = [(rng.choice(pages) + rng.randrange(4096 // BYTES) * BYTES, rng.choice(sizes)) for _ in range(25)]
         await bench.write(asked)
-    assert dut.error.value == 0 and bench.memory.blank == 0
+    assert dut.error.value == 0
+    assert bench.memory.blank == 0
 
 
 @cocotb.test(**TIMEOUT)
@@ -169,7 +170,8 @@ async def flush_holds_a_raised_address(dut):
     await until(dut, lambda: bool(dut.m_axi_awvalid.value), 20, "AWVALID")
     dut.flush.value = 1
     await cycles(dut, 50)
-    assert dut.m_axi_awvalid.value and not dut.idle.value
+    assert dut.m_axi_awvalid.value
+    assert not dut.idle.value
     dut.flush.value = 0
     blocked = False
     await bench.write([(0x3000, 8)])
