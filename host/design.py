@@ -111,7 +111,7 @@ class Reader:
 
     def pairs(self, node: yaml.Node, what: str) -> Pairs:
         if not isinstance(node, yaml.MappingNode):
-            self.complain(node, f"{what} must be keys with values, not {self.shown(node)}")
+            self.complain(node, f"{what} must be key: value pairs, not {self.shown(node)}")
             return {}
         found: Pairs = {}
         for key, value in node.value:
@@ -131,8 +131,8 @@ class Reader:
         for name, (key, _) in found.items():
             if name not in keys:
                 close = difflib.get_close_matches(name, keys, 1)
-                hint = f"did you mean '{close[0]}'?" if close else f"keys are {', '.join(keys)}"
-                self.complain(key, f"'{name}' is not a key of {what}; {hint}")
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                self.complain(key, f"'{name}' is not a key of {what}{hint}")
         if isinstance(node, yaml.MappingNode):
             for name in required:
                 if name not in found:
@@ -197,7 +197,7 @@ def _parse(path: Path) -> yaml.Node:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise DesignError(f"{path}: {error}") from error
     if root is None:
-        raise DesignError(f"{path}: a design must have the keys module and calibration, and the file is empty")
+        raise DesignError(f"{path}: a design must have the keys 'module' and 'calibration', and the file is empty")
     return root
 
 
