@@ -34,6 +34,17 @@ class Port:
     index: Indices = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """Where a tensor is while commands `first` to `last` run; for people and debuggers."""
+
+    name: str
+    address: int  # first chunk
+    chunks: int
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """Commands and ports of one task; switching task is starting another of these."""
@@ -46,6 +57,7 @@ class Task:
     output_bytes: int
     macs: int  # multiply-accumulates of one frame: the model's, without padding or digit passes
     notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
+    buffers: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,8 @@ class Program:
         """The stationary operand of a MATMUL from memory, unpacked from the image once."""
         key = command.dma_address, command.depth, command.columns, command.b_digits
         if key not in self._stationary:
-            raw = self.image[command.dma_address :][: command.dma_beats * self.config.beat_bytes]
+            end = command.dma_address + command.dma_beats * self.config.beat_bytes
+            raw = self.image[command.dma_address : end]
             self._stationary[key] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
         return self._stationary[key]
 

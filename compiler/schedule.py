@@ -18,7 +18,7 @@ from compiler.config import Config
 from compiler.fixed import EXP_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
 from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
 from compiler.layout import Weights, pack
-from compiler.program import Port, Program, Segment, Task, command_table
+from compiler.program import Buffer, Port, Program, Segment, Task, command_table
 from compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
 from compiler.verify import verify
 
@@ -526,6 +526,7 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     return Task(
         graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(macs(node) for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
+        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from compiler.commands import COMMAND_BYTES, Command, Kind
 from compiler.config import Config, ConfigError
 from compiler.ir import Indices
-from compiler.program import Port, Program, ProgramError, Segment, Task
+from compiler.program import Buffer, Port, Program, ProgramError, Segment, Task
 from compiler.verify import verify
 
 FORMAT, VERSION = "patchloom program", 1
@@ -118,6 +118,7 @@ def _task_document(task: Task, indices: _Indices) -> Json:
         "inputs": [port(p) for p in task.inputs],
         "outputs": [port(p) for p in task.outputs],
         "notes": list(task.notes),
+        "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
     }
 
 
@@ -251,6 +252,10 @@ def _task(entry: Json, number: int, document: Json, image: bytes, index: bytes, 
         inputs=tuple(port(p, of_user=False) for p in entry["inputs"]),
         outputs=tuple(port(p, of_user=True) for p in entry["outputs"]),
         notes=tuple(_typed(note, str) for note in entry["notes"]),
+        buffers=tuple(
+            Buffer(_typed(label, str), *(_typed(number, int) for number in numbers))
+            for label, *numbers in entry["buffers"]
+        ),
         **numbers,
     )
 
@@ -259,9 +264,9 @@ def _commands(image: bytes, task: int, depth: int, what: str) -> tuple[Command, 
     """As many as the first one, BEGIN, states."""
     commands: list[Command] = []
     for position in range(depth):
-        raw = image[(task * depth + position) * COMMAND_BYTES :][:COMMAND_BYTES]
+        at = (task * depth + position) * COMMAND_BYTES
         try:
-            commands.append(Command.decode(raw))
+            commands.append(Command.decode(image[at : at + COMMAND_BYTES]))
         except ValueError as error:
             raise ProgramError(f"{what}: command {position} does not decode: {error}") from error
         if commands[0].kind != Kind.BEGIN:

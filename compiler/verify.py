@@ -98,19 +98,16 @@ class _Walk:
         self.gathered = np.zeros(self.config.statistics_rows, np.bool_)
 
     def problems(self) -> list[str]:
-        out = []
+        """The first one: later commands, and later rules of that one, build on what holds."""
         for position, command in enumerate(self.task.commands):
-            broken = [text for holds, text in _RULES[command.kind](self, command) if not holds]
-            note = f" ({self.task.notes[position]})" if self.task.notes else ""
-            prefix = f"task '{self.task.name}': command {position}, {command.kind.name}{note}: "
-            out += [prefix + text for text in broken]
+            broken = next((text for holds, text in _RULES[command.kind](self, command) if not holds), None)
             if broken:
-                break  # what follows would only repeat it
-        return out
-
-    # Ranges; each returns indices into the memory, clipped to it, after stating its rules.
+                note = f" ({self.task.notes[position]})" if self.task.notes else ""
+                return [f"task '{self.task.name}': command {position}, {command.kind.name}{note}: {broken}"]
+        return []
 
     def chunks(self, c: Command, name: str, rows: int, columns: int) -> Ints:
+        """Of a tensor."""
         address, stride = getattr(c, f"{name}_address"), getattr(c, f"{name}_stride")
         at: Ints = address + np.arange(rows)[:, None] * stride + np.arange(-(-columns // self.config.lanes))
         return at.reshape(-1)
@@ -120,11 +117,9 @@ class _Walk:
         return last < size, f"{name} reaches chunk {last} of a scratchpad of {size}"
 
     def readable(self, name: str, at: Ints) -> Rules:
-        inside, text = self.inside(name, at)
-        yield inside, text
-        if inside:
-            missing = at[~self.written[at]]
-            yield not missing.size, f"{name} reads chunk {missing[:1]} that nothing has written"
+        yield self.inside(name, at)
+        missing = at[~self.written[at]]
+        yield not missing.size, f"{name} reads chunk {missing[:1].sum()} that nothing has written"
 
     def statistics(self, first: int, rows: int) -> tuple[bool, str]:
         size = self.config.statistics_rows
@@ -146,12 +141,11 @@ def _transfer(w: _Walk, c: Command) -> Rules:
     yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
     yield c.dma_beats * config.beat_bytes == size, f"{c.dma_beats} beats are not {size} bytes"
     yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
-    at = c.a_address + np.arange(max(c.rows, 1))
-    inside = w.inside("a", at)
-    yield inside
-    if load and inside[0]:
+    at = c.a_address + np.arange(c.rows)
+    yield w.inside("a", at)
+    if load:
         w.written[at] = True
-    elif inside[0]:  # the padding of the last beat may be anything
+    else:  # the padding of the last beat may be anything
         yield bool(w.written[c.a_address]), f"a reads chunk {c.a_address} that nothing has written"
 
 
@@ -160,7 +154,7 @@ def _route(w: _Walk, c: Command) -> Rules:
     yield 1 <= c.rows <= config.max_rows, f"must have 1 to {config.max_rows} rows, not {c.rows}"
     yield 2 <= c.columns <= config.max_experts, f"must have 2 to {config.max_experts} experts, not {c.columns}"
     yield 1 <= c.top_k <= c.columns, f"top_k must be 1 to {c.columns}, not {c.top_k}"
-    yield from w.readable("a", w.chunks(c, "a", max(c.rows, 1), max(c.columns, 1)))
+    yield from w.readable("a", w.chunks(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
 
 
@@ -169,12 +163,9 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     for name, most in (("rows", config.max_rows), ("depth", 1 << 16), ("columns", 1 << 16)):
         value = getattr(c, name)
         yield 1 <= value <= most, f"must have 1 to {most} {name}, not {value}"
-        if not value:
-            return
-    for holds, text in (*_queue(w, c), *_stationary(w, c), *_prologue(w, c)):
-        yield holds, text
-        if not holds:
-            return
+    yield from _queue(w, c)
+    yield from _stationary(w, c)
+    yield from _prologue(w, c)
     yield from w.readable("a", w.chunks(c, "a", c.rows, c.depth))
     yield from _output(w, c)
     yield from _accumulator(w, c)
@@ -211,15 +202,13 @@ def _stationary(w: _Walk, c: Command) -> Rules:
 def _prologue(w: _Walk, c: Command) -> Rules:
     if c.prologue == Prologue.NORMALISE:
         rows = w.tokens if c.queue == Queue.GATHER else c.rows
-        inside = w.statistics(c.a_statistics, rows)
-        yield inside
-        if inside[0]:
-            known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
-            yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
-        yield c.epsilon >= 1, "normalises with no epsilon"
+        yield w.statistics(c.a_statistics, rows)
+        known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
+        yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
+        yield c.epsilon > 0, "normalises with no epsilon"
         variance = c.depth**2 * (1 << 30) + c.epsilon
         yield variance < 1 << VARIANCE_WIDTH, f"its variance needs {variance.bit_length()} bits, not {VARIANCE_WIDTH}"
-        least = c.norm_shift + ((max(c.epsilon, 1).bit_length() - 1) >> 1)
+        least = c.norm_shift + ((c.epsilon.bit_length() - 1) >> 1)
         yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
     if c.prologue == Prologue.EXP:
         yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
@@ -238,17 +227,16 @@ def _output(w: _Walk, c: Command) -> Rules:
     if c.residual in (Residual.ADD, Residual.CHAIN):
         others["r"] = w.chunks(c, "r", c.rows, c.columns)
         yield from w.readable("r", others["r"])
-    inside = w.inside("o", out)
-    yield inside
-    if not inside[0]:
-        return
+    yield w.inside("o", out)
+    ours = np.zeros(w.config.scratchpad_chunks, np.bool_)
+    ours[out] = True
+    yield int(ours.sum()) == out.size, f"its output's rows overlap: stride {c.o_stride}"
     for name, at in others.items():
-        both = np.intersect1d(out, at)
-        yield not both.size, f"writes chunk {both[:1]} that it reads as {name}"
+        both = at[ours[at]]
+        yield not both.size, f"writes chunk {both[:1].sum()} that it reads as {name}"
     w.written[out] = True
     if c.statistics:
-        gathers = w.statistics(c.o_statistics, c.rows)
-        yield gathers
+        yield w.statistics(c.o_statistics, c.rows)
         w.gathered[c.o_statistics : c.o_statistics + c.rows] = True
         apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
         yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
@@ -265,6 +253,7 @@ def _largest(c: Command) -> int:
 def _accumulator(w: _Walk, c: Command) -> Rules:
     if c.b_source == Stationary.MEMORY:
         weights = w.program.weights(c)
+        yield int(weights.shift.max()) < 64, f"a channel's shift must be below 64, not {weights.shift.max()}"
         bounds = np.abs(weights.matrix).sum(axis=0) * _largest(c) + np.abs(weights.bias)
         bound, where = int(bounds.max()), f"channel {int(bounds.argmax())}"
     else:
