@@ -19,8 +19,8 @@ class Datapath(wiring.Component):
     """Executes the beats of one MATMUL: a beat is a row's slice against the tile in use.
 
     A beat may enter every cycle, but a row must not come back within `PERIOD` cycles. All that a beat leaves
-    behind can be read `latency` cycles after it entered. `tile_used` and `parameters_used` are high for the
-    cycle in which the written tile or parameters are put to use, after which new ones may be written.
+    behind can be read `latency` cycles after it entered. Writes of the next tile may begin in the cycle after
+    the first beat of the present one entered, likewise parameters: they travel as long as the beats do.
 
     While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data
     `Scratchpad.READ_LATENCY` cycles later; and `write`.
@@ -48,11 +48,9 @@ class Datapath(wiring.Component):
                 "tile_by_row": In(1),
                 "tile_index": In(range(digits)),
                 "tile_data": In(digits * config.weight_width),
-                "tile_used": Out(1),
                 "parameters_load": In(1),
                 "parameters_index": In(range(config.outputs)),
                 "parameters_words": In(parameters_at_once(config) * PARAMETER_BITS),
-                "parameters_used": Out(1),
                 "stationary_address": In(address),
                 "stationary_data": Out(config.banks * chunk),
                 # the scratchpad, for others
@@ -87,13 +85,15 @@ class Datapath(wiring.Component):
         # The tile is exchanged so that it stands when its first beat's digits come.
         digits_at = self.OPERAND + Operand.LATENCY
         before = delay(m, self.beat, digits_at - 1, name="beat_tile")
+        for name, port in {
+            "tile_load": tile.load,
+            "tile_by_row": tile.load_by_row,
+            "tile_index": tile.load_index,
+            "tile_data": tile.load_data,
+        }.items():
+            m.d.comb += port.eq(delay(m, getattr(self, name), digits_at - 1, name=name))
         m.d.comb += [
-            tile.load.eq(self.tile_load),
-            tile.load_by_row.eq(self.tile_by_row),
-            tile.load_index.eq(self.tile_index),
-            tile.load_data.eq(self.tile_data),
             tile.swap.eq(before.valid & before.tile),
-            self.tile_used.eq(tile.swap),
             multipliers.digits.eq(self.operand.digits),
             multipliers.weights.eq(tile.weights),
         ]
@@ -104,7 +104,7 @@ class Datapath(wiring.Component):
             self.accumulators.sums.eq(multipliers.sums),
             self.accumulators.row_sum.eq(delay(m, self.operand.row_sum, row_sum_late, name="row_sum")),
         ]
-        self._finish(m, parameters)
+        self._finish(m, parameters, sums_at + Accumulators.LATENCY - 1)
         return m
 
     def _fetch(self, m: Module) -> None:
@@ -136,18 +136,20 @@ class Datapath(wiring.Component):
             self.operand.maximum.eq(self.epilogue.maximum),
         ]
 
-    def _finish(self, m: Module, parameters: Parameters) -> None:
+    def _finish(self, m: Module, parameters: Parameters, parameters_at: int) -> None:
         """Accumulators to the scratchpad."""
         config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
         before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
         external = Signal(config.output_chunks)
         m.d.comb += external[0].eq(self.write)
+        for name, port in {
+            "parameters_load": parameters.load,
+            "parameters_index": parameters.load_index,
+            "parameters_words": parameters.words,
+        }.items():
+            m.d.comb += port.eq(delay(m, getattr(self, name), parameters_at, name=name))
         m.d.comb += [
-            parameters.load.eq(self.parameters_load),
-            parameters.load_index.eq(self.parameters_index),
-            parameters.words.eq(self.parameters_words),
             parameters.swap.eq(before.valid & before.channels),
-            self.parameters_used.eq(parameters.swap),
             epilogue.command.eq(self.command),
             epilogue.beat.eq(self.accumulators.done),
             epilogue.totals.eq(self.accumulators.totals),

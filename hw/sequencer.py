@@ -137,8 +137,6 @@ class Sequencer(wiring.Component):
                 # datapath
                 "command": Out(CommandLayout),
                 "beat": Out(beat_layout(config)),
-                "tile_used": In(1),
-                "parameters_used": In(1),
                 # router and storer
                 "router_start": Out(1),
                 "router_busy": In(1),
@@ -306,22 +304,19 @@ class Sequencer(wiring.Component):
     def _issue(self, m: Module) -> None:
         walker, config = self.issuer, self.config
         c = walker.command
-        # Tiles and parameters: free, then written, then claimed by a beat on its way, then free again.
-        tile_written, tile_claimed = Signal(), Signal()
-        parameters_written, parameters_claimed = Signal(), Signal()
-        claim_tile, claim_parameters = Signal(), Signal()
-        for written, claimed, done, claim, used in (
-            (tile_written, tile_claimed, self.tile_done, claim_tile, self.tile_used),
-            (parameters_written, parameters_claimed, self.parameters_done, claim_parameters, self.parameters_used),
+        # The next tile and parameters: written by the loader, used by a beat.
+        tile_written, parameters_written = Signal(), Signal()
+        use_tile, use_parameters = Signal(), Signal()
+        for written, done, use in (
+            (tile_written, self.tile_done, use_tile),
+            (parameters_written, self.parameters_done, use_parameters),
         ):
-            with m.If(done):
-                m.d.sync += written.eq(1)
-            with m.If(claim):
-                m.d.sync += [written.eq(0), claimed.eq(1)]
-            with m.If(used):
-                m.d.sync += claimed.eq(0)
-        m.d.comb += self.tile_free.eq(~tile_written & ~tile_claimed)
-        m.d.comb += self.parameters_free.eq(~parameters_written & ~parameters_claimed)
+            with m.If(done | use):
+                m.d.sync += written.eq(done)
+        m.d.comb += [
+            self.tile_free.eq(~tile_written | use_tile),
+            self.parameters_free.eq(~parameters_written | use_parameters),
+        ]
 
         settle = Signal(range(Datapath.latency(config) + 1))  # cycles until the last beat has left
         drained = settle == 0
@@ -367,7 +362,7 @@ class Sequencer(wiring.Component):
                             m.next = "STOPPED"
             with m.State("MATMUL"):
                 m.d.comb += reached.eq(1)
-                finished = self._beats(m, walker.length, tile_written, parameters_written, claim_tile, claim_parameters)
+                finished = self._beats(m, walker.length, tile_written, parameters_written, use_tile, use_parameters)
                 with m.If(finished):
                     m.d.sync += settle.eq(Datapath.latency(config))
                     walker.advance("FETCH")
@@ -390,7 +385,7 @@ class Sequencer(wiring.Component):
             with m.State("STOPPED"):
                 pass
 
-    def _beats(self, m: Module, rows: Signal, tile, parameters, claim_tile, claim_parameters) -> Signal:
+    def _beats(self, m: Module, rows: Signal, tile, parameters, use_tile, use_parameters) -> Signal:
         """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
         config, c, beat = self.config, self.issuer.command, self.beat
         row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
@@ -424,8 +419,8 @@ class Sequencer(wiring.Component):
             beat.first.eq(fills),
             beat.last.eq(ends),
             beat.fresh.eq(first_digit),
-            claim_tile.eq(issue & new_tile),
-            claim_parameters.eq(issue & new_channels),
+            use_tile.eq(issue & new_tile),
+            use_parameters.eq(issue & new_channels),
         ]
         with m.If(gap != 0):
             m.d.sync += gap.eq(gap - 1)

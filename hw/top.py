@@ -149,8 +149,6 @@ class Top(wiring.Component):
         m.d.comb += [
             datapath.command.eq(sequencer.command),
             datapath.beat.eq(sequencer.beat),
-            sequencer.tile_used.eq(datapath.tile_used),
-            sequencer.parameters_used.eq(datapath.parameters_used),
             datapath.read_external.eq(router.busy | storer.busy),
             datapath.read_address.eq(Mux(router.busy, router.read_address, storer.read_address)),
             router.command.eq(sequencer.command),
