@@ -25,7 +25,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def _overview(program: Program) -> Iterator[str]:
     c, tasks = program.config, ", ".join(task.name for task in program.tasks)
     yield f"Program {program.precision} of tasks {tasks}: {len(program.image):,} bytes"
-    yield f"for an array of {c.inputs} x {c.outputs}, weights of {c.weight_width} bits, activations of {c.activation_width},"
+    yield f"for an array of {c.inputs} x {c.outputs}, {c.weight_width}-bit weights, {c.activation_width}-bit operands,"
     yield f"{c.scratchpad_chunks} chunks of {c.lanes} elements, Config {c.fingerprint:08x}"
     yield ""
     yield "Memory image"

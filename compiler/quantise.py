@@ -19,6 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.commands import FIELDS
 from compiler.config import BIAS_WIDTH
 from compiler.evaluate import evaluate
 from compiler.fixed import (
@@ -41,6 +42,7 @@ GATE_GUARD = 6  # fractional bits of an expert's result beyond the output's, whi
 SOFTMAX_GUARD = 12  # at most, of a softmax-weighted sum
 WEIGHT_LIMIT = {4: 7, 8: 127, 16: operand_limits(16)[1]}
 CLIPPING = {4: np.linspace(1, 0.4, 13), 8: np.linspace(1, 0.8, 5), 16: np.ones(1)}  # of a channel's largest weight
+EPSILON_WIDTH = FIELDS["epsilon"][0]
 SAMPLE = 1 << 15  # values of one tensor that its scale is chosen by
 
 
@@ -293,18 +295,30 @@ def _formats(graphs: list[Graph], precision: Precision, keys: dict[Node, Key], s
     for node in nodes:
         if isinstance(node, Matmul | Moe) and node.residual is not None:
             chains.join(keys[node], keys[node.residual])
-    gelu = {keys[n] for n in nodes if isinstance(n, Matmul) and n.activation == "gelu"}
-    ports = {keys[n.x] for graph in graphs for n in graph.outputs} | {keys[n] for n in nodes if isinstance(n, Input)}
+    powers = {keys[n.x] for graph in graphs for n in graph.outputs} | {keys[n] for n in nodes if isinstance(n, Input)}
+    powers |= {keys[n] for n in nodes if isinstance(n, Matmul) and n.activation == "gelu"}
+    finest = _finest(nodes, keys)
     formats: dict[Key, Format] = {}
     for members in chains.groups(keys[node] for node in nodes):
         observed = [seen[key, "output"] for key in members]
         largest = Observed(max(o.absmax for o in observed), [part for o in observed for part in o.parts])
         width = widths[members[0]]
-        scale = scale_of(largest, width, power=not (gelu | ports).isdisjoint(members))
-        if not gelu.isdisjoint(members):  # the epilogue shifts right, from GELU_FRACTION
-            scale = max(scale, 2.0**-GELU_FRACTION)
-        formats |= dict.fromkeys(members, Format(width, scale))
+        power = not powers.isdisjoint(members)
+        scale = max(scale_of(largest, width, power=power), *(finest.get(key, 0) for key in members), 0)
+        formats |= dict.fromkeys(members, Format(width, power_of_two(scale) if power else scale))
     return {node: formats[keys[node]] for node in nodes}
+
+
+def _finest(nodes: list[Node], keys: dict[Node, Key]) -> dict[Key, float]:
+    """Scales that must not be finer: a GELU's result is shifted right; a normalised one's epsilon has 48 bits."""
+    finest: dict[Key, float] = {}
+    for node in nodes:
+        if isinstance(node, Matmul) and node.activation == "gelu":
+            finest[keys[node]] = max(finest.get(keys[node], 0), 2.0**-GELU_FRACTION)
+        if isinstance(node, Matmul | Moe) and node.epsilon is not None:
+            least = node.x.shape[1] * math.sqrt(node.epsilon / 2 ** (EPSILON_WIDTH - 1))
+            finest[keys[node.x]] = max(finest.get(keys[node.x], 0), least)
+    return finest
 
 
 def _widths(graphs: list[Graph], precision: Precision, keys: dict[Node, Key]) -> dict[Key, int]:
@@ -357,12 +371,12 @@ def power_of_two(scale: float) -> float:
 
 def wide_scale(absmax: float) -> float:
     """Of 16 bits, with headroom."""
-    return max(absmax, 2.0**-20) * HEADROOM / operand_limits(16)[1]
+    return (absmax or 1) * HEADROOM / operand_limits(16)[1]
 
 
 def narrow_scale(observed: Observed, *, power: bool) -> float:
     """Of 8 bits, with the least mean squared error: a finer step costs clipped outliers."""
-    full = max(observed.absmax, 2.0**-20) / 127
+    full = (observed.absmax or 1) / 127
     candidates = [power_of_two(full) / 2**i for i in range(4)] if power else [full * 2 ** (-i / 8) for i in range(21)]
     values = observed.values.astype(np.float64)
 
@@ -463,8 +477,8 @@ class _Maker:
 
 def log2_format(observed: Observed) -> tuple[Format, int]:
     """16-bit format in units of log2 of natural logits, and the shift to SCORE_FRACTION."""
-    largest = max(observed.absmax * math.log2(math.e), 2.0**-20)
-    fraction = min(-round(math.log2(power_of_two(wide_scale(largest)))), SCORE_FRACTION)
+    scale = power_of_two(wide_scale(observed.absmax * math.log2(math.e)))
+    fraction = min(-round(math.log2(scale)), SCORE_FRACTION)
     if SCORE_FRACTION - fraction > 15:
         raise ValueError(f"scores reach {observed.absmax:.3g}, too far for a softmax of 16 bits")
     return Format(16, 2.0**-fraction), SCORE_FRACTION - fraction
@@ -473,10 +487,8 @@ def log2_format(observed: Observed) -> tuple[Format, int]:
 def normalise_constants(features: int, epsilon: float, x_scale: float, scale: float) -> tuple[float, Normalise]:
     """Constants that yield an operand of `scale`, or of the finest coarser scale that a right shift can reach."""
     added = max(round(epsilon * features**2 / x_scale**2), 1)
-    if added >= 1 << 48:
-        raise ValueError(
-            f"epsilon {epsilon} is too large for its input's scale of {x_scale}: {added} needs over 48 bits"
-        )
+    if added >= 1 << EPSILON_WIDTH:
+        raise ValueError(f"epsilon {epsilon} is too large for its input's scale of {x_scale}")
     smallest = (added.bit_length() - 1) >> 1  # exponent of the reciprocal root of no variance
     wanted, scale = scale, max(scale, features * 2.0 ** -(16 + MEAN_GUARD + smallest))
     if scale > 64 * wanted:
