@@ -51,6 +51,15 @@ def tree_latency(terms: int) -> int:
     return (terms - 1).bit_length()
 
 
+def product_of_logic(value: Value, factor: Value) -> Value:
+    """`value * factor` for a short unsigned `factor`, from adders: such products are not worth a multiplier."""
+    terms: list[Value] = [Mux(bit, value << i, 0) for i, bit in enumerate(factor)]
+    terms = [term.as_signed() for term in terms] if value.shape().signed else terms
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return terms[0]
+
+
 def add(a: Value, b: Value) -> Value:
     return a + b
 

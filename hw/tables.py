@@ -21,7 +21,7 @@ from compiler.fixed import (
     VARIANCE_WIDTH,
     Table,
 )
-from hw.pipeline import delay, register, shift_round
+from hw.pipeline import delay, product_of_logic, register, shift_round
 
 DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
@@ -54,9 +54,8 @@ class Interpolator(wiring.Component):
         # Cycle 1: look up.
         m.d.comb += read.addr.eq(self.index)
         # Cycle 2: multiply.
-        product = register(
-            m, slope * Cat(delay(m, self.fraction, 1, name="fraction"), Const(0, 1)).as_signed(), name="product"
-        )
+        fraction = delay(m, self.fraction, 1, name="fraction")
+        product = register(m, product_of_logic(slope, fraction), name="product")
         # Cycle 3: round and add.
         m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
         return m
