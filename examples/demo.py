@@ -1,0 +1,213 @@
+"""Compiles the trained example and runs its held-back scenes in float, on the interpreter and on the RTL.
+
+    python -m examples.demo
+
+Prints a table; writes pictures and report.json to build/demo. Fails if the RTL and the interpreter differ in one
+output element or in the number of saturations.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import patchloom
+from compiler.commands import Command, Kind
+from examples.fashion_scenes.evaluate import (
+    HERE,
+    METRICS,
+    HeldBack,
+    class_map,
+    load_model,
+    load_scenes,
+    network_input,
+    predict,
+    score,
+    trivial,
+)
+from examples.fashion_scenes.model import CLASSES, TASKS, FashionSceneViT, MixtureOfExperts
+from host.design import compile_design, load_design
+from host.progress import Tell, progress_bar
+from sim.interpret import State
+
+PICTURES = 4  # scenes a picture shows
+STYLES: dict[str, dict[str, Any]] = {
+    "segmentation": {"cmap": "tab20", "vmin": 0, "vmax": CLASSES - 1},
+    "depth": {"cmap": "viridis", "vmin": 0.2, "vmax": 1},
+}
+Sets = NDArray[np.bool_]  # [mixture layers, frames, tokens, experts]: which experts a token is sent to
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One task's outputs on every engine, scene by scene; the RTL may have run only the first ones."""
+
+    float_outputs: NDArray[np.float32]
+    float_experts: Sets = field(repr=False)
+    interpreter: patchloom.Result
+    interpreter_experts: Sets = field(repr=False)
+    beside_rtl: patchloom.Result  # the interpreter, on the RTL's scenes
+    rtl: patchloom.Result
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for report.json and the pictures.")] = Path("build/demo"),
+    rtl_scenes: Annotated[int, typer.Option(min=1, max=64, help="Scenes that the RTL runs.")] = 64,
+) -> None:
+    """Compiles the trained example and runs its held-back scenes on every engine."""
+    model, scenes = load_model(), load_scenes()
+    with progress_bar() as tell:
+        patchloom.save(compile_design(load_design(HERE / "design.yaml"), tell), output / "program")
+        program = patchloom.load(output / "program")
+        runs = {task: run_task(program, model, scenes, task, rtl_scenes, tell) for task in TASKS}
+    report = {task: figures(program, task, runs[task], scenes) for task in TASKS}
+    (output / "report.json").write_text(json.dumps({"tasks": report}, indent=1) + "\n")
+    for task in TASKS:
+        draw(output / f"{task}.png", task, runs[task], scenes)
+    Console().print(table(report))
+    if not all(entry["identical"] for entry in report.values()):
+        raise SystemExit("RTL and interpreter differ")
+
+
+def run_task(
+    program: patchloom.Program, model: FashionSceneViT, scenes: HeldBack, task: str, rtl_scenes: int, tell: Tell
+) -> Runs:
+    images = network_input(scenes.images)
+    float_outputs, float_experts = float_run(model, scenes.images, task)
+    experts: list[Sets] = []
+
+    def observe(_: int, command: Command, state: State) -> None:
+        if command.kind == Kind.ROUTE:
+            experts.append(sets_of_queues(command, state))
+
+    interpreter = patchloom.run(program, images, task=task, observe=observe, progress=named(tell, "interpreter"))
+    part = images[:rtl_scenes]
+    beside = interpreter if len(part) == len(images) else patchloom.run(program, part, task=task)
+    rtl = patchloom.run(program, part, task=task, engine="rtl", progress=named(tell, "RTL"))
+    by_frame = np.stack(experts).reshape(len(images), -1, *experts[0].shape)
+    return Runs(float_outputs, float_experts, interpreter, by_frame.swapaxes(0, 1), beside, rtl)
+
+
+def named(tell: Tell, engine: str) -> Tell:
+    return lambda what, done, total: tell(f"{what} on the {engine}", done, total)
+
+
+# --- Routing ---
+
+
+def float_run(model: FashionSceneViT, images: NDArray[np.uint8], task: str) -> tuple[NDArray[np.float32], Sets]:
+    """The float model's outputs, and the experts that its gates choose."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    logits: list[list[Tensor]] = [[] for _ in mixtures]
+    hooks = [
+        mixture.gates[TASKS.index(task)].register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+        for mixture, seen in zip(mixtures, logits, strict=True)
+    ]
+    outputs = predict(model, images, task)
+    for hook in hooks:
+        hook.remove()
+    layers = [np.concatenate([part.numpy() for part in seen]) for seen in logits]
+    sets = [sets_of_logits(layer, mixture.top_k) for layer, mixture in zip(layers, mixtures, strict=True)]
+    return outputs, np.stack(sets).reshape(len(mixtures), len(images), -1, sets[0].shape[-1])
+
+
+def sets_of_logits(logits: NDArray[np.float32], top_k: int) -> Sets:
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+    return np.asarray((chosen[:, :, None] == np.arange(logits.shape[1])).any(axis=1))
+
+
+def sets_of_queues(command: Command, state: State) -> Sets:
+    """[tokens, experts] after a ROUTE."""
+    sets = np.zeros((command.rows, command.columns), np.bool_)
+    for expert, queue in enumerate(state.queues):
+        sets[queue.token, expert] = True
+    return sets
+
+
+# --- Figures ---
+
+
+def figures(program: patchloom.Program, task: str, runs: Runs, scenes: HeldBack) -> dict[str, Any]:
+    """One task's entry of report.json."""
+    name, higher_is_better = METRICS[task]
+    metrics = json.loads((HERE / "metrics.json").read_text())
+    raw, cycles = runs.rtl.raw[task], np.array(runs.rtl.cycles)
+    config = program.config
+    same = np.array_equal(raw, runs.beside_rtl.raw[task]) and runs.rtl.saturations == runs.beside_rtl.saturations
+    return {
+        "metric": name,
+        "higher_is_better": higher_is_better,
+        "trivial": score(task, trivial(task, metrics, scenes), scenes),
+        "float": score(task, runs.float_outputs, scenes),
+        "interpreter": score(task, runs.interpreter.outputs[task], scenes),
+        "rtl": score(task, runs.rtl.outputs[task], first(scenes, len(raw))),
+        "identical": bool(same),
+        "elements": raw.size,
+        "cycles": round(cycles.mean()),  # of a frame
+        "utilisation": program.task(task).macs * len(cycles) / float(cycles.sum() * config.inputs * config.outputs),
+        "routing_agreement": float((runs.float_experts == runs.interpreter_experts).all(axis=-1).mean()),
+        "saturations": runs.rtl.saturations,
+    }
+
+
+def first(scenes: HeldBack, count: int) -> HeldBack:
+    return HeldBack(scenes.images[:count], scenes.classes[:count], scenes.depth[:count], scenes.calibration)
+
+
+# What a row of the table is called, and how it is written.
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "figure": lambda f: f"{f['metric']} ({'higher' if f['higher_is_better'] else 'lower'} is better)",
+    "never looking": lambda f: f"{f['trivial']:.4f}",
+    "float": lambda f: f"{f['float']:.4f}",
+    "interpreter": lambda f: f"{f['interpreter']:.4f}",
+    "RTL": lambda f: f"{f['rtl']:.4f}",
+    "RTL = interpreter": lambda f: f"{'identical' if f['identical'] else 'DIFFERENT'} ({f['elements']} elements)",
+    "cycles a frame": lambda f: str(f["cycles"]),
+    "multipliers used": lambda f: f"{f['utilisation']:.1%}",
+    "tokens routed as in float": lambda f: f"{f['routing_agreement']:.2%}",
+    "saturations": lambda f: str(f["saturations"]),
+}
+
+
+def table(report: dict[str, dict[str, Any]]) -> Table:
+    shown = Table("", *report)
+    for title, written in ROWS.items():
+        shown.add_row(title, *(written(entry) for entry in report.values()))
+    return shown
+
+
+def draw(path: Path, task: str, runs: Runs, scenes: HeldBack) -> None:
+    """A few scenes, one a row: image, label, float, RTL."""
+    columns = {
+        "image": (scenes.images, {"cmap": "gray", "vmin": 0, "vmax": 255}),
+        "label": (scenes.classes if task == "segmentation" else scenes.depth.astype(np.float32), STYLES[task]),
+        "float": (as_picture(task, runs.float_outputs), STYLES[task]),
+        "RTL": (as_picture(task, runs.rtl.outputs[task]), STYLES[task]),
+    }
+    count = min(PICTURES, len(runs.rtl.outputs[task]))
+    figure = Figure(figsize=(3.2 * len(columns), 1.75 * count))
+    axes = figure.subplots(count, len(columns), squeeze=False)
+    for column, (title, (pictures, style)) in enumerate(columns.items()):
+        axes[0, column].set_title(title)
+        for row in range(count):
+            axes[row, column].imshow(pictures[row], interpolation="nearest", **style)
+            axes[row, column].axis("off")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=80)
+
+
+def as_picture(task: str, outputs: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    return class_map(outputs) if task == "segmentation" else outputs[:, 0]
+
+
+if __name__ == "__main__":
+    typer.run(main)
