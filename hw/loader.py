@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.commands import Kind, Stationary
 from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from compiler.fixed import operand_limits
 from hw.command import CommandLayout
 from hw.epilogue import parameters_at_once
 from hw.pipeline import delay
@@ -245,11 +246,13 @@ class Loader(wiring.Component):
         ]
 
     def _digits(self, digit: Signal) -> Cat:
-        """The chosen digit of every element read from the scratchpad."""
+        """The chosen digit of every element read from the scratchpad, limited to what digits can hold."""
         config = self.config
+        highest = operand_limits(ELEMENT_WIDTH)[1]
         out = []
         for i in range(max(config.inputs, config.outputs)):
-            x = self.stationary_data.word_select(i, ELEMENT_WIDTH)
+            element = self.stationary_data.word_select(i, ELEMENT_WIDTH).as_signed()
+            x = Mux(element > highest, highest, element)[:ELEMENT_WIDTH]
             high = (x.as_signed() - x[:8].as_signed())[8:16]
             out.append(x if config.weight_width == ELEMENT_WIDTH else Mux(digit == 0, x[:8], high))
         return Cat(out)
