@@ -40,6 +40,11 @@ class Problem:
     hint: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """The same for one line of the user's that many modules run."""
+        return self.origin.op, self.origin.where, self.shapes, self.text, self.hint
+
     def __str__(self) -> str:
         shapes = f" of {', '.join('x'.join(map(str, shape)) for shape in self.shapes)}" if self.shapes else ""
         return f"{self.origin}{shapes}: {self.text}" + (f"\n     {self.hint}" if self.hint else "")
@@ -49,8 +54,20 @@ class CaptureError(ValueError):
     """Everything about a model that cannot be compiled, all at once."""
 
     def __init__(self, title: str, problems: Iterable[Problem | str] = ()) -> None:
-        self.problems = tuple(dict.fromkeys(str(problem) for problem in problems))
+        found: dict[object, list[Problem | str]] = {}
+        for problem in problems:
+            found.setdefault(problem.kind if isinstance(problem, Problem) else problem, []).append(problem)
+        self.problems = tuple(_with_count(alike) for alike in found.values())
         super().__init__("\n".join([title, *(f"{i:3}. {text}" for i, text in enumerate(self.problems, 1))]))
+
+
+def _with_count(alike: Sequence[Problem | str]) -> str:
+    first = alike[0]
+    names = {problem.origin.name for problem in alike if isinstance(problem, Problem)}
+    if isinstance(first, str) or len(names) == 1:
+        return str(first)
+    more = replace(first.origin, name=f"{first.origin.name}' and {len(names) - 1} more like '{max(names)}")
+    return str(replace(first, origin=more))
 
 
 class UnsupportedError(Exception):

@@ -486,7 +486,7 @@ def is_opaque(view: View) -> bool:
     return any(isinstance(base, Opaque) for base, _ in view.terms)
 
 
-def as_node(view: View, reader: Primitive) -> View:
+def as_node(view: View, reader: Primitive, at: Pass) -> View:
     """The view as the whole result of one operation."""
     if view.is_whole() or isinstance(view.base, Source):
         return view
@@ -495,36 +495,37 @@ def as_node(view: View, reader: Primitive) -> View:
     value = constant(view)
     if value is not None:
         return whole(Fixed(origin=reader.origin, value=value))
-    return whole(selecting(view, reader))
+    key = (view.terms, view.shape, view.index.tobytes())
+    return whole(at.once(key, lambda: selecting(view, reader)))
 
 
-def settle_linear(node: Linear, _: Pass) -> Linear:
+def settle_linear(node: Linear, at: Pass) -> Linear:
     """Reads consecutive rows of one operation; the residual is one operation."""
-    residual = None if node.residual is None else as_node(node.residual, node)
+    residual = None if node.residual is None else as_node(node.residual, node, at)
     x = node.x
     chosen = selection(x) if x.base else None
     readable = isinstance(x.base, Source) or (chosen and chosen.block and chosen.all_columns)
     if not readable:
-        x = as_node(x, node)
+        x = as_node(x, node, at)
     return node if x is node.x and residual is node.residual else replace(node, x=x, residual=residual)
 
 
-def settle_mixture(node: Mixture, _: Pass) -> Mixture:
-    residual = None if node.residual is None else as_node(node.residual, node)
-    return replace(node, x=as_node(node.x, node), residual=residual)
+def settle_mixture(node: Mixture, at: Pass) -> Mixture:
+    residual = None if node.residual is None else as_node(node.residual, node, at)
+    return replace(node, x=as_node(node.x, node, at), residual=residual)
 
 
-def settle_attend(node: Attend, _: Pass) -> Attend:
+def settle_attend(node: Attend, at: Pass) -> Attend:
     """Each head must be consecutive columns of all rows of one operation."""
-    return node.with_views(lambda view: _heads_as_columns(view, node))
+    return node.with_views(lambda view: _heads_as_columns(view, node, at))
 
 
-def _heads_as_columns(view: View, node: Attend) -> View:
+def _heads_as_columns(view: View, node: Attend, at: Pass) -> View:
     if first_columns(view) is not None:
         return view
     heads, tokens, features = view.shape
     side_by_side = view.pick(view.index.transpose(1, 0, 2).reshape(tokens, heads * features))
-    result = as_node(side_by_side, node)
+    result = as_node(side_by_side, node, at)
     if isinstance(result.base, Source):
         result = whole(identity(node, result))
     return result.pick(result.index.reshape(tokens, heads, features).transpose(1, 0, 2))
@@ -610,7 +611,7 @@ def _settle_result(view: View, problems: list[Problem]) -> View:
         return view
     try:
         rows = view.reshape(-1, view.shape[-1] if view.shape else 1)
-        return as_node(rows, Opaque(origin=base.origin, out_shape=())).reshape(*view.shape)
+        return as_node(rows, Opaque(origin=base.origin, out_shape=()), Pass({}, problems)).reshape(*view.shape)
     except UnsupportedError as refusal:
         problems.append(Problem(base.origin, refusal.text, refusal.hint))
         return view
