@@ -19,8 +19,9 @@ class Datapath(wiring.Component):
     """Executes the beats of one MATMUL: a beat is a row's slice against the tile in use.
 
     A beat may enter every cycle, but a row must not come back within `PERIOD` cycles. All that a beat leaves
-    behind can be read `latency` cycles after it entered. Writes of the next tile may begin in the cycle after
-    the first beat of the present one entered, likewise parameters: they travel as long as the beats do.
+    behind can be read `latency` cycles after it entered. Writes travel as long as the beats do: those of the
+    next parameters may begin with the first beat that uses the present ones, those of the next tile a cycle
+    after it, and either must end before the first beat of their own, the tile's at the latest with it.
 
     While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data
     `Scratchpad.READ_LATENCY` cycles later; and `write`.
@@ -91,7 +92,8 @@ class Datapath(wiring.Component):
             "tile_index": tile.load_index,
             "tile_data": tile.load_data,
         }.items():
-            m.d.comb += port.eq(delay(m, getattr(self, name), digits_at - 1, name=name))
+            # The loader's own register is the missing cycle.
+            m.d.comb += port.eq(delay(m, getattr(self, name), digits_at - 2, name=name))
         m.d.comb += [
             tile.swap.eq(before.valid & before.tile),
             multipliers.digits.eq(self.operand.digits),

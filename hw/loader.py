@@ -127,6 +127,7 @@ class Loader(wiring.Component):
         stored = c.b_source == Stationary.MEMORY
         address = Signal.like(self.stationary_address)  # of row or column `index` of the tile
 
+        whole_beats = column_bits * config.outputs % config.bus_width == 0  # of a tile
         final_digit = digit + 1 == c.b_digits
         final_slice = feature + config.inputs >= c.depth
         final_group = channel + config.outputs >= c.columns
@@ -140,10 +141,12 @@ class Loader(wiring.Component):
                     m.d.sync += [group.eq(group + 1), channel.eq(channel + config.outputs)]
             with m.If(final_digit & final_slice & final_group):
                 m.next = "IDLE"
-            with m.Elif(final_digit & final_slice & stored):
+            with m.Elif(~stored):
+                m.next = "TILE"
+            with m.Elif(final_digit & final_slice):
                 m.next = "PARAMETERS"
             with m.Else():
-                m.next = "TILE"
+                m.next = "COLUMNS"
 
         reading, read_index, read_last = Signal(), Signal.like(index), Signal()
         arrived = delay(m, read_last, Scratchpad.READ_LATENCY + 1, name="arrived")
@@ -184,28 +187,32 @@ class Loader(wiring.Component):
                         with m.If(index + parameters_at_once(config) >= config.outputs):
                             m.d.comb += self.parameters_done.eq(1)
                             m.d.sync += index.eq(0)
-                            m.next = "TILE"
+                            m.next = "COLUMNS"
+            with m.State("COLUMNS"):
+                with m.If((index != 0) | self.tile_free):
+                    select(columns)
+                    m.d.comb += columns.items.ready.eq(1)
+                with m.If(columns.items.valid):
+                    m.d.sync += index.eq(index + 1)
+                    with m.If(index == config.outputs - 1):
+                        if whole_beats:
+                            m.d.comb += self.tile_done.eq(1)
+                            next_tile()
+                        else:
+                            m.next = "CLEAR"
+            if not whole_beats:
+                with m.State("CLEAR"):
+                    # What is left of the last beat is padding.
+                    select(columns)
+                    m.d.comb += [columns.clear.eq(1), self.tile_done.eq(1)]
+                    next_tile()
             with m.State("TILE"):
                 # rows of the scratchpad that the tile's rows or columns are
                 first = Mux(by_row, feature, channel)
                 along = Mux(by_row, group * config.output_chunks, slice_ * config.input_chunks)
-                m.d.sync += [index.eq(0), address.eq(c.b_address + first * c.b_stride + along)]
-                with m.If(self.tile_free & (stored | self.allowed)):
-                    m.next = "COLUMNS"
-                    with m.If(~stored):
-                        m.next = "READ"
-            with m.State("COLUMNS"):
-                select(columns)
-                m.d.comb += columns.items.ready.eq(1)
-                with m.If(columns.items.valid):
-                    m.d.sync += index.eq(index + 1)
-                    with m.If(index == config.outputs - 1):
-                        m.next = "CLEAR"
-            with m.State("CLEAR"):
-                # What is left of the last beat is padding.
-                select(columns)
-                m.d.comb += [columns.clear.eq(1), self.tile_done.eq(1)]
-                next_tile()
+                m.d.sync += address.eq(c.b_address + first * c.b_stride + along)
+                with m.If(self.tile_free & self.allowed):
+                    m.next = "READ"
             with m.State("READ"):
                 # Rows or columns beyond the tensor meet zeros, or leave as masked channels: they may stay as they are.
                 left = Mux(by_row, c.depth - feature, c.columns - channel)
