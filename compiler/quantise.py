@@ -39,6 +39,7 @@ Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 GATE_WIDTH = 16  # bits of a gate's operand and weights: a wrong choice of expert costs more than four bytes
 HEADROOM = 1.5  # of 16-bit tensors beyond the largest calibrated magnitude
 GATE_GUARD = 6  # fractional bits of an expert's result beyond the output's, while it meets its score
+SOFTMAX_DEPTH = 16.0  # e**-16 is nothing in a softmax of 16 bits
 SOFTMAX_GUARD = 12  # at most, of a softmax-weighted sum
 WEIGHT_LIMIT = {4: 7, 8: 127, 16: operand_limits(16)[1]}
 CLIPPING = {4: np.linspace(1, 0.4, 13), 8: np.linspace(1, 0.8, 5), 16: np.ones(1)}  # of a channel's largest weight
@@ -255,6 +256,8 @@ def _observe(
     def observe(node: Node, quantity: str, array: Floats) -> None:
         if not np.isfinite(array).all():
             raise QuantiseError(f"calibration: {quantity} of '{node.name}' is not finite")
+        if quantity in {"scores", "logits"}:  # what is far below its row's maximum may saturate there
+            array = np.maximum(array, array.max(axis=-1, keepdims=True) - SOFTMAX_DEPTH)
         seen.setdefault((keys[node], quantity), Observed()).add(array, count, rng)
 
     for sample in range(samples):

@@ -455,7 +455,8 @@ def _moe(d: Drafting, node: Moe) -> None:
     x, experts, rows = d.tensors[node.x], len(node.experts), node.shape[0]
     d.demand(f"'{node.name}': tokens of a mixture of experts", rows, d.config.max_rows, f"Config(max_rows={rows})")
     d.demand(f"'{node.name}': experts", experts, d.config.max_experts, f"Config(max_experts={experts})")
-    d.demand(f"'{node.name}': experts per token", node.top_k, 15, "a smaller top_k")
+    top = f"Config(max_top_k={node.top_k}) up to 8, or a smaller top_k"
+    d.demand(f"'{node.name}': experts per token", node.top_k, d.config.max_top_k, top)
     logits = d.buffer(f"{node.name} logits", rows, np.arange(experts), 16)
     d.product(f"{node.name}: gate", numbers.gate, x, logits, rows=rows)
     d.draft(

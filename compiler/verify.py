@@ -153,7 +153,8 @@ def _route(w: _Walk, c: Command) -> Rules:
     config = w.config
     yield 1 <= c.rows <= config.max_rows, f"must have 1 to {config.max_rows} rows, not {c.rows}"
     yield 2 <= c.columns <= config.max_experts, f"must have 2 to {config.max_experts} experts, not {c.columns}"
-    yield 1 <= c.top_k <= c.columns, f"top_k must be 1 to {c.columns}, not {c.top_k}"
+    most = min(c.columns, config.max_top_k)
+    yield 1 <= c.top_k <= most, f"top_k must be 1 to {most}, not {c.top_k}"
     yield from w.readable("a", w.chunks(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
 

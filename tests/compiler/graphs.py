@@ -84,14 +84,14 @@ class Builder:
 
 
 def transformer(
-    *, tokens: int = 20, dim: int = 32, heads: int = 2, layers: int = 4, experts: int = 0, classes: int = 10, seed: int = 0
+    *, tokens: int = 20, dim: int = 32, heads: int = 2, layers: int = 4, experts: int = 0, seed: int = 0
 ) -> Graph:  # fmt: skip
     """Patch embedding, position, layers (every second one a mixture if there are experts), norm, classes."""
     b = Builder(seed)
     x: Node = b.matmul("embed", b.input(tokens, 24), dim, residual=b.constant(tokens, dim))
     for layer in range(layers):
         x = b.block(f"layer{layer}", x, heads, experts if layer % 2 else 0)
-    return Graph("main", (b.output("y", b.matmul("head", x, classes, epsilon=1e-6)),))
+    return Graph("main", (b.output("y", b.matmul("head", x, 10, epsilon=1e-6)),))
 
 
 def samples(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarray[Any, Any]]:

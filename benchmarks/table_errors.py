@@ -1,0 +1,78 @@
+"""Largest errors of the function tables, over every input code: `python -m benchmarks.table_errors`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compiler.fixed import (
+    EPILOGUE_WIDTH,
+    EXP_ONE,
+    GELU_FRACTION,
+    ROW_ONE,
+    SCORE_FRACTION,
+    SUM_WIDTH,
+    VARIANCE_WIDTH,
+    Ints,
+    exp2_negative,
+    gelu,
+    reciprocal,
+    rsqrt,
+)
+
+Floats = NDArray[np.float64]
+
+
+def gelu_error() -> float:
+    """Absolute, of every word that the epilogue can hold."""
+    worst, one = 0.0, 1 << GELU_FRACTION
+    for first in range(-(1 << (EPILOGUE_WIDTH - 1)), 1 << (EPILOGUE_WIDTH - 1), 1 << 20):
+        code = np.arange(first, first + (1 << 20))
+        exact = torch.nn.functional.gelu(torch.from_numpy(code / one)).numpy()
+        worst = max(worst, float(np.abs(gelu(code) / one - exact).max()))
+    return worst
+
+
+def exp2_error(width: int) -> float:
+    """Absolute, of 1 = exp of 0, for every score difference until all is zero."""
+    code = np.arange(34 << SCORE_FRACTION)
+    one = EXP_ONE >> (16 - width)
+    return float(np.abs(exp2_negative(code, width) / one - 2.0 ** (-code / (1 << SCORE_FRACTION))).max())
+
+
+def _interval_error(
+    function: Callable[[Ints], tuple[Ints, Ints]], exact: Callable[[Floats], Floats], width: int, first: int
+) -> float:
+    """Relative, at both ends of all inputs that share the 18 bits which index a table."""
+    shift = width - 18
+    low = np.arange(first, 1 << 18) << shift
+    worst = 0.0
+    for value in (low, low + (1 << shift) - 1):
+        mantissa, exponent = function(value)
+        approximate = mantissa / ROW_ONE * 2.0**-exponent
+        worst = max(worst, float(np.abs(approximate / exact(value.astype(np.float64)) - 1).max()))
+    return worst
+
+
+def reciprocal_error() -> float:
+    return _interval_error(reciprocal, lambda x: 1 / x, SUM_WIDTH, 1 << 17)
+
+
+def rsqrt_error() -> float:
+    return _interval_error(rsqrt, lambda x: 1 / np.sqrt(x), VARIANCE_WIDTH, 1 << 16)
+
+
+def table_errors() -> dict[str, float]:
+    return {
+        "GELU, absolute": gelu_error(),
+        "exp2 to 16 bits, absolute": exp2_error(16),
+        "exp2 to 8 bits, absolute": exp2_error(8),
+        "reciprocal, relative": reciprocal_error(),
+        "reciprocal square root, relative": rsqrt_error(),
+    }
+
+
+if __name__ == "__main__":
+    for name, error in table_errors().items():
+        print(f"{name:34} {error:.2e}")

@@ -1,0 +1,396 @@
+"""Small random graphs of every kind, compiled for several machines, run by the interpreter, against floats."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compiler.commands import Kind, Residual, Stationary
+from compiler.config import Config
+from compiler.ir import Attention, Constant, Graph, Input, Matmul, Node, Output
+from compiler.quantise import Precision, quantise
+from compiler.schedule import FitError, ScheduleError, macs, schedule
+from sim.interpret import execute
+from tests.compiler.graphs import CONFIGS, Builder, compiled, quality, run, samples, sqnr, transformer
+
+BOUNDS = {"w8a8": 27, "w8a16": 33, "w16a16": 62}  # dB; docs state what is measured
+
+
+def one(x: Node) -> Graph:
+    return Graph("main", (Builder().output("y", x),))
+
+
+# --- Whole transformers ---
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_transformer(precision, config):
+    graph = transformer()
+    assert quality(graph, compiled(graph, precision, config)) > BOUNDS[precision]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_transformer_with_experts(config):
+    graph = transformer(experts=4)
+    assert quality(graph, compiled(graph, "w16a16", config)) > 62
+    assert quality(graph, compiled(graph, "w8a8", config)) > 22  # some tokens choose another expert
+
+
+def test_every_machine_computes_the_same():
+    """Array shape, digits and bus change the order of things, never a bit."""
+    graph = transformer(experts=4)
+    inputs = {name: array[0] for name, array in samples(graph, 1, seed=5).items()}
+    results = [run(compiled(graph, "w8a16", config), inputs)["y"] for config in CONFIGS.values()]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+# --- What a graph may contain ---
+
+
+def check(graph: Graph, config: Config | None = None, bound: float = 60, precision: str = "w16a16"):
+    program = compiled(graph, precision, config)
+    assert quality(graph, program) > bound
+    return program
+
+
+@pytest.mark.parametrize(("head_dim", "lanes"), [(12, 16), (20, 16), (6, 4), (16, 16)])
+def test_heads_that_fill_no_chunk(head_dim, lanes):
+    b = Builder()
+    qkv = b.matmul("qkv", b.input(9, 24), 3 * 3 * head_dim)
+    out = b.matmul("proj", b.attention("attention", qkv, 3, head_dim), 10)
+    check(one(out), Config(lanes=lanes))
+
+
+def test_heads_of_an_input_and_of_a_mixture():
+    b = Builder()
+    mixture = b.moe("moe", b.input(7, 36), 3, 16, epsilon=None, residual=None)
+    for x in (mixture, b.input(7, 36)):
+        check(one(b.matmul("proj", b.attention("attention", x, 1, 12), 10)))
+
+
+def test_attention_across_streams_with_shared_keys():
+    b = Builder()
+    q, kv = b.matmul("q", b.input(11, 20), 48), b.matmul("kv", b.input(23, 20, "z"), 24)
+    columns = (0, 12, 24, 36)
+    attention = Attention(
+        name="cross", q=q, k=kv, v=kv, q_columns=columns, k_columns=(0,) * 4, v_columns=(12,) * 4,
+        head_dim=12, value_dim=12, scale=0.3,
+    )  # fmt: skip
+    check(one(b.matmul("proj", attention, 16)))
+
+
+def test_attention_twice():
+    b = Builder()
+    first = b.attention("first", b.matmul("qkv", b.input(9, 24), 48), 1, 16)
+    second = Attention(
+        name="second", q=first, k=first, v=first, q_columns=(0,), k_columns=(0,), v_columns=(0,),
+        head_dim=16, value_dim=16, scale=0.25,
+    )  # fmt: skip
+    check(one(second))
+
+
+def test_attention_output_is_added_and_normalised():
+    b = Builder()
+    x = b.input(9, 32)
+    attention = b.attention("attention", b.matmul("qkv", x, 96), 2, 16)
+    added = b.matmul("added", x, 32, residual=attention)
+    check(one(b.matmul("head", added, 8, epsilon=1e-5)))
+    check(one(b.matmul("head", attention, 8, epsilon=1e-5)))
+
+
+def test_normalised_input_and_constant():
+    b = Builder()
+    check(
+        one(b.matmul("a", b.input(9, 20), 8, epsilon=1e-5, residual=b.matmul("b", b.constant(9, 20), 8, epsilon=1e-5)))
+    )
+
+
+def test_residual_input():
+    b = Builder()
+    x = b.input(9, 20)
+    check(one(b.matmul("a", x, 20, residual=x, activation="relu")))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_activations(activation):
+    b = Builder()
+    check(one(b.matmul("a", b.matmul("b", b.input(9, 20), 40, activation=activation), 20, activation=activation)))
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"scoring": "softmax_of_all"}, {"activation": "relu"}, {"activation": "none"}, {"residual": None},
+    {"epsilon": None}, {"top_k": 1}, {"top_k": 4},
+], ids=str)  # fmt: skip
+def test_mixtures(kwargs):
+    b = Builder()
+    x = b.matmul("embed", b.input(30, 20), 24)
+    check(one(b.matmul("head", b.moe("moe", x, 5, 40, **kwargs), 8, epsilon=1e-6)))
+
+
+def test_an_expert_without_tokens():
+    b = Builder()
+    moe = b.moe("moe", b.matmul("embed", b.input(6, 20), 24), 8, 16, top_k=1)
+    moe.gate_bias[2] = -1000
+    program = check(one(moe), bound=50)
+    queues = []
+    chosen = program.task(None)
+    execute(program, None, np.zeros(chosen.input_bytes // 2, np.int16), lambda i, c, s: queues.append(s.queues))
+    assert len(queues[-1][2].token) == 0
+
+
+def test_outputs_share_rows_and_inputs():
+    b = Builder()
+    x = b.input(9, 20)
+    hidden = b.matmul("hidden", x, 24)
+    whole = b.output("whole", hidden)
+    corner = Output(name="corner", x=hidden, index=np.array([[3 * 24 + 5, 4 * 24], [5 * 24 + 23, 3 * 24]]))
+    again = b.output("again", hidden)
+    copy = Output(name="copy", x=x, index=np.arange(40).reshape(2, 20)[::-1])
+    graph = Graph("main", (whole, corner, again, copy))
+    program = check(graph)
+    task = program.tasks[0]
+    assert [c.kind for c in task.commands].count(Kind.STORE) == 3  # whole and again are one
+    assert {p.name: p.shape for p in task.outputs} == {
+        "whole": (9, 24),
+        "corner": (2, 2),
+        "again": (9, 24),
+        "copy": (2, 20),
+    }
+
+
+def test_input_of_gathered_elements():
+    index = np.array([[5, -1, 0, 3], [2, 2, -1, 1]])
+    x = Input(name="x", index=index, user_shape=(2, 3))
+    check(one(Builder().matmul("a", x, 6)))
+
+
+def test_rows_of_a_matmul():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    check(one(b.matmul("a", b.matmul("b", x, 24, rows=(3, 8)), 8, rows=(2, 4), epsilon=1e-6)))
+
+
+def test_per_layer_precision():
+    graph = transformer(layers=1)
+    program = compiled(graph, "w8a8", **{"*.fc?": "w16a16", "head": "w4a8"})
+    assert program.precision == "w8a8, *.fc?: w16a16, head: w4a8"
+    digits = dict(zip(program.tasks[0].notes, (c.b_digits for c in program.tasks[0].commands), strict=True))
+    assert (digits["layer0.fc1"], digits["layer0.qkv"], digits["head"]) == (2, 1, 1)
+    head = program.tasks[0].commands[program.tasks[0].notes.index("head")]
+    assert np.abs(program.weights(head).matrix).max() == 7
+
+
+# --- Sizes ---
+
+
+def test_more_rows_than_the_accumulator():
+    graph = transformer(tokens=45, layers=2)
+    small, large = (compiled(graph, "w16a16", Config(max_rows=rows)) for rows in (16, 64))
+    assert len(small.tasks[0].commands) > len(large.tasks[0].commands)
+    assert len(small.image) == len(large.image)
+    inputs = {name: array[0] for name, array in samples(graph, 1).items()}
+    assert np.array_equal(run(small, inputs)["y"], run(large, inputs)["y"])
+
+
+def test_queries_are_cut_when_scores_do_not_fit():
+    graph = transformer(tokens=100, layers=1)
+    large = compiled(graph, "w8a8")
+    needed = max(b.address + b.chunks for b in large.tasks[0].buffers)
+    small = compiled(graph, "w8a8", Config(scratchpad_chunks=needed * 3 // 4))
+    assert max(b.address + b.chunks for b in small.tasks[0].buffers) <= needed * 3 // 4
+    inputs = {name: array[0] for name, array in samples(graph, 1).items()}
+    assert np.array_equal(run(small, inputs)["y"], run(large, inputs)["y"])
+
+
+def test_a_row_that_does_not_end_at_a_beat():
+    """Transfers are padded to beats, on both sides of a 512-bit bus over chunks of 64 bits."""
+    b = Builder()
+    config = Config(inputs=4, outputs=4, lanes=4, bus_width=512)
+    check(one(b.matmul("a", b.input(3, 5), 7, residual=b.constant(3, 7))), config)
+
+
+def test_a_transfer_longer_than_a_command():
+    b = Builder()
+    config = Config(inputs=4, outputs=4, lanes=4, scratchpad_chunks=1 << 20, max_rows=4096, statistics_rows=4096)
+    graph = one(b.input(4096, 68))
+    program = compiled(graph, "w16a16", config)
+    assert [c.kind for c in program.tasks[0].commands].count(Kind.LOAD) == 3
+    inputs = {name: array[0] for name, array in samples(graph, 1).items()}
+    assert sqnr(inputs["x"], run(program, inputs)["y"]) > 60
+
+
+def test_tasks_share_weights():
+    def graph(task: str) -> Graph:
+        shared, own = Builder(0), Builder(1 + len(task))
+        x = shared.matmul("embed", shared.input(20, 24), 64)
+        x = shared.block("layer", x, 2)
+        return Graph(task, (own.output(f"{task}_out", own.matmul(f"head.{task}", x, 10, epsilon=1e-6)),))
+
+    graphs = [graph("depth"), graph("segmentation")]
+    config = Config()
+    images = []
+    for several in (graphs[:1], graphs):
+        quantised = quantise(several, samples(several[0], 4), Precision.parse("w8a8"))
+        images.append(schedule(quantised, config))
+    names = [segment.name for segment in images[1].segments]
+    assert len(names) == len(set(names))
+    one_task, both = (sum(s.length for s in p.segments if not s.name.startswith("commands")) for p in images)
+    assert both - one_task < 2000  # a head
+    for graph_ in graphs:
+        inputs = {name: array[0] for name, array in samples(graph_, 1).items()}
+        assert run(images[1], inputs, graph_.task)[f"{graph_.task}_out"].shape == (20, 10)
+
+
+def test_notes_and_buffers_name_the_models_parts():
+    program = compiled(transformer(experts=3), "w8a8")
+    task = program.tasks[0]
+    assert len(task.notes) == len(task.commands)
+    assert "layer1.moe: expert 2 second" in task.notes
+    assert {b.name for b in task.buffers} >= {"x", "position", "layer0.qkv", "layer1.moe logits"}
+
+
+def test_macs_are_the_models():
+    b = Builder()
+    qkv = b.matmul("qkv", b.input(10, 8), 48)
+    assert macs(qkv) == 10 * 8 * 48
+    attention = b.attention("attention", qkv, 2, 8)
+    assert macs(attention) == 2 * 10 * 10 * (8 + 8)
+    assert macs(b.moe("moe", attention, 4, 32, top_k=2)) == 10 * (16 * 4 + 2 * 2 * 16 * 32)
+
+
+def test_mixture_chains_on_its_own_output():
+    program = compiled(transformer(experts=3), "w8a8")
+    chained = [c for c in program.tasks[0].commands if c.residual == Residual.CHAIN]
+    assert [c.expert for c in chained] == [0, 1, 2] * 2
+    assert all(c.o_address != c.r_address for c in chained)
+    assert all(c.b_source == Stationary.MEMORY for c in chained)
+
+
+# --- What does not fit ---
+
+
+def test_everything_that_does_not_fit_is_reported_at_once():
+    config = Config(max_rows=16, max_experts=2, max_top_k=2, command_depth=16, scratchpad_chunks=64, statistics_rows=16)
+    graph = transformer(tokens=40, experts=4)
+    quantised = quantise([graph], samples(graph, 2), Precision.parse("w8a8"))
+    with pytest.raises(FitError) as error:
+        schedule(quantised, config)
+    lines = str(error.value).splitlines()
+    assert all(re.fullmatch(r"does not fit: .* needs \d+, has \d+; try .*", line) for line in lines)
+    for what in ("tokens of a mixture", "experts", "scratchpad (chunks)", "row statistics (rows)", "commands"):
+        assert any(what in line for line in lines), what
+
+
+def fit_error(graph: Graph, precision: str = "w8a8", **sizes: int) -> str:
+    with pytest.raises(FitError) as error:
+        compiled(graph, precision, replace(Config(), **sizes))
+    return str(error.value)
+
+
+def test_tokens_of_a_mixture():
+    b = Builder()
+    graph = one(b.moe("moe", b.matmul("embed", b.input(20, 16), 16), 4, 16))
+    assert fit_error(graph, max_rows=16) == (
+        "does not fit: 'moe': tokens of a mixture of experts needs 20, has 16; try Config(max_rows=20)"
+    )
+
+
+def test_experts_and_choices():
+    b = Builder()
+    graph = one(b.moe("moe", b.matmul("embed", b.input(20, 16), 16), 6, 16, top_k=5))
+    assert fit_error(graph, max_experts=4) == (
+        "does not fit: 'moe': experts needs 6, has 4; try Config(max_experts=6)\n"
+        "does not fit: 'moe': experts per token needs 5, has 4; try Config(max_top_k=5) up to 8, or a smaller top_k"
+    )
+
+
+def test_commands():
+    graph = transformer(layers=2)
+    assert "does not fit: task 'main': commands needs 23, has 16; try Config(command_depth=64)" in fit_error(
+        graph, command_depth=16
+    )
+
+
+def test_scratchpad():
+    b = Builder()
+    graph = one(b.matmul("a", b.input(100, 16), 16))
+    assert fit_error(graph, scratchpad_chunks=64) == (
+        "does not fit: task 'main': scratchpad (chunks) needs 200, has 64; try Config(scratchpad_chunks=200)"
+    )
+
+
+def test_statistics_rows():
+    b = Builder()
+    graph = one(b.matmul("a", b.matmul("x", b.input(20, 16), 16), 16, epsilon=1e-6))
+    assert fit_error(graph, statistics_rows=16) == (
+        "does not fit: task 'main': row statistics (rows) needs 20, has 16; try Config(statistics_rows=20)"
+    )
+
+
+def test_accumulator_names_node_and_channel():
+    b = Builder()
+    x = b.matmul("a", b.input(4, 64), 16)
+    x.weight[:] *= 0.01
+    x.weight[5] = 1
+    text = fit_error(one(x), "w16a16", accumulator_width=32)
+    assert re.fullmatch(
+        r"does not fit: accumulator of 'a', channel 5, needs 3\d, has 32; "
+        r"try Config\(accumulator_width\) up to 40, or fewer bits for this layer", text
+    )  # fmt: skip
+
+
+def test_wide_weights_give_way_to_the_accumulator():
+    """4096 features of 16 bits would need 43 bits; the channels' scales leave room instead."""
+    b = Builder()
+    x = b.matmul("a", b.input(2, 4096), 16)
+    x.weight[:] = np.where(x.weight > 0, 1, -1)
+    check(one(x), bound=60)
+
+
+def test_attention_accumulator():
+    b = Builder()
+    graph = one(b.attention("attention", b.matmul("qkv", b.input(20, 16), 48), 1, 16))
+    text = fit_error(graph, "w16a16", accumulator_width=32)
+    assert "accumulator of 'attention' scores, every channel, needs 36, has 32" in text
+    assert "accumulator of 'attention' values, every channel, needs 36, has 32" in text
+    assert "8-bit activations for this layer" in text
+
+
+def test_a_stride_beyond_the_command():
+    b = Builder()
+    graph = one(b.matmul("a", b.input(1, 4 * 4096), 4))
+    text = fit_error(graph, inputs=4, outputs=4, lanes=4)
+    assert "does not fit: 'x: load'" not in text
+    assert "a_stride must lie in 0 to 4095, not 4096" in text
+
+
+def test_heads_cannot_be_normalised_through_gaps():
+    b = Builder()
+    attention = b.attention("attention", b.matmul("qkv", b.input(9, 20), 72), 2, 12)
+    graph = one(b.matmul("head", attention, 8, epsilon=1e-6))
+    with pytest.raises(ScheduleError, match="'head' normalises 'attention', whose columns are attention heads"):
+        compiled(graph, "w8a8")
+    check(graph, Config(lanes=4))
+
+
+def test_heads_that_overlap_in_part():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    graph = one(Attention(
+        name="attention", q=x, k=x, v=x, q_columns=(0, 8), k_columns=(0, 8), v_columns=(0, 8),
+        head_dim=16, value_dim=16, scale=0.25,
+    ))  # fmt: skip
+    with pytest.raises(ScheduleError, match="attention 'attention' reads heads that overlap in 'x'"):
+        compiled(graph, "w8a8")
+
+
+def test_constant_as_operand():
+    b = Builder()
+    x = b.input(6, 20)
+    tokens = Constant(name="tokens", value=b.normal(9, 20))
+    added = Matmul(
+        name="a", x=tokens, weight=b.weight(20, 20), bias=b.normal(20), rows=(1, 7), residual=x
+    )  # fmt: skip
+    check(one(added))
