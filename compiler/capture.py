@@ -201,7 +201,8 @@ class Walk:
             if spec.kind == InputKind.USER_INPUT:
                 if isinstance(node.meta.get("val"), Tensor):
                     shape = tuple(node.meta["val"].shape)
-                    source = Source(name=next(names), user_shape=shape[1:])
+                    name = next(names)
+                    source = Source(origin=Origin(op=f"input '{name}'"), name=name, user_shape=shape[1:])
                     self.values[node] = View(((source, 1.0),), np.arange(source.size).reshape(shape))
             else:
                 stored = {**self.program.constants, **self.program.state_dict}

@@ -135,7 +135,7 @@ class Selection:
 def selection(view: View, of: int = 0) -> Selection | None:
     """How the view picks rows and columns of its term `of`, taking what is of other terms for zeros."""
     base = view.terms[of][0]
-    if len(base.shape) != 2 or view.terms[of][1] != 1.0:
+    if isinstance(base, Source) or len(base.shape) != 2 or view.terms[of][1] != 1.0:
         return None
     start = sum(other.size for other, _ in view.terms[:of])
     index = np.where((view.index >= start) & (view.index < start + base.size), view.index - start, -1)
@@ -169,35 +169,35 @@ def constant(view: View) -> Floats | None:
     return float32(np.concatenate([*flat, [0]])[view.index])
 
 
-def selecting(view: View, origin_of: Primitive) -> Linear:
+def selecting(view: View, reader: Primitive) -> Linear:
     """A matmul whose result is the view: rows of one or more operations, columns in any order."""
-    linear: View | None = None
     fixed = _fixed_part(view)
-    if fixed is not None:
-        linear = whole(Fixed(origin=origin_of.origin, value=fixed))
+    result = None if fixed is None else whole(Fixed(origin=reader.origin, value=fixed))
     for i, (base, _) in enumerate(view.terms):
-        if isinstance(base, Fixed):
-            continue
-        chosen = selection(view, i)
-        if chosen is None or chosen.block is None:
-            raise UnsupportedError(
-                f"reads the result of {base.origin} in pieces, but must read whole tokens, in their order",
-                "rearrange tokens before the patch embedding or after the last layer",
-            )
-        rows = whole(base).index[slice(*chosen.block)]
-        matrix = chosen.matrix
-        linear = whole(
-            Linear(
-                origin=origin_of.origin,
-                x=View(((base, 1.0),), rows),
-                weight=matrix,
-                bias=np.zeros(len(matrix), np.float32),
-                residual=linear,
-            )
+        if not isinstance(base, Fixed):
+            x, weight = _selected(view, i)
+            bias = _zeros(len(weight))
+            result = whole(Linear(origin=reader.origin, x=x, weight=weight, bias=bias, residual=result))
+    assert result is not None
+    assert isinstance(result.base, Linear), "constants alone are never selected"
+    return result.base
+
+
+def _selected(view: View, of: int) -> tuple[View, Floats]:
+    """What a matmul reads, and by which weights, to make the part of the view that is of one term."""
+    base, factor = view.terms[of]
+    if isinstance(base, Source):
+        start = sum(other.size for other, _ in view.terms[:of])
+        inside = (view.index >= start) & (view.index < start + base.size)
+        index = np.where(inside, view.index - start, -1)
+        return View(((base, 1.0),), index), np.eye(index.shape[1], dtype=np.float32) * np.float32(factor)
+    chosen = selection(view, of)
+    if chosen is None or chosen.block is None:
+        raise UnsupportedError(
+            f"reads the result of {base.origin} in pieces, but must read whole tokens, in their order",
+            "rearrange tokens before the patch embedding or after the last layer",
         )
-    assert linear is not None
-    assert isinstance(linear.base, Linear), "constants alone are never selected"
-    return linear.base
+    return View(((base, 1.0),), whole(base).index[slice(*chosen.block)]), chosen.matrix
 
 
 def _fixed_part(view: View) -> Floats | None:
@@ -406,7 +406,7 @@ def _value(view: View) -> Floats:
 
 
 def join_tokens(node: Primitive, at: Pass) -> Primitive:
-    """Constant rows beside rows of a layer over the input, e.g. a class token, become one layer."""
+    """Constant rows beside rows of the input or of a layer over it, e.g. a class token, become one layer."""
 
     def joined(view: View) -> View:
         if len(view.terms) < 2 or len(view.shape) != 2:
@@ -427,12 +427,14 @@ def _joined(view: View, node: Primitive) -> Linear | None:
     index = view.index - start
     inside = (index >= 0) & (index < base.size)
     here = inside.all(axis=1)
+    fixed = _fixed_part(view)
+    if isinstance(base, Source):
+        return selecting(view, node)
     if not isinstance(base, Linear) or factor != 1.0 or (inside.any(axis=1) != here).any():
         return None
     rows = np.where(here, index[:, 0] // base.shape[1], -1)
     if not np.array_equal(index[here], whole(base).index[rows[here]]):
         return None
-    fixed = _fixed_part(view)
     gathered = _gathered(base, rows)
     if gathered is None or fixed is None:
         return None

@@ -402,6 +402,23 @@ def test_layer(name: str):
     assert kinds(graph).count("Matmul") == matmuls, describe(graph)
 
 
+RAW: dict[str, Callable[[Any, Tensor], Any]] = {
+    "residual": lambda m, x: x + m.a(x),
+    "norm": lambda m, x: m.a(m.norm(x)) + m.norm(x),
+    "activation": lambda m, x: m.a(x.relu()),
+    "class token": lambda m, x: let(torch.cat([m.cls, x * 1], 1), lambda y: y + m.a(m.norm(y))),
+    "attention": lambda _, x: F.scaled_dot_product_attention(x[:, 1:], x, x),
+    "result": lambda _, x: x[:, :2],
+    "both": lambda m, x: torch.cat([m.a(x), x], -1),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_on_the_input_itself(name: str):
+    module = Function(RAW[name], a=nn.Linear(8, 8), norm=nn.LayerNorm(8), cls=nn.Parameter(torch.zeros(1, 1, 8)))
+    check(module, torch.randn(1, 4, 8))
+
+
 RESULTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "two": lambda m, x: (m.a(x), x[:, 0]),
     "dictionary": lambda m, x: {"logits": m.a(x)[:, 0], "tokens": x},

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from compiler.capture import CaptureError, capture
 from compiler.ir import Input, Matmul, Output, describe
+from compiler.primitive import View
+from compiler.rewrite import in_order, rewrite
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
@@ -92,13 +94,34 @@ class PostNorm(nn.Module):
         return self.head(self.encoder(x).mean(1))
 
 
-def test_pre_norm_model_becomes():
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What rewrite got: one line per primitive, with those that it reads."""
+    texts: list[str] = []
+
+    def recorded(results: Mapping[str, View]) -> Any:
+        order = in_order(list(results.values()))
+        numbers = {base: f"%{i}" for i, base in enumerate(order)}
+        for base in order:
+            reads = [numbers[read] for view in base.views for read, _ in view.terms]
+            shape = "x".join(map(str, base.shape))
+            line = [numbers[base], "=", type(base).__name__.lower(), f"'{base.origin.name}'", shape, *reads]
+            texts.append(" ".join(line) + "\n")
+        return rewrite(results)
+
+    monkeypatch.setattr("compiler.capture.rewrite", recorded)
+    return texts
+
+
+def test_pre_norm_model_becomes(before: list[str]):
     graphs = capture(PreNorm(), (torch.randn(1, 1, 8, 8), 0), tasks=("first", "second"))
+    assert matches_golden("".join(before), "pre_norm_before")
     assert matches_golden("".join(map(describe, graphs)), "pre_norm")
 
 
-def test_post_norm_model_becomes():
+def test_post_norm_model_becomes(before: list[str]):
     [graph] = capture(PostNorm(), (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)))
+    assert matches_golden("".join(before), "post_norm_before")
     assert matches_golden(describe(graph), "post_norm")
 
 
