@@ -36,7 +36,7 @@ Directory = Annotated[Path, typer.Argument(help="A compiled Program.")]
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     """Patchloom compiles trained multi-task Vision Transformers to fixed-point FPGA programs."""
 
 
