@@ -49,6 +49,8 @@ class _Runner(Verilator):
 
     def _execute_cmds(self, cmds: Sequence[Sequence[str]], cwd: Any, stdout: TextIO | None = None) -> None:
         for command in cmds:
+            # Only the ports are looked at: public inner signals make large designs slow to build and to run.
+            command = [argument for argument in command if argument != "--public-flat-rw"]
             for file in self._objects if command[0] == "make" else ():
                 shutil.copyfile(file, self.build_dir / file.name)  # newer than the makefile: done
             done = subprocess.run(
@@ -69,11 +71,12 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
     """The directory with the simulator of a design; built once per content."""
 
     def make(directory: Path) -> None:
-        source = directory / f"{name}.v"
+        source, ports = directory / f"{name}.v", directory / "ports.vlt"
         source.write_text(verilog)
+        ports.write_text(_public_ports(verilog, name))
         runner = _Runner(objects=_runtime(waves))
         runner.build(
-            sources=[source],
+            sources=[ports, source],
             hdl_toplevel=name,
             build_dir=directory,
             build_args=list(BUILD_ARGS),
@@ -87,6 +90,14 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
 
     key = digest(verilog, name, str(waves), toolchain.version(), *BUILD_ARGS)
     return toolchain.cached_build("cosim", key, make)
+
+
+def _public_ports(verilog: str, name: str) -> str:
+    """A Verilator configuration that opens the top level's ports to the test bench."""
+    top = verilog[verilog.index(f"module {name}(") :]
+    ports = top[top.index("(") + 1 : top.index(")")].split(",")
+    lines = [f'public_flat_rw -module "{name}" -var "{port.strip()}"' for port in ports]
+    return "\n".join(["`verilator_config", *lines]) + "\n"
 
 
 def _runtime(waves: bool) -> list[Path]:
