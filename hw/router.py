@@ -64,8 +64,9 @@ class Queues(wiring.Component):
 class Router(wiring.Component):
     """Executes ROUTE: `start` for one cycle, `busy` until the last entry is pushed.
 
-    Reads one logit a cycle, row after row; a row takes about `experts + 3 * top_k + 25` cycles, twice the
-    experts if the softmax is over all of them.
+    Scans one logit a cycle; a row's scores are made while the next row is scanned, about `experts + 1` or
+    `2 * top_k + 18` cycles a row, whichever is more. With the softmax over all experts a row is scanned twice
+    and nothing overlaps.
     """
 
     def __init__(self, config: Config):
@@ -85,80 +86,133 @@ class Router(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        config, c, k = self.config, self.command, self.config.max_top_k
+        k = self.config.max_top_k
+        # The selected of a row: being gathered by the scanner, then being scored.
+        self.found = [Signal(signed(ELEMENT_WIDTH), name=f"found_{i}") for i in range(k)]
+        self.found_experts = [Signal(range(self.config.max_experts), name=f"found_expert_{i}") for i in range(k)]
+        self.logits = Array(Signal(signed(ELEMENT_WIDTH), name=f"logit_{i}") for i in range(k))
+        self.experts = Array(Signal(range(self.config.max_experts), name=f"expert_{i}") for i in range(k))
+        self.row = Signal(range(self.config.max_rows + 1))  # being scored
+        self.hand, self.free = Signal(), Signal()  # scanner to scorer
+        self.sum_logit, self.sum_feed = Signal(signed(ELEMENT_WIDTH)), Signal()  # second scan
+        scanning = self._scan(m)
+        m.d.comb += self.busy.eq(scanning | ~self.free)
+        self._score(m)
+        return m
+
+    def _scan(self, m: Module) -> Signal:
+        """Walk over the rows' logits; returns whether there is one left."""
+        c, config = self.command, self.config
+        row, row_address = Signal(range(config.max_rows + 1)), Signal.like(self.read_address)
+        expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
+        age = Signal(range(Scratchpad.READ_LATENCY + 1))  # cycles since the address was given
+        elements = Signal(config.lanes * ELEMENT_WIDTH)
+        again, filled, scanning = Signal(), Signal(self.config.max_top_k), Signal()
+        logit = elements.word_select(lane, ELEMENT_WIDTH).as_signed()
+        final = expert + 1 == c.columns
+
+        def ask(address: Signal) -> list:
+            return [self.read_address.eq(address), age.eq(0)]
+
+        m.d.comb += [self.sum_logit.eq(logit), scanning.eq(1)]
+        with m.If(age != Scratchpad.READ_LATENCY):
+            m.d.sync += age.eq(age + 1)
+        with m.FSM(name="scan"):
+            with m.State("IDLE"):
+                m.d.comb += scanning.eq(0)
+                m.d.sync += [row.eq(0), row_address.eq(c.a_address), again.eq(0), filled.eq(0)]
+                m.d.sync += [expert.eq(0), lane.eq(0), *ask(c.a_address)]
+                with m.If(self.start):
+                    m.next = "READ"
+            with m.State("READ"):
+                with m.If(age == Scratchpad.READ_LATENCY):
+                    m.d.sync += [elements.eq(self.read_data), *ask(self.read_address + 1)]
+                    m.next = "SCAN"
+            with m.State("SCAN"):
+                m.d.comb += self.sum_feed.eq(again)
+                m.d.sync += [expert.eq(expert + 1), lane.eq(lane + 1)]
+                with m.If(~again):
+                    self._insert(m, logit, expert, filled)
+                with m.If(final):
+                    m.next = "HAND"
+                with m.Elif(lane == config.lanes - 1):
+                    m.next = "READ"
+            with m.State("HAND"):
+                # Only now may the largest logit change that exponentials refer to.
+                with m.If(self.free | again):
+                    m.d.comb += self.hand.eq(~again)
+                    m.d.sync += [expert.eq(0), lane.eq(0), filled.eq(0)]
+                    with m.If(c.score_all & ~again):
+                        m.d.sync += [again.eq(1), *ask(row_address)]
+                        m.next = "READ"
+                    with m.Else():
+                        m.d.sync += [again.eq(0), row.eq(row + 1)]
+                        m.d.sync += [row_address.eq(row_address + c.a_stride), *ask(row_address + c.a_stride)]
+                        m.next = "READ"
+                        with m.If(row + 1 == c.rows):
+                            m.next = "IDLE"
+        with m.If(self.hand):
+            m.d.sync += self.row.eq(row)
+            m.d.sync += [kept.eq(new) for kept, new in zip(self.logits, self.found, strict=True)]
+            m.d.sync += [kept.eq(new) for kept, new in zip(self.experts, self.found_experts, strict=True)]
+        over = Signal()  # the second scan, of the row being scored
+        with m.If(self.hand):
+            m.d.sync += over.eq(0)
+        with m.If(self.sum_feed & final):
+            m.d.sync += over.eq(1)
+        self.summed = ~c.score_all | over
+        return scanning
+
+    def _insert(self, m: Module, logit: Signal, expert: Signal, filled: Signal) -> None:
+        """Keep the largest first; of equals the earlier expert."""
+        found, experts = self.found, self.found_experts
+        above = [filled[i] & (found[i] >= logit) for i in range(len(found))]  # stays in front of the new one
+        for i, stays in enumerate(above):
+            before = above[i - 1] if i else 1
+            with m.If(~stays & before):
+                m.d.sync += [found[i].eq(logit), experts[i].eq(expert), filled[i].eq(1)]
+            if i:
+                with m.If(~stays & ~before):
+                    m.d.sync += [found[i].eq(found[i - 1]), experts[i].eq(experts[i - 1]), filled[i].eq(filled[i - 1])]
+
+    def _score(self, m: Module) -> None:
+        """Exponentials, their sum, its reciprocal, and an entry for each selected expert."""
+        c, k = self.command, self.config.max_top_k
         m.submodules.exp = exp = Exp2()
         m.submodules.reciprocal = reciprocal = Reciprocal()
-
-        row, row_address = Signal(range(config.max_rows + 1)), Signal.like(self.read_address)
-        expert = Signal(range(config.max_experts + 1))
-        lane, chunk, wait = Signal(range(config.lanes)), Signal.like(self.read_address), Signal(3)
-        elements = Signal(config.lanes * ELEMENT_WIDTH)
-        summing = Signal()  # second pass over the row: the sum of all exponentials
-        logits = Array(Signal(signed(ELEMENT_WIDTH), name=f"logit_{i}") for i in range(k))
-        experts = Array(Signal(range(config.max_experts), name=f"expert_{i}") for i in range(k))
-        filled = Signal(k)
-        place = Signal(range(k + 1))
-
-        logit = elements.word_select(lane, ELEMENT_WIDTH).as_signed()
-        m.d.comb += [self.read_address.eq(row_address + chunk), self.busy.eq(1), exp.wide.eq(1)]
-
-        def begin_pass() -> list:
-            return [expert.eq(0), lane.eq(0), chunk.eq(0), wait.eq(0)]
-
-        # Exponentials come back in order; those of the second pass only count for the sum.
-        feeding, keeping, scoring = Signal(), Signal(), Signal()
-        kept = delay(m, keeping, Exp2.LATENCY + 1, name="kept")
-        arrived = delay(m, feeding, Exp2.LATENCY + 1, name="arrived")
-        fed = Signal(signed(ELEMENT_WIDTH))
-        exponentials = Array(Signal(16, name=f"exponential_{i}") for i in range(k))
+        place, wait = Signal(range(k + 1)), Signal(range(Reciprocal.LATENCY + 2))
         stored, total = Signal(range(k + 1)), Signal(SUM_WIDTH)
-        m.d.sync += exp.difference.eq(((logits[0] - fed)[: ELEMENT_WIDTH + 1] << c.exp_shift)[:DIFFERENCE_WIDTH])
-        with m.If(arrived & kept):
+        exponentials = Array(Signal(16, name=f"exponential_{i}") for i in range(k))
+        feeding, scoring = Signal(), Signal()
+
+        # Exponentials come back in order; those of the second scan only count for the sum.
+        fed = Mux(feeding, self.logits[place], self.sum_logit)
+        m.d.comb += exp.wide.eq(1)
+        m.d.sync += exp.difference.eq(((self.logits[0] - fed)[: ELEMENT_WIDTH + 1] << c.exp_shift)[:DIFFERENCE_WIDTH])
+        kept = delay(m, feeding, Exp2.LATENCY + 1, name="kept")
+        arrived = delay(m, feeding | self.sum_feed, Exp2.LATENCY + 1, name="arrived")
+        with m.If(kept):
             m.d.sync += [exponentials[stored].eq(exp.value), stored.eq(stored + 1)]
         with m.If(arrived & (~kept | ~c.score_all)):
             m.d.sync += total.eq(total + exp.value)
 
-        with m.FSM():
+        with m.FSM(name="score"):
             with m.State("IDLE"):
-                m.d.comb += self.busy.eq(0)
-                m.d.sync += [row.eq(0), row_address.eq(c.a_address), summing.eq(0), *begin_pass()]
-                with m.If(self.start):
-                    m.next = "ROW"
-            with m.State("ROW"):
-                m.d.sync += [filled.eq(0), stored.eq(0), total.eq(0)]
-                with m.If(row == c.rows):
-                    m.next = "IDLE"
-                with m.Else():
-                    m.next = "READ"
-            with m.State("READ"):
-                m.d.sync += [wait.eq(wait + 1), elements.eq(self.read_data)]
-                with m.If(wait == Scratchpad.READ_LATENCY):
-                    m.d.sync += [wait.eq(0), chunk.eq(chunk + 1)]
-                    m.next = "SCAN"
-            with m.State("SCAN"):
-                m.d.sync += [expert.eq(expert + 1), lane.eq(lane + 1)]
-                with m.If(~summing):
-                    self._insert(m, logit, expert, logits, experts, filled)
-                m.d.comb += [feeding.eq(summing), fed.eq(logit)]
-                with m.If(expert + 1 == c.columns):
-                    m.d.sync += place.eq(0)
-                    with m.If(c.score_all & ~summing):
-                        m.d.sync += [summing.eq(1), *begin_pass()]
-                        m.next = "READ"
-                    with m.Else():
-                        m.next = "EXP"
-                with m.Elif(lane == config.lanes - 1):
-                    m.next = "READ"
+                m.d.comb += self.free.eq(1)
+                m.d.sync += [place.eq(0), wait.eq(0), stored.eq(0), total.eq(0)]
+                with m.If(self.hand):
+                    m.next = "EXP"
             with m.State("EXP"):
-                m.d.comb += [feeding.eq(1), keeping.eq(1), fed.eq(logits[place])]
-                m.d.sync += [place.eq(place + 1), wait.eq(0)]
-                with m.If(place + 1 == c.top_k):
-                    m.next = "SUM"
+                with m.If(self.summed):
+                    m.d.comb += feeding.eq(1)
+                    m.d.sync += place.eq(place + 1)
+                    with m.If(place + 1 == c.top_k):
+                        m.next = "SUM"
             with m.State("SUM"):
                 m.d.sync += place.eq(0)
                 with m.If(stored == c.top_k):
                     m.d.sync += wait.eq(wait + 1)
-                with m.If(wait == Reciprocal.LATENCY + 1):
+                with m.If(wait == Reciprocal.LATENCY):
                     m.next = "SCORE"
             with m.State("SCORE"):
                 m.d.comb += scoring.eq(1)
@@ -166,46 +220,23 @@ class Router(wiring.Component):
                 with m.If(place + 1 == c.top_k):
                     m.next = "FLUSH"
             with m.State("FLUSH"):
-                m.d.sync += [wait.eq(wait + 1), summing.eq(0)]
-                with m.If(wait == 3):
-                    m.d.sync += [row.eq(row + 1), row_address.eq(row_address + c.a_stride), *begin_pass()]
-                    m.next = "ROW"
+                m.d.sync += wait.eq(wait + 1)
+                with m.If(wait == 2):
+                    m.next = "IDLE"
 
-        self._push(m, scoring, row, place, total, exponentials, experts, reciprocal)
-        return m
-
-    def _insert(self, m: Module, logit, expert, logits, experts, filled) -> None:
-        """Keep the largest first; of equals the earlier expert."""
-        k = self.config.max_top_k
-        above = [filled[i] & (logits[i] >= logit) for i in range(k)]  # stays in front of the new one
-        for i in range(k):
-            before = above[i - 1] if i else 1
-            with m.If(~above[i] & before):
-                m.d.sync += [logits[i].eq(logit), experts[i].eq(expert), filled[i].eq(1)]
-            if i:
-                with m.If(~above[i] & ~before):
-                    m.d.sync += [
-                        logits[i].eq(logits[i - 1]),
-                        experts[i].eq(experts[i - 1]),
-                        filled[i].eq(filled[i - 1]),
-                    ]
-
-    def _push(self, m: Module, scoring, row, place, total, exponentials, experts, reciprocal) -> None:
-        """Scores of the selected experts, one a cycle: exponential over sum."""
-        c, k = self.command, self.config.max_top_k
-        lowest = experts[0]
+        lowest = self.experts[0]
         for i in range(1, k):
-            lowest = Mux((i < c.top_k) & (experts[i] < lowest), experts[i], lowest)
+            lowest = Mux((i < c.top_k) & (self.experts[i] < lowest), self.experts[i], lowest)
         lowest = register(m, lowest, name="lowest")
         m.d.comb += reciprocal.value.eq(total)
         # Cycle 1: multiply. Cycle 2: shift. Cycle 3: push.
         product = register(m, exponentials[place] * reciprocal.mantissa, name="product")
-        chosen = register(m, experts[place], name="chosen")
+        chosen = register(m, self.experts[place], name="chosen")
         score = register(m, shift_round(product, reciprocal.exponent)[:FACTOR_WIDTH], name="score")
         m.d.comb += [
             self.push.eq(delay(m, scoring, 2, name="push")),
             self.push_expert.eq(delay(m, chosen, 1, name="chosen")),
-            self.push_entry.token.eq(row),
+            self.push_entry.token.eq(self.row),
             self.push_entry.score.eq(score),
             self.push_entry.first.eq(self.push_expert == lowest),
         ]

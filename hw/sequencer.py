@@ -1,7 +1,8 @@
 """Executes a task's commands: three walkers over one command list, each as far ahead as it may be.
 
 The fetcher asks memory for what commands will need, the stager keeps the loader busy with tiles, the issuer
-runs the datapath. A walker that meets an expert's command waits until the issuer has done the ROUTE before it.
+runs the datapath. A walker that meets an expert's command waits until the issuer has done the ROUTE before it;
+the fetcher goes on as soon as that ROUTE has given the expert a token.
 """
 
 from amaranth.hdl import Array, Module, Mux, Signal
@@ -147,7 +148,7 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        self.routes = Signal(ROUTES_WIDTH)  # executed
+        self.routes, self.routes_begun = Signal(ROUTES_WIDTH), Signal(ROUTES_WIDTH)  # executed, begun
         width = self.config.max_rows.bit_length()
         lengths = Array(self.lengths.word_select(e, width) for e in range(self.config.max_experts))
         m.submodules.commands = store = CommandStore(self.config)
@@ -257,7 +258,7 @@ class Sequencer(wiring.Component):
             with m.State("RUN"):
                 with m.If(c.kind == Kind.END):
                     m.next = "END"
-                with m.Elif(walker.known):
+                with m.Elif(walker.known | (~walker.empty & (walker.seen == self.routes_begun))):
                     with m.If(streams & ~walker.empty):
                         m.d.comb += [
                             request.valid.eq(1),
@@ -368,6 +369,7 @@ class Sequencer(wiring.Component):
                     walker.advance("FETCH")
             with m.State("ROUTE-START"):
                 m.d.comb += self.router_start.eq(1)
+                m.d.sync += self.routes_begun.eq(self.routes_begun + 1)
                 m.next = "ROUTE"
             with m.State("ROUTE"):
                 with m.If(~self.router_busy):
