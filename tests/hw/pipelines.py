@@ -1,0 +1,113 @@
+"""How tests reach units of fixed latency: values in, values out, one set a cycle, nothing stalls."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from amaranth.hdl import Cat, Module, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from numpy.typing import NDArray
+
+from compiler.commands import Command
+from compiler.fixed import Ints
+from hw.command import CommandLayout
+from sim.bench import run
+from sim.cosim import simulate
+
+SLOT = 64  # bits of a copy's value in a port of `Abreast`
+
+
+def command_bits(command: Command) -> int:
+    """As the command's port takes it."""
+    return int.from_bytes(command.encode(), "little") & ((1 << CommandLayout.size) - 1)
+
+
+def joined(values: Sequence[int] | Ints, width: int) -> int:
+    """Elements side by side, the first in the low bits."""
+    mask = (1 << width) - 1
+    return sum((int(value) & mask) << (width * i) for i, value in enumerate(values))
+
+
+def parted(word: int, width: int, count: int, *, signed: bool = True) -> list[int]:
+    """Inverse of `joined`."""
+    fields = [(word >> (width * i)) & ((1 << width) - 1) for i in range(count)]
+    return [f - (1 << width) if signed and f >> (width - 1) else f for f in fields]
+
+
+def drive(
+    component: wiring.Component, inputs: Mapping[str, int | Sequence[int]], outputs: Sequence[str], cycles: int
+) -> dict[str, list[int]]:
+    """Outputs in each cycle, in Amaranth's simulator. An input is its value in each cycle and then 0, or constant."""
+    seen: dict[str, list[int]] = {name: [] for name in outputs}
+
+    async def process(ctx) -> None:
+        constant = {name: value for name, value in inputs.items() if isinstance(value, int)}
+        moving = [(Value.cast(getattr(component, name)), inputs[name]) for name in inputs if name not in constant]
+        for name, value in constant.items():
+            ctx.set(Value.cast(getattr(component, name)), value)
+        for cycle in range(cycles):
+            for port, values in moving:
+                ctx.set(port, values[cycle] if cycle < len(values) else 0)
+            for name, values in seen.items():
+                values.append(ctx.get(Value.cast(getattr(component, name))))
+            await ctx.tick()
+
+    run(component, process, deadline=cycles + 2)
+    return seen
+
+
+class Abreast(wiring.Component):
+    """Copies of units side by side: port p of unit u is `u_p`, `SLOT` bits a copy, the first in the low bits."""
+
+    def __init__(self, units: Mapping[str, type[wiring.Component]], copies: int):
+        self.units = {name: [unit() for _ in range(copies)] for name, unit in units.items()}
+        self.copies = copies
+        flows = {"In": In, "Out": Out}
+        super().__init__(
+            {
+                f"{name}_{port}": flows[member.flow.name](copies * SLOT)
+                for name, unit in self.units.items()
+                for port, member in unit[0].signature.members.items()
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for name, units in self.units.items():
+            for port, member in units[0].signature.members.items():
+                wide = getattr(self, f"{name}_{port}")
+                values = [Value.cast(getattr(unit, port)) for unit in units]
+                if member.flow == In:
+                    m.d.comb += [value.eq(wide.word_select(i, SLOT)) for i, value in enumerate(values)]
+                else:
+                    zero = [value.as_signed() if value.shape().signed else value for value in values]
+                    m.d.comb += wide.eq(Cat(_widened(value) for value in zero))
+            for i, unit in enumerate(units):
+                m.submodules[f"{name}_{i}"] = unit
+        return m
+
+
+def _widened(value: Value) -> Value:
+    fill = value[-1] if value.shape().signed else 0
+    return Cat(value, Value.cast(fill).replicate(SLOT - len(value)))
+
+
+def sweep(
+    abreast: Abreast, unit: str, latency: int, inputs: Mapping[str, Ints | int], outputs: Mapping[str, int]
+) -> dict[str, NDArray[np.int64]]:
+    """Outputs for every value of the inputs, in Verilator. `outputs` names each with its latency."""
+    count = max(np.size(value) for value in inputs.values())
+    rows = -(-count // abreast.copies)
+    case = {}
+    for name, value in inputs.items():
+        padded = np.zeros(rows * abreast.copies, np.int64)
+        padded[:count] = value
+        case[f"in_{unit}_{name}"] = padded.reshape(rows, abreast.copies).view(np.uint8)
+    names = {name: f"{unit}_{name}" for name in outputs}
+    bench = Path(__file__).with_name("bench_pipeline.py")
+    got = simulate(abreast, bench, case=case | {"extra": latency, "outputs": np.array(list(names.values()))})
+    return {
+        name: np.ascontiguousarray(got[names[name]][late : late + rows]).view(np.int64).reshape(-1)[:count]
+        for name, late in outputs.items()
+    }

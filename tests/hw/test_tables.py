@@ -1,0 +1,113 @@
+"""Function units against `compiler.fixed`, over every code where that takes seconds."""
+
+import numpy as np
+import pytest
+
+from compiler.commands import Post
+from compiler.fixed import (
+    EPILOGUE_WIDTH,
+    GELU_FRACTION,
+    SCORE_FRACTION,
+    SUM_WIDTH,
+    TABLES,
+    VARIANCE_WIDTH,
+    Ints,
+    Table,
+    exp2_negative,
+    gelu,
+    reciprocal,
+    rsqrt,
+)
+from hw.tables import DIFFERENCE_WIDTH, Exp2, Gelu, Interpolator, Reciprocal, Rsqrt
+from tests.hw.pipelines import Abreast, drive, sweep
+
+UNITS = Abreast({"exp2": Exp2, "gelu": Gelu, "reciprocal": Reciprocal, "rsqrt": Rsqrt}, copies=8)
+RNG = np.random.default_rng(1)
+
+STEEP = Table("steep", (0, 511, 0, 300, 299), (511, -511, 300, -1, 212), 5, 9, 10)
+
+
+@pytest.mark.parametrize("table", [*TABLES, STEEP], ids=lambda table: table.name)
+def test_interpolator(table):
+    index = np.repeat(np.arange(len(table.base)), 6)
+    last = (1 << table.fraction_bits) - 1
+    fraction = np.tile([0, 1, last // 2, last // 2 + 1, last - 1, last], len(table.base))
+    late = Interpolator.LATENCY
+    got = drive(
+        Interpolator(table), {"index": index.tolist(), "fraction": fraction.tolist()}, ["value"], len(index) + late
+    )
+    assert got["value"][late:] == table(index, fraction).tolist()
+
+
+def exp2_codes() -> Ints:
+    """Every fraction at every shift, and far beyond."""
+    near = np.arange(34 << SCORE_FRACTION)
+    far = RNG.integers(34 << SCORE_FRACTION, 1 << DIFFERENCE_WIDTH, 4000)
+    edges = [(64 << SCORE_FRACTION) - 1, 64 << SCORE_FRACTION, (1 << DIFFERENCE_WIDTH) - 1]
+    return np.concatenate([near, far, edges])
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_exp2(width):
+    codes = exp2_codes()
+    inputs = {"difference": codes, "wide": np.full(len(codes), width == 16)}
+    got = sweep(UNITS, "exp2", Exp2.LATENCY, inputs, {"value": Exp2.LATENCY})
+    np.testing.assert_array_equal(got["value"], exp2_negative(codes, width))
+
+
+def words(count: int) -> Ints:
+    """Epilogue words: knots of the GELU table and the ends of the range with their neighbours, and random ones."""
+    half = 1 << (EPILOGUE_WIDTH - 1)
+    knots = np.arange(-(9 << GELU_FRACTION), (9 << GELU_FRACTION) + 1, 1 << (GELU_FRACTION - 6))
+    near = (knots[:, None] + np.arange(-2, 3)).reshape(-1)
+    ends = [-half, -half + 1, half - 1, half - 2]
+    return np.concatenate([near, ends, RNG.integers(-half, half, count), RNG.integers(-(1 << 19), 1 << 19, count)])
+
+
+def post(x: Ints, kind: Post) -> Ints:
+    return {Post.NONE: x, Post.RELU: np.maximum(x, 0), Post.GELU: gelu(x)}[kind]
+
+
+@pytest.mark.parametrize("kind", [Post.NONE, Post.RELU], ids=["none", "relu"])
+def test_post(kind):
+    codes = words(5000)
+    got = sweep(UNITS, "gelu", Gelu.LATENCY, {"x": codes, "post": np.full(len(codes), kind)}, {"value": Gelu.LATENCY})
+    np.testing.assert_array_equal(got["value"], post(codes, kind))
+
+
+def test_gelu():
+    """Every code that the table is used for, and samples of those beyond, where GELU is ReLU."""
+    reach = (8 << GELU_FRACTION) + 64
+    codes = np.concatenate([np.arange(-reach, reach), words(20000)])
+    inputs = {"x": codes, "post": np.full(len(codes), Post.GELU)}
+    got = sweep(UNITS, "gelu", Gelu.LATENCY, inputs, {"value": Gelu.LATENCY})
+    np.testing.assert_array_equal(got["value"], post(codes, Post.GELU))
+
+
+def positive(width: int) -> Ints:
+    """Every mantissa of 18 bits, at the top and at the bottom of the range; all powers of two; random ones."""
+    mantissas = np.arange(1 << 17, 1 << 18)
+    powers = np.int64(1) << np.arange(width)
+    exponents = RNG.integers(0, width, 20000)
+    anywhere = (RNG.integers(1 << 62, 1 << 63, 20000, dtype=np.uint64) >> (62 - exponents).astype(np.uint64)).astype(
+        np.int64
+    )
+    parts = [mantissas, mantissas << (width - 18), powers, powers - 1, (powers << 1) - 1, anywhere]
+    codes = np.concatenate(parts)
+    return codes[(codes > 0) & (codes < 1 << width)]
+
+
+def test_reciprocal():
+    codes = np.concatenate([np.arange(1, 1 << 17), positive(SUM_WIDTH)])
+    got = sweep(
+        UNITS, "reciprocal", Reciprocal.LATENCY, {"value": codes}, {"mantissa": Reciprocal.LATENCY, "exponent": 1}
+    )
+    np.testing.assert_array_equal((got["mantissa"], got["exponent"]), reciprocal(codes))
+
+
+def test_rsqrt():
+    # the top mantissa stands for [2, 4), the one below for [1, 2)
+    codes = np.concatenate([positive(VARIANCE_WIDTH), np.arange(1 << 17, 1 << 18) << (VARIANCE_WIDTH - 19)])
+    late = Rsqrt.LATENCY
+    got = sweep(UNITS, "rsqrt", late, {"value": codes}, {"mantissa": late, "exponent": late})
+    np.testing.assert_array_equal((got["mantissa"], got["exponent"]), rsqrt(codes))
