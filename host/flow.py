@@ -1,6 +1,7 @@
 """The two things one does with Patchloom: compile a trained module, run the Program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
@@ -16,6 +17,7 @@ from compiler.quantise import Precision, quantise
 from compiler.schedule import schedule
 from host.arrays import InputError, as_floats, by_name
 from host.progress import Tell
+from sim.device import SimulatedDevice
 from sim.interpret import Observer, execute
 
 Engine = Literal["interpreter", "rtl"]
@@ -105,34 +107,38 @@ def run(
     """
     chosen = task_of(program, task)
     frames, batched = input_frames(chosen, inputs)
-    run_frame = _runner(program, chosen, engine, observe, simulation)
     outputs, cycles, saturations, clipped = [], [], 0, 0
-    for position, frame in enumerate(frames):
-        region, lost = input_region(chosen, frame)
-        output, count, saturated = run_frame(region)
-        outputs.append({port.name: _raw(port, output) for port in chosen.outputs})
-        cycles.append(count)
-        saturations, clipped = saturations + saturated, clipped + lost
-        if progress:
-            progress(f"run {chosen.name}", position + 1, len(frames))
+    with _engine(program, chosen, engine, observe, simulation) as run_frame:
+        for position, frame in enumerate(frames):
+            region, lost = input_region(chosen, frame)
+            output, count, saturated = run_frame(region)
+            outputs.append({port.name: _raw(port, output) for port in chosen.outputs})
+            cycles.append(count)
+            saturations, clipped = saturations + saturated, clipped + lost
+            if progress:
+                progress(f"run {chosen.name}", position + 1, len(frames))
     raw = {name: np.stack([o[name] for o in outputs]) if batched else outputs[0][name] for name in outputs[0]}
     values = {port.name: raw[port.name] * 2.0**-port.fraction for port in chosen.outputs}
     return Result(values, raw, None if None in cycles else cast(tuple[int, ...], tuple(cycles)), saturations, clipped)
 
 
-def _runner(program: Program, task: Task, engine: str, observe: Observer | None, simulation: dict[str, Any]) -> Frame:
+@contextmanager
+def _engine(
+    program: Program, task: Task, engine: str, observe: Observer | None, simulation: dict[str, Any]
+) -> Iterator[Frame]:
+    """How to run one frame."""
+
     def interpret(region: NDArray[np.int16]) -> tuple[NDArray[np.int16], None, int]:
         output, saturations = execute(program, task.name, region, observe)
         return output, None, saturations
 
     if engine == "interpreter":
-        return interpret
-    if engine == "rtl":
-        from sim.device import SimulatedDevice  # noqa: PLC0415 - builds simulators: only where one is wanted
-
-        device = SimulatedDevice(program.config, **simulation)
-        return lambda region: device.run(program, region, task.name)
-    raise InputError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
+        yield interpret
+    elif engine == "rtl":
+        with SimulatedDevice(program.config, **simulation) as device:
+            yield lambda region: device.run(program, region, task.name)
+    else:
+        raise InputError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
 
 
 def task_of(program: Program, name: str | None) -> Task:
