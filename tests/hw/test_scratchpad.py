@@ -1,0 +1,83 @@
+"""The scratchpad against a plain array: any first chunk, any number of banks, reads and writes in every cycle."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+
+from compiler.config import ELEMENT_WIDTH, Config
+from hw.scratchpad import Scratchpad
+from tests.hw.pipelines import drive
+
+CONFIGS = {
+    "1 bank": Config(inputs=4, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=64),
+    "2 banks": Config(inputs=4, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
+    "4 banks": Config(inputs=16, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=128),
+    "4 banks, 3 and 2 chunks": Config(inputs=12, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
+    "8 banks, 2 and 5 chunks": Config(inputs=8, outputs=20, lanes=4, bus_width=32, scratchpad_chunks=64),
+}
+CYCLES = 1500
+WRITE, READ = Scratchpad.WRITE_LATENCY, Scratchpad.READ_LATENCY
+
+
+class Case:
+    """Random accesses; no read meets a chunk that a write of the last `WRITE_LATENCY - 1` cycles gave."""
+
+    def __init__(self, config: Config):
+        rng = np.random.default_rng(3)
+        self.config, self.depth = config, config.scratchpad_chunks
+        self.chunk = config.lanes * ELEMENT_WIDTH
+        self.readers = Scratchpad.readers(config)
+        self.writes, self.reads = [], []
+        fresh: deque[set[int]] = deque([set()] * WRITE, WRITE)
+        for cycle in range(CYCLES):
+            address = int(rng.integers(self.depth))
+            # all chunks are written once, then any
+            every = cycle < self.depth
+            enable = (1 << config.output_chunks) - 1 if every else int(rng.integers(1 << config.output_chunks))
+            address = cycle if every else address
+            words = [int.from_bytes(rng.bytes(self.chunk // 8), "little") for _ in range(config.output_chunks)]
+            self.writes.append((address, enable, words))
+            fresh.append({(address + i) % self.depth for i in range(config.output_chunks) if enable >> i & 1})
+            self.reads.append({name: self._apart(rng, set().union(*fresh), n) for name, n in self.readers.items()})
+
+    def _apart(self, rng: np.random.Generator, fresh: set[int], chunks: int) -> int:
+        while True:
+            address = int(rng.integers(self.depth))
+            if fresh.isdisjoint((address + i) % self.depth for i in range(chunks)):
+                return address
+
+
+def rtl(case: Case) -> dict[str, list[int]]:
+    inputs = {
+        "write_address": [address for address, _, _ in case.writes],
+        "write_enable": [enable for _, enable, _ in case.writes],
+        "write_data": [sum(w << (case.chunk * i) for i, w in enumerate(words)) for _, _, words in case.writes],
+    }
+    inputs |= {f"{name}_address": [read[name] for read in case.reads] for name in case.readers}
+    outputs = [f"{name}_data" for name in case.readers]
+    seen = drive(Scratchpad(case.config), inputs, outputs, CYCLES + READ)
+    return {name: seen[f"{name}_data"][READ:] for name in case.readers}
+
+
+def reference(case: Case) -> dict[str, list[int]]:
+    memory = [0] * case.depth
+    out: dict[str, list[int]] = {name: [] for name in case.readers}
+    landing: deque[tuple] = deque()
+    for write, read in zip(case.writes, case.reads, strict=True):
+        landing.append(write)
+        if len(landing) > WRITE:
+            address, enable, words = landing.popleft()
+            for i, word in enumerate(words):
+                if enable >> i & 1:
+                    memory[(address + i) % case.depth] = word
+        for name, chunks in case.readers.items():
+            at = [(read[name] + i) % case.depth for i in range(chunks)]
+            out[name].append(sum(memory[a] << (case.chunk * i) for i, a in enumerate(at)))
+    return out
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_scratchpad(config):
+    case = Case(config)
+    assert rtl(case) == reference(case)
