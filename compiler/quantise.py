@@ -283,9 +283,9 @@ def _samples(graphs: list[Graph], calibration: Mapping[str, NDArray[np.floating]
                 f"not {calibration[name].shape}"
             )
     counts = {len(array) for array in calibration.values()}
-    if len(counts) != 1:
+    if len(counts) > 1:
         raise QuantiseError(f"calibration must have as many samples of each input, not {sorted(counts)}")
-    return counts.pop()
+    return counts.pop() if counts else 1
 
 
 # --- Formats ---

@@ -128,7 +128,7 @@ def layouts(graph: Graph, lanes: int) -> dict[Node, Ints]:
                 chains[member] = chains[node]
     out = {node: _positions(chains[node], starts, lanes) for node in nodes}
     for node in nodes:
-        _check_layout(node, out, lanes)
+        _check_heads(node, out)
     return out
 
 
@@ -154,17 +154,12 @@ def _positions(chain: list[Node], starts: dict[Node, set[int]], lanes: int) -> I
     return positions
 
 
-def _check_layout(node: Node, positions: dict[Node, Ints], lanes: int) -> None:
+def _check_heads(node: Node, positions: dict[Node, Ints]) -> None:
     for tensor, columns, width in _heads(node):
         for column in columns:
             here = positions[tensor][column : column + width]
             if len(here) < width or here[-1] - here[0] != width - 1:
                 raise ScheduleError(f"attention '{node.name}' reads heads that overlap in '{tensor.name}'")
-    if isinstance(node, Matmul | Moe) and node.epsilon is not None and extent(positions[node.x]) > node.x.shape[1]:
-        raise ScheduleError(
-            f"'{node.name}' normalises '{node.x.name}', whose columns are attention heads of other than a multiple of "
-            f"{lanes} features; use a Config of fewer lanes or a projection in between"
-        )
 
 
 # --- Drafts ---
@@ -217,6 +212,7 @@ class Drafting:
     query_blocks: dict[Node, int]
     drafts: list[Draft] = field(default_factory=list)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
+    normalisable: dict[Node, Tensor] = field(default_factory=dict)  # with statistics and without gaps
     spans: list[Span] = field(default_factory=list)
     statistics: list[Span] = field(default_factory=list)
     score_spans: dict[Span, Node] = field(default_factory=dict)
@@ -235,6 +231,7 @@ class Drafting:
         self.draft(Kind.BEGIN, f"task {self.graph.task}", epsilon=self.config.fingerprint)
         for node in self.graph.nodes():
             _DRAFTS[type(node)](self, node)
+            self.make_normalisable(node)
         self.draft(Kind.END, "done")
         self.drafts[0].fields["rows"] = len(self.drafts)
 
@@ -257,11 +254,15 @@ class Drafting:
     def tensor(self, node: Node, *, gathers: bool) -> Tensor:
         """A node's buffer. `gathers`: its commands see whole rows and so can gather their statistics."""
         out = self.buffer(node.name, node.shape[0], self.layouts[node], self.quantised.formats[node].width)
-        if gathers and node in self.normalised:
-            out.statistics = Span(node.name, node.shape[0])
-            self.statistics.append(out.statistics)
+        if gathers and node in self.normalised and extent(out.positions) == node.shape[1]:
+            self.gather(node, out)
         self.tensors[node] = out
         return out
+
+    def gather(self, node: Node, tensor: Tensor) -> None:
+        tensor.statistics = Span(node.name, tensor.rows)
+        self.statistics.append(tensor.statistics)
+        self.normalisable[node] = tensor
 
     def whole_beats(self, chunks: int) -> int:
         """As many chunks as whole bus beats hold."""
@@ -287,22 +288,26 @@ class Drafting:
 
     def loaded(self, node: Node, space: Space, address: int) -> int:
         out = self.tensor(node, gathers=False)
-        size = self.transfer(Kind.LOAD, f"{node.name}: load", out, space, address, first=0, rows=out.rows)
-        self.gather_statistics(node)
-        return size
+        return self.transfer(Kind.LOAD, f"{node.name}: load", out, space, address, first=0, rows=out.rows)
 
-    def gather_statistics(self, node: Node) -> None:
-        """Pass a tensor through the array unchanged if its rows' statistics are needed but were not gathered."""
-        if node not in self.normalised:
+    def make_normalisable(self, node: Node) -> None:
+        """Pass it through the array unchanged if its statistics are needed but not known, or its columns have gaps."""
+        if node not in self.normalised or node in self.normalisable:
             return
-        before, after = self.tensors[node], self.tensor(node, gathers=True)
-        features = node.shape[1]
+        before, features = self.tensors[node], node.shape[1]
+        after = self.buffer(f"{node.name} again", before.rows, np.arange(features), before.width)
+        self.gather(node, after)
         identity = Linear(
             Operand(Format(before.width, 1.0)), np.eye(features, dtype=np.int16), 8, np.zeros(features, np.int64),
             np.full(features, 1 << 15), np.full(features, 15), "none", 0,
         )  # fmt: skip
         for first, rows in _blocks(before.rows, self.config.max_rows):
             self.product(f"{node.name}: statistics", identity, before, after, rows=rows, first=first, o_first=first)
+        if len(before.positions) == extent(before.positions):
+            self.tensors[node] = after
+
+    def operand(self, node: Matmul | Moe) -> Tensor:
+        return self.tensors[node.x] if node.epsilon is None else self.normalisable[node.x]
 
     def elements(self, tensor: Tensor, rows: int) -> int:
         return self.whole_beats(rows * tensor.stride) * self.config.lanes
@@ -382,7 +387,7 @@ def _constant(d: Drafting, node: Constant) -> None:
 def _matmul(d: Drafting, node: Matmul) -> None:
     linear = d.quantised.numbers[node]
     assert isinstance(linear, Linear)
-    x, out = d.tensors[node.x], d.tensor(node, gathers=True)
+    x, out = d.operand(node), d.tensor(node, gathers=True)
     added = None if node.residual is None else d.tensors[node.residual]
     blocks = list(_blocks(out.rows, d.config.max_rows))
     for first, rows in blocks:
@@ -400,7 +405,6 @@ def _attention(d: Drafting, node: Attention) -> None:
         for first, rows in _blocks(out.rows, most):
             note = f"{node.name}: head {head}" + (f" rows {first} to {first + rows - 1}" if rows < out.rows else "")
             _head(d, node, numbers, head, note, first, rows)
-    d.gather_statistics(node)
 
 
 def _head(d: Drafting, node: Attention, n: AttentionNumbers, head: int, note: str, first: int, rows: int) -> None:
@@ -452,7 +456,7 @@ def _prove_attention(d: Drafting, node: Attention, n: AttentionNumbers) -> None:
 def _moe(d: Drafting, node: Moe) -> None:
     numbers = d.quantised.numbers[node]
     assert isinstance(numbers, MoeNumbers)
-    x, experts, rows = d.tensors[node.x], len(node.experts), node.shape[0]
+    x, experts, rows = d.operand(node), len(node.experts), node.shape[0]
     d.demand(f"'{node.name}': tokens of a mixture of experts", rows, d.config.max_rows, f"Config(max_rows={rows})")
     d.demand(f"'{node.name}': experts", experts, d.config.max_experts, f"Config(max_experts={experts})")
     top = f"Config(max_top_k={node.top_k}) up to 8, or a smaller top_k"

@@ -94,6 +94,52 @@ def transformer(
     return Graph("main", (b.output("y", b.matmul("head", x, 10, epsilon=1e-6)),))
 
 
+def random_graph(seed: int) -> Graph:
+    """A few nodes of any kind on each other's results, several of which are outputs."""
+    b = Builder(seed)
+    rng, features = b.rng, int(b.rng.choice([4, 7, 16, 24, 36]))
+
+    def one_of(several: list[Any]) -> Any:
+        return several[rng.integers(len(several))]
+
+    pool: list[Node] = [b.input(int(rng.integers(1, 40)), features), b.input(int(rng.integers(1, 30)), features, "z")]
+    pool.append(b.constant(pool[0].shape[0], features))
+
+    def matmul(name: str, x: Node) -> Node:
+        first, last = sorted(rng.choice(x.shape[0] + 1, 2, replace=False).tolist())
+        outputs = one_of([features, features, int(rng.integers(1, 50))])
+        residual = one_of([None, *(p for p in pool if p.shape == (last - first, outputs))])
+        return b.matmul(
+            name, x, outputs, rows=(first, last), epsilon=one_of([None, 1e-5]),
+            activation=one_of(["none", "relu", "gelu"]), residual=residual,
+        )  # fmt: skip
+
+    def attention(name: str, x: Node) -> Node:
+        heads, width = int(rng.integers(1, 4)), int(rng.integers(1, 20))
+        first, last = (tuple(range(n * heads * width, (n + 1) * heads * width, width)) for n in (0, 1))
+        q, kv = b.matmul(f"{name}.q", x, heads * width), b.matmul(f"{name}.kv", one_of(pool), 2 * heads * width)
+        pool.extend((q, kv))
+        return Attention(
+            name=name, q=q, k=kv, v=kv, q_columns=first, k_columns=first, v_columns=last,
+            head_dim=width, value_dim=width, scale=width**-0.5,
+        )  # fmt: skip
+
+    def moe(name: str, x: Node) -> Node:
+        experts = int(rng.integers(2, 7))
+        return b.moe(
+            name, x, experts, int(rng.integers(1, 40)), top_k=int(rng.integers(1, min(experts, 4) + 1)),
+            activation=one_of(["none", "relu", "gelu"]), scoring=one_of(["softmax_of_selected", "softmax_of_all"]),
+            epsilon=one_of([None, 1e-5]), residual=one_of([None, *(p for p in pool if p.shape == x.shape)]),
+        )  # fmt: skip
+
+    for i in range(rng.integers(1, 8)):
+        make = one_of([matmul, matmul, attention, moe])
+        x = one_of([p for p in pool if p.shape[1] >= 4])
+        pool.append(make(f"{make.__name__}{i}", x))
+    chosen = [pool[-1], *(p for p in pool[:-1] if rng.random() < 0.2)]
+    return Graph("main", tuple(b.output(f"y{i}", p) for i, p in enumerate(chosen)))
+
+
 def samples(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(seed)
     shapes = {node.name: node.user_shape for node in graph.nodes() if isinstance(node, Input)}
