@@ -47,13 +47,17 @@ class Config:
 
     def _broken(self) -> list[tuple[str, str]]:
         for field in fields(self):
-            if type(getattr(self, field.name)) is not field.type:
+            value = getattr(self, field.name)
+            if type(value) is not field.type:
                 return [(field.name, f"of type {getattr(field.type, '__name__', field.type)}")]
+            if field.type is int and value < 1:
+                return [(field.name, "positive")]
         column = self.inputs * self.weight_width
+        whole_chunks = f"a multiple of lanes ({self.lanes})"
         rules = [
             ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
-            ("inputs", f"a positive multiple of lanes ({self.lanes})", self.inputs >= 2 and self.inputs % self.lanes == 0),
-            ("outputs", f"a positive multiple of lanes ({self.lanes})", self.outputs > 0 and self.outputs % self.lanes == 0),
+            ("inputs", whole_chunks, self.inputs % self.lanes == 0),
+            ("outputs", whole_chunks, self.outputs % self.lanes == 0),
             ("weight_width", "8 or 16", self.weight_width in (8, 16)),
             ("activation_width", "8 or 16", self.activation_width in (8, 16)),
             ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),

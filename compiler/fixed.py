@@ -21,6 +21,7 @@ EXP_ONE = 127 << 8  # exp of 0 as a 16-bit operand; its upper byte is exp of 0 a
 SCORE_FRACTION = 12  # fractional bits of a score difference, in units of log2, when it is looked up
 SUM_WIDTH = 28  # bits of a softmax row sum
 VARIANCE_WIDTH = 56  # bits of features**2 * variance
+NORMALISED_FEATURES = 4096  # at most: a row's sum then has 28 bits
 MAX_SHIFT = 62  # longer shifts give what this one gives
 MEAN_GUARD = 1  # fractional bits of a row mean beyond the element's: an 18-bit multiplier takes the difference
 

@@ -482,7 +482,7 @@ def log2_format(observed: Observed) -> tuple[Format, int]:
     """16-bit format in units of log2 of natural logits, and the shift to SCORE_FRACTION."""
     scale = power_of_two(wide_scale(observed.absmax * math.log2(math.e)))
     fraction = min(-round(math.log2(scale)), SCORE_FRACTION)
-    if SCORE_FRACTION - fraction > 15:
+    if fraction < 0:
         raise ValueError(f"scores reach {observed.absmax:.3g}, too far for a softmax of 16 bits")
     return Format(16, 2.0**-fraction), SCORE_FRACTION - fraction
 

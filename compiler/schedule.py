@@ -15,7 +15,7 @@ import numpy as np
 from compiler.allocate import Span, allocate
 from compiler.commands import COMMAND_BYTES, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
 from compiler.config import Config
-from compiler.fixed import EXP_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
+from compiler.fixed import EXP_ONE, NORMALISED_FEATURES, SUM_WIDTH, Ints, operand_limits
 from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
 from compiler.layout import Weights, pack
 from compiler.program import Buffer, Port, Program, Segment, Task, command_table
@@ -348,10 +348,8 @@ class Drafting:
             f"accumulator of '{note}', channel {channel},", int(bounds[channel]).bit_length() + 1,
             self.config.accumulator_width, "Config(accumulator_width) up to 40, or fewer bits for this layer",
         )  # fmt: skip
-        normalise = linear.operand.normalise
-        if normalise is not None:
-            variance = len(linear.matrix) ** 2 * (1 << 30) + normalise.epsilon
-            self.demand(f"variance of '{note}'", variance.bit_length(), VARIANCE_WIDTH, "fewer features")
+        if linear.operand.normalise is not None:
+            self.demand(f"'{note}': normalised features", len(linear.matrix), NORMALISED_FEATURES, "fewer features")
 
 
 def accumulator_bounds(matrix: Ints | np.ndarray[Any, Any], bias: Ints, width: int) -> Ints:

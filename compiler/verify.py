@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compiler.commands import COMMAND_BYTES, Command, Kind, Prologue, Queue, Residual, RowScale, Space, Stationary
 from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import EXP_ONE, SUM_WIDTH, VARIANCE_WIDTH, Ints, operand_limits
+from compiler.fixed import EXP_ONE, NORMALISED_FEATURES, SCORE_FRACTION, SUM_WIDTH, Ints, operand_limits
 from compiler.layout import stream_beats
 from compiler.program import Port, Program, ProgramError, Task
 
@@ -155,6 +155,7 @@ def _route(w: _Walk, c: Command) -> Rules:
     yield 2 <= c.columns <= config.max_experts, f"must have 2 to {config.max_experts} experts, not {c.columns}"
     most = min(c.columns, config.max_top_k)
     yield 1 <= c.top_k <= most, f"top_k must be 1 to {most}, not {c.top_k}"
+    yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
     yield from w.readable("a", w.chunks(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
 
@@ -207,11 +208,11 @@ def _prologue(w: _Walk, c: Command) -> Rules:
         known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
         yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
         yield c.epsilon > 0, "normalises with no epsilon"
-        variance = c.depth**2 * (1 << 30) + c.epsilon
-        yield variance < 1 << VARIANCE_WIDTH, f"its variance needs {variance.bit_length()} bits, not {VARIANCE_WIDTH}"
+        yield c.depth <= NORMALISED_FEATURES, f"normalises {c.depth} features, at most {NORMALISED_FEATURES} can be"
         least = c.norm_shift + ((c.epsilon.bit_length() - 1) >> 1)
         yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
     if c.prologue == Prologue.EXP:
+        yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
         yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
         total = c.depth * _largest(c)
         yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
@@ -237,6 +238,7 @@ def _output(w: _Walk, c: Command) -> Rules:
         yield not both.size, f"writes chunk {both[:1].sum()} that it reads as {name}"
     w.written[out] = True
     if c.statistics:
+        yield c.columns <= NORMALISED_FEATURES, f"gathers {c.columns} columns, at most {NORMALISED_FEATURES} can be"
         yield w.statistics(c.o_statistics, c.rows)
         w.gathered[c.o_statistics : c.o_statistics + c.rows] = True
         apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows

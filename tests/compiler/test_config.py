@@ -44,6 +44,13 @@ def test_types(name, value):
         Config(**{name: value})
 
 
+@pytest.mark.parametrize("name", [name for name in BROKEN if name != "multipliers_packed"])
+@pytest.mark.parametrize("value", [0, -16])
+def test_sizes_are_positive(name, value):
+    with pytest.raises(ConfigError, match=f"^Config.{name} must be positive, not {value}$"):
+        Config(**{name: value})
+
+
 def test_bus_and_weight_column():
     with pytest.raises(ConfigError, match="a multiple or a divisor of one weight column"):
         Config(inputs=48, bus_width=256)

@@ -269,6 +269,8 @@ RULES = {
     "epsilon": (lambda c: c.prologue == 1, {"epsilon": 0}, "normalises with no epsilon"),
     "norm_shift": (lambda c: c.prologue == 1, {"norm_shift": -20}, "norm_shift -20 would shift left by"),
     "top_k": (lambda c: c.kind == Kind.ROUTE, {"top_k": 4}, "top_k must be 1 to 3, not 4"),
+    "exp_shift": (lambda c: c.prologue == Prologue.EXP, {"exp_shift": 13}, "exp_shift must be at most 12, not 13"),
+    "route exp_shift": (lambda c: c.kind == Kind.ROUTE, {"exp_shift": 13}, "exp_shift must be at most 12, not 13"),
     "experts": (lambda c: c.kind == Kind.ROUTE, {"columns": 17}, "must have 2 to 16 experts, not 17"),
     "load space": (lambda c: c.kind == Kind.LOAD, {"dma_space": Space.OUTPUT}, "must not address OUTPUT"),
     "load end": (lambda c: c.kind == Kind.LOAD, {"dma_address": 1 << 20}, "ends at byte .* of .* of INPUT"),

@@ -350,6 +350,12 @@ def test_statistics_rows():
     )
 
 
+def test_features_that_are_normalised():
+    b = Builder()
+    text = fit_error(one(b.matmul("a", b.matmul("x", b.input(2, 8), 4112), 8, epsilon=1e-3)))
+    assert "does not fit: 'a': normalised features needs 4112, has 4096; try fewer features" in text
+
+
 def test_accumulator_names_node_and_channel():
     b = Builder()
     x = b.matmul("a", b.input(4, 64), 16)
