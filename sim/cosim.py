@@ -19,7 +19,7 @@ from hw.verilog import build_directory, digest, emit
 from sim import toolchain
 from sim.bench import CASE, RESULT
 
-BUILD_ARGS = (*toolchain.QUIET, "-CFLAGS", "-O1")
+BUILD_ARGS = (*toolchain.QUIET, *toolchain.QUICK, "-CFLAGS", "-O1")
 KINDS = ("VM_COVERAGE", "VM_SC", "VM_TIMING", "VM_TRACE_FST", "VM_TRACE_SAIF")  # of models, that ours are not
 logging.getLogger("Verilator").setLevel(logging.WARNING)
 

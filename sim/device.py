@@ -94,6 +94,7 @@ VERILATE = (
     "--timescale",
     "1ns/1ns",
     *toolchain.QUIET,
+    *toolchain.QUICK,
 )
 POSITION = "-fPIC -fno-gnu-unique"  # libraries of several machines must not share their statics
 

