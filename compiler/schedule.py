@@ -4,6 +4,7 @@ Every node type has one function that drafts its commands (`_DRAFTS`). Drafts na
 all commands of a task are known, so are the buffers' lifetimes, and `allocate` places them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -69,6 +70,7 @@ class Image:
         self.base = self.end = _aligned(tasks * config.command_depth * COMMAND_BYTES)
         self.parts: list[bytes] = []
         self.segments: list[Segment] = []
+        self.names: Counter[str] = Counter()
         self.known: dict[bytes, int] = {}
         self.packed: dict[object, tuple[Linear, int, int]] = {}
 
@@ -78,7 +80,9 @@ class Image:
         if digest not in self.known:
             padded = data.ljust(_aligned(len(data)), b"\0")
             self.known[digest] = self.end
-            self.segments.append(Segment(name, self.end, len(padded)))
+            self.names[name] += 1
+            label = name if self.names[name] == 1 else f"{name} #{self.names[name]}"  # another task's
+            self.segments.append(Segment(label, self.end, len(padded)))
             self.parts.append(padded)
             self.end += len(padded)
         return self.known[digest]

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.commands import COMMAND_BYTES, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space
+from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space
 from compiler.config import Config
-from compiler.program import Program, ProgramError, command_table, from_region, to_region
+from compiler.program import Program, ProgramError, Task, command_table, from_region, to_region
 from compiler.store import load, save
 from compiler.verify import verify
+from sim.interpret import execute
 from tests.compiler.graphs import compiled, run, samples, transformer
 
 
@@ -320,6 +321,31 @@ def test_verify_compares_the_image(program: Program):
     other = replace(task.commands[3], post=Post.RELU)
     with pytest.raises(ProgramError, match="its commands are not those in the image"):
         verify(replace(program, tasks=(replace(task, commands=(*task.commands[:3], other, *task.commands[4:])),)))
+
+
+def mutations(task: Task, rng: np.random.Generator, count: int):
+    """(position, field, value): any field of any command but the first and last."""
+    for _ in range(count):
+        position, name = int(rng.integers(1, len(task.commands) - 1)), str(rng.choice(list(FIELDS)))
+        bits, signed = FIELDS[name]
+        old = getattr(task.commands[position], name)
+        most = (1 << (bits - signed)) - 1
+        values = [old + 1, max(old - 1, 0), 0, most, int(rng.integers(0, most, endpoint=True))]
+        yield position, name, type(old)(min(values[rng.integers(len(values))], most)) if bits > 4 else old
+
+
+def test_what_verify_accepts_runs(program: Program):
+    """Whatever single field is changed: refused, or the interpreter finds all that it needs."""
+    task, ran = program.tasks[0], 0
+    for position, name, value in mutations(task, np.random.default_rng(0), 200):
+        mutant = broken(program, lambda c, at=task.commands[position]: c is at, **{name: value})
+        try:
+            verify(mutant)
+        except ProgramError:
+            continue
+        execute(mutant, None, np.zeros(task.input_bytes // 2, np.int16))
+        ran += 1
+    assert 50 < ran < 190
 
 
 # --- Tasks and ports ---
