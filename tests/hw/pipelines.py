@@ -35,26 +35,38 @@ def parted(word: int, width: int, count: int, *, signed: bool = True) -> list[in
     return [f - (1 << width) if signed and f >> (width - 1) else f for f in fields]
 
 
-def drive(
-    component: wiring.Component, inputs: Mapping[str, int | Sequence[int]], outputs: Sequence[str], cycles: int
-) -> dict[str, list[int]]:
-    """Outputs in each cycle, in Amaranth's simulator. An input is its value in each cycle and then 0, or constant."""
-    seen: dict[str, list[int]] = {name: [] for name in outputs}
+Inputs = Mapping[str, int | Sequence[int]]  # a value in each cycle and then 0, or a constant
+Seen = dict[str, list[int]]
+
+
+def drive(component: wiring.Component, inputs: Inputs, outputs: Sequence[str], cycles: int) -> Seen:
+    """Outputs in each cycle, in Amaranth's simulator."""
+    return drive_each(component, [(inputs, cycles)], outputs)[0]
+
+
+def drive_each(component: wiring.Component, runs: Sequence[tuple[Inputs, int]], outputs: Sequence[str]) -> list[Seen]:
+    """The same for several runs (inputs, cycles), one after another."""
+    results: list[Seen] = []
+
+    def port(name: str) -> Value:
+        return Value.cast(getattr(component, name))
 
     async def process(ctx) -> None:
-        constant = {name: value for name, value in inputs.items() if isinstance(value, int)}
-        moving = [(Value.cast(getattr(component, name)), inputs[name]) for name in inputs if name not in constant]
-        for name, value in constant.items():
-            ctx.set(Value.cast(getattr(component, name)), value)
-        for cycle in range(cycles):
-            for port, values in moving:
-                ctx.set(port, values[cycle] if cycle < len(values) else 0)
-            for name, values in seen.items():
-                values.append(ctx.get(Value.cast(getattr(component, name))))
-            await ctx.tick()
+        for inputs, cycles in runs:
+            results.append(seen := {name: [] for name in outputs})
+            moving = [(port(name), values) for name, values in inputs.items() if not isinstance(values, int)]
+            for name, value in inputs.items():
+                if isinstance(value, int):
+                    ctx.set(port(name), value)
+            for cycle in range(cycles):
+                for value, series in moving:
+                    ctx.set(value, series[cycle] if cycle < len(series) else 0)
+                for name, series in seen.items():
+                    series.append(ctx.get(port(name)))
+                await ctx.tick()
 
-    run(component, process, deadline=cycles + 2)
-    return seen
+    run(component, process, deadline=sum(cycles for _, cycles in runs) + 2)
+    return results
 
 
 class Abreast(wiring.Component):

@@ -1,0 +1,284 @@
+"""The epilogue against its meaning in `sim.interpret`: what is written where, gathered, remembered and counted."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from compiler.commands import Command, Kind, Post, Queue, Residual, RowScale, Stationary
+from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, Ints, gelu, reciprocal, shift_round
+from hw.command import beat_layout
+from hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from hw.scratchpad import Scratchpad
+from sim.bench import pack
+from tests.hw.pipelines import Inputs, Seen, command_bits, drive, drive_each, joined, parted
+
+CONFIGS = {
+    "4 channels": Config(inputs=8, outputs=4, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64),
+    "12 channels": Config(
+        inputs=8, outputs=12, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64, accumulator_width=32
+    ),
+}
+RESIDUAL_AT = 13  # cycle in which the residual is at its port
+
+
+@dataclass
+class Case:
+    """All groups of a command's rows, one row after another for each group, with random gaps."""
+
+    config: Config
+    command: Command
+    rows: int = 9
+    seed: int = 0
+    groups: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        c, config, n = self.command, self.config, self.config.outputs
+        self.groups = -(-c.columns // n)
+        self.row, self.group, self.valid = self._order(rng)
+        count, reach = len(self.row), config.accumulator_width - 2
+        exponent = rng.uniform(4, reach, (count, 1))
+        self.totals = np.rint(rng.uniform(-1, 1, (count, n)) * 2.0**exponent).astype(np.int64)
+        self.row_total = np.rint(2.0 ** rng.uniform(0, 27.9, count)).astype(np.int64)
+        # parameters of each group, such that words come near the limits of the epilogue's 24 bits and beyond
+        self.bias = np.rint(rng.uniform(-1, 1, (self.groups, n)) * 2.0 ** rng.uniform(1, 39, (self.groups, n)))
+        self.bias = self.bias.astype(np.int64)
+        self.multiplier = rng.integers(0, 1 << 16, (self.groups, n))
+        self.shift = rng.integers(16, 40, (self.groups, n))
+        self.shift[:, ::5] = rng.integers(0, 64, self.shift[:, ::5].shape)
+        # what the queue and the scratchpad answer
+        self.token = rng.integers(0, config.max_rows, count)
+        self.score = rng.integers(0, ROW_ONE + 1, count)
+        self.first = rng.integers(0, 2, count)
+        self.residual = rng.integers(-(1 << 15), 1 << 15, (count, n)) >> rng.integers(0, 12, (count, 1))
+
+    def _order(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        order = []
+        for group in range(self.groups):
+            for row in range(self.rows):
+                order.append((row, group, 1))
+                order += [(row, group, 0)] * int(rng.random() < 0.2)
+            order += [(0, group, 0)] * max(Epilogue.PERIOD - self.rows, 0)
+        row, group, valid = np.array(order).T
+        return row, group, valid
+
+
+Written = tuple[int, int, list[int], tuple[int, int] | None]
+Result = tuple[list[Written], list[int], int]
+WRITES = ["write_address", "write_enable", "write_data", "gather", "gather_begin", "gather_row"]
+OTHERS = ["residual_address", "maximum", "saturations", "queue_row"]
+
+
+def rtl(cases: Sequence[Case]) -> list[Result]:
+    """(address, enable, elements, gathered (begin, row)) of every beat; the rows' maxima; saturations."""
+    settle, config = Epilogue.settle(cases[0].config), cases[0].config
+    runs = [(inputs(case), len(case.row) + settle + case.rows + 1) for case in cases]
+    seen = drive_each(Epilogue(config), runs, WRITES + OTHERS)
+    return [result(case, outputs) for case, outputs in zip(cases, seen, strict=True)]
+
+
+def inputs(case: Case) -> Inputs:
+    config = case.config
+    entries = zip(case.token, case.score, case.first, strict=True)
+    beats = [
+        pack(beat_layout(config), valid=v, row=r, group=g)
+        for r, g, v in zip(case.row, case.group, case.valid, strict=True)
+    ]
+    return {
+        "command": command_bits(case.command),
+        "beat": beats,
+        "totals": [joined(x, config.accumulator_width) for x in case.totals],
+        "row_total": case.row_total.tolist(),
+        "bias": [joined(case.bias[g], BIAS_WIDTH) for g in case.group],
+        "multiplier": [joined(case.multiplier[g], 16) for g in case.group],
+        "shift": [joined(case.shift[g], 6) for g in case.group],
+        "entry": [0] + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries],
+        "residual": [0] * RESIDUAL_AT + [joined(x, ELEMENT_WIDTH) for x in case.residual],
+        "maximum_row": [0] * (len(case.row) + Epilogue.settle(config)) + list(range(case.rows)),
+    }
+
+
+def result(case: Case, seen: Seen) -> Result:
+    c, late, count = case.command, Epilogue.LATENCY, len(case.row)
+    written: list[Written] = []
+    for i in np.flatnonzero(case.valid):
+        address, enable, data, gather, begin, row = (seen[name][i + late] for name in WRITES)
+        elements = parted(data, ELEMENT_WIDTH, case.config.outputs)
+        written.append((address, enable, elements, (begin, row) if gather else None))
+    idle = np.flatnonzero(case.valid == 0) + late
+    assert not any(seen["write_enable"][i] or seen["gather"][i] for i in idle)
+    assert seen["queue_row"][:count] == case.row.tolist()
+    if c.residual:
+        at = RESIDUAL_AT - Scratchpad.READ_LATENCY
+        assert [seen["residual_address"][i + at] for i in range(count)] == residual_addresses(case)
+    asked = count + Epilogue.settle(case.config) + 1
+    return written, seen["maximum"][asked:][: case.rows] if c.row_maximum else [], sum(seen["saturations"])
+
+
+def output_rows(case: Case) -> Ints:
+    return case.token if case.command.queue == Queue.SCATTER else case.row
+
+
+def residual_addresses(case: Case) -> list[int]:
+    c, rows = case.command, output_rows(case)
+    own, other = c.o_address + rows * c.o_stride, c.r_address + rows * c.r_stride
+    again = (c.residual != Residual.ADD) & (case.first == 0)
+    at = np.where(again, own, other) + case.group * case.config.output_chunks
+    return (at % case.config.scratchpad_chunks).tolist()
+
+
+def reference(case: Case) -> Result:
+    c, config, n = case.command, case.config, case.config.outputs
+    inside = (case.group[:, None] * n + np.arange(n) < c.columns) & (case.valid[:, None] == 1)
+    y, words = values(case)
+    limit = 1 << (15 if c.o_wide else 7)
+    out = np.where(inside, np.clip(y, -limit, limit - 1), 0)
+    saturations = np.count_nonzero((np.clip(y, -limit, limit - 1) != y) & inside) + np.count_nonzero(words & inside)
+    address = (c.o_address + output_rows(case) * c.o_stride + case.group * config.output_chunks) % (
+        config.scratchpad_chunks
+    )
+    chunks = inside[:, :: config.lanes]
+    enable = (chunks << np.arange(config.output_chunks)).sum(axis=1)
+    written: list[Written] = []
+    for i in np.flatnonzero(case.valid):
+        gathered = (int(case.group[i] == 0), c.o_statistics + int(output_rows(case)[i])) if c.statistics else None
+        written.append((int(address[i]), int(enable[i]), out[i].tolist(), gathered))
+    lowest = np.where(inside, out, -(1 << 15)).max(axis=1)
+    maxima = [int(lowest[(case.row == row) & (case.valid == 1)].max()) for row in range(case.rows)]
+    return written, maxima if c.row_maximum else [], int(saturations)
+
+
+def values(case: Case) -> tuple[Ints, Ints]:
+    """Results before they are limited, and which of the epilogue's words were."""
+    c = case.command
+    bias, multiplier, shift = (x[case.group] for x in (case.bias, case.multiplier, case.shift))
+    if c.b_source != Stationary.MEMORY:
+        bias, multiplier, shift = np.int64(0), np.int64(c.multiplier), np.int64(c.shift)
+    factor, exponent = np.full(len(case.row), ROW_ONE), np.zeros(len(case.row), np.int64)
+    if c.row_scale == RowScale.SOFTMAX:
+        factor, exponent = reciprocal(case.row_total)
+    elif c.row_scale == RowScale.GATE:
+        factor = case.score
+    full = shift_round((case.totals + bias) * multiplier, np.minimum(shift + exponent[:, None], MAX_SHIFT))
+    limit = 1 << (EPILOGUE_WIDTH - 1)
+    y = np.clip(full, -limit, limit - 1)
+    limited = y != full
+    y = {Post.NONE: y, Post.RELU: np.maximum(y, 0), Post.GELU: gelu(y)}[c.post]
+    y = shift_round(y * factor[:, None], 16 + c.post_shift)
+    present = np.ones(len(case.row), np.bool_)
+    if c.residual == Residual.CHAIN_ZERO:
+        present = case.first == 0
+    return y + np.where(present[:, None] & (c.residual != Residual.NONE), case.residual, 0), limited
+
+
+def command(**fields: int) -> Command:
+    base = {"kind": Kind.MATMUL, "depth": 8, "columns": 21, "o_address": 100, "o_stride": 7, "post_shift": 8}
+    return Command(**(base | fields))
+
+
+def check(cases: Sequence[Case]) -> None:
+    for got, case in zip(rtl(cases), cases, strict=True):
+        assert got == reference(case), case.command
+
+
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+@every_config
+def test_requantise(config):
+    shifts = ((0, 8, 20), (1, 0, 0), (1, 3, 35), (0, 31, 63))  # o_wide, post_shift, shift
+    check(
+        [
+            Case(
+                config,
+                command(b_source=b, post=post, o_wide=wide, post_shift=late, multiplier=40000, shift=shift),
+                seed=shift,
+            )
+            for b, post in itertools.product((Stationary.MEMORY, Stationary.COLUMNS), Post)
+            for wide, late, shift in shifts
+        ]
+    )
+
+
+@every_config
+def test_residual(config):
+    places = {"r_address": 200, "r_stride": 9, "statistics": 1, "o_statistics": 17}
+    check(
+        [
+            Case(config, command(residual=residual, queue=queue, row_scale=scale, o_wide=wide, **places), seed=wide)
+            for residual, queue in itertools.product(Residual, Queue)
+            for scale, wide in itertools.product((RowScale.NONE, RowScale.GATE), (0, 1))
+        ]
+    )
+
+
+@every_config
+def test_softmax(config):
+    fields = {"row_scale": RowScale.SOFTMAX, "b_source": Stationary.ROWS, "multiplier": 40000, "o_wide": 1}
+    check(
+        [
+            Case(config, command(shift=shift, post_shift=late, **fields), seed=shift)
+            for shift, late in ((0, 0), (10, 8), (40, 12), (62, 0))
+        ]
+    )
+
+
+@every_config
+def test_groups(config):
+    """Channels beyond the tensor's, statistics and maxima over groups, rows that come again at the least distance."""
+    fields = {"statistics": 1, "o_statistics": 40, "row_maximum": 1, "o_address": 500}
+    check(
+        [
+            Case(config, command(columns=columns, o_wide=columns % 2, **fields), rows, seed=columns)
+            for rows, columns in itertools.product((1, 4, 16), (1, 4, 5, 12, 13, 24))
+        ]
+    )
+
+
+# --- Parameters ---
+
+
+@dataclass
+class ParameterCase:
+    """Sets of words, each put to use while the next one is written."""
+
+    config: Config
+    sets: Ints = field(init=False)  # [sets, outputs] of 64 bits
+
+    def __post_init__(self) -> None:
+        self.sets = np.random.default_rng(4).integers(0, 1 << 62, (5, self.config.outputs))
+
+
+def parameters_rtl(case: ParameterCase) -> list[tuple[list[int], list[int], list[int]]]:
+    n, step = case.config.outputs, parameters_at_once(case.config)
+    inputs: dict[str, list[int]] = {"load": [], "load_index": [], "words": [], "swap": []}
+    ends = []
+    for words in case.sets:
+        for index in range(0, n, step):
+            for load in (1, 0):  # what stands at the port without `load` is not taken
+                at = words[index : index + step] if load else words[:1] ^ 0x5A5A
+                values = (load, index, joined(at, PARAMETER_BITS), 0)
+                for series, value in zip(inputs.values(), values, strict=True):
+                    series.append(value)
+        inputs["swap"][-1] = 1
+        ends.append(len(inputs["swap"]))
+    seen = drive(Parameters(case.config), inputs, ["bias", "multiplier", "shift"], ends[-1] + 1)
+    widths = {"bias": BIAS_WIDTH, "multiplier": 16, "shift": 6}
+    return [tuple(parted(seen[k][end], w, n, signed=k == "bias") for k, w in widths.items()) for end in ends]
+
+
+def parameters_reference(case: ParameterCase) -> list[tuple[list[int], list[int], list[int]]]:
+    bias = (case.sets << (64 - BIAS_WIDTH)) >> (64 - BIAS_WIDTH)
+    multiplier, shift = case.sets >> BIAS_WIDTH & 0xFFFF, case.sets >> (BIAS_WIDTH + 16) & 0x3F
+    return list(zip(bias.tolist(), multiplier.tolist(), shift.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("outputs", [4, 12])
+@pytest.mark.parametrize("bus_width", [32, 64, 128, 512])
+def test_parameters(outputs, bus_width):
+    case = ParameterCase(Config(inputs=4 * bus_width // 32, outputs=outputs, lanes=4, bus_width=bus_width))
+    assert parameters_rtl(case) == parameters_reference(case)
