@@ -7,7 +7,7 @@ import pytest
 
 from compiler.commands import Command, Kind
 from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MAX_SHIFT, Ints, rsqrt, shift_round
+from compiler.fixed import MAX_SHIFT, NORMALISED_FEATURES, Ints, rsqrt, shift_round
 from compiler.quantise import normalise_constants
 from hw.statistics import Statistics
 from tests.hw.pipelines import command_bits, drive, joined
@@ -98,11 +98,10 @@ def test_statistics(config, make, features):
     assert rtl(case) == reference(case)
 
 
-@pytest.mark.xfail(reason="row totals have 28 bits: enough for 4096 features, compiler.verify admits 8191")
 def test_widest_row():
     """As many features as `compiler.verify` admits, all of them extreme."""
     config = Config(inputs=8, outputs=64, lanes=4, statistics_rows=16)
-    case = extreme(config, 8191)
+    case = extreme(config, NORMALISED_FEATURES)
     assert rtl(case) == reference(case)
 
 
