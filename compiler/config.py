@@ -60,6 +60,12 @@ class Config:
             ("outputs", whole_chunks, self.outputs % self.lanes == 0),
             ("weight_width", "8 or 16", self.weight_width in (8, 16)),
             ("activation_width", "8 or 16", self.activation_width in (8, 16)),
+            (
+                "multipliers_packed",
+                "False unless weight_width and activation_width are 8 and outputs is even",
+                not self.multipliers_packed
+                or (self.weight_width == self.activation_width == 8 and self.outputs % 2 == 0),
+            ),
             ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),
             ("max_rows", "16 to 4096", 16 <= self.max_rows <= 4096),
             (

@@ -4,7 +4,7 @@ Weight-stationary: a tile of `inputs` x `outputs` weight digits stands still, on
 cycle, `outputs` sums leave. The next tile is written behind the running one.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -83,15 +83,34 @@ class Multipliers(wiring.Component):
         m = Module()
         c = self.config
         digits = [self.digits.word_select(i, c.activation_width).as_signed() for i in range(c.inputs)]
-        for j in range(c.outputs):
-            # Cycle 1: multiply. Then the tree.
-            products = []
+        columns: list[list[Value]] = [[] for _ in range(c.outputs)]
+        # Cycle 1: multiply. Then the trees.
+        step = 2 if c.multipliers_packed else 1
+        for j in range(0, c.outputs, step):
             for i, digit in enumerate(digits):
-                weight = self.weights.word_select(j * c.inputs + i, c.weight_width).as_signed()
-                products.append(register(m, digit * weight, name=f"product_{i}_{j}"))
+                weights = [self._weight(i, j + k) for k in range(step)]
+                for column, product in zip(columns[j:], self._products(m, digit, weights, f"{i}_{j}"), strict=False):
+                    column.append(product)
+        for j, products in enumerate(columns):
             total, _ = tree(m, products, add, name=f"sum_{j}")
             m.d.comb += self.sums.word_select(j, self.sum_width).eq(total)
         return m
+
+    def _weight(self, row: int, column: int) -> Value:
+        return self.weights.word_select(column * self.config.inputs + row, self.config.weight_width).as_signed()
+
+    @staticmethod
+    def _products(m: Module, digit: Value, weights: list[Value], name: str) -> list[Value]:
+        """Each weight times the digit; two 8-bit weights share one 27x18 multiplier.
+
+        `(b << 18) + a` times the digit holds a's product in bits 0 to 15 and b's from bit 18 on, less one if a's
+        is negative (Xilinx WP486).
+        """
+        if len(weights) == 1:
+            return [register(m, digit * weights[0], name=f"product_{name}")]
+        low, high = weights
+        packed = register(m, ((high << 18) + low)[:27].as_signed() * digit, name=f"product_{name}")
+        return [packed[:16].as_signed(), (packed[18:34].as_signed() + packed[17])[:16].as_signed()]
 
 
 class Accumulators(wiring.Component):

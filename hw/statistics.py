@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import MEAN_GUARD, VARIANCE_WIDTH
 from hw.command import CommandLayout
-from hw.pipeline import add, delay, register, shift_round, tree, tree_latency
+from hw.pipeline import add, delay, product_of_logic, register, shift_round, tree, tree_latency
 from hw.tables import Rsqrt
 
 TOTAL_WIDTH = ELEMENT_WIDTH + 12
@@ -65,9 +65,9 @@ class Statistics(wiring.Component):
         # Cycle 1: look up.
         m.d.comb += port.addr.eq(self.read_row)
         total, squares = port.data[:TOTAL_WIDTH].as_signed(), port.data[TOTAL_WIDTH:]
-        # Cycles 2 and 3: multiply.
-        scaled = delay(m, register(m, total * c.mean_multiplier, name="scaled"), 1, name="scaled")
-        above = delay(m, register(m, c.depth * squares, name="above"), 1, name="above")
+        # Cycles 2 and 3: multiply. One row a cycle is not worth wide multipliers for constants.
+        scaled = delay(m, register(m, product_of_logic(total, c.mean_multiplier), name="scaled"), 1, name="scaled")
+        above = delay(m, register(m, product_of_logic(squares, c.depth), name="above"), 1, name="above")
         below = delay(m, register(m, total * total, name="below"), 1, name="below")
         # Cycle 4: mean and variance.
         mean = register(m, shift_round(scaled, c.mean_shift)[:MEAN_WIDTH].as_signed(), name="mean")
