@@ -59,7 +59,8 @@ class State:
         """[len(rows), columns] of a tensor."""
         chunks = -(-columns // self.config.lanes)
         at = address + rows[:, None] * stride + np.arange(chunks)
-        return self.scratchpad[at].reshape(len(rows), -1)[:, :columns].astype(np.int64)
+        value: Ints = self.scratchpad[at].reshape(len(rows), -1)[:, :columns].astype(np.int64)
+        return value
 
     def write(self, address: int, stride: int, rows: Ints, value: Ints) -> None:
         """Lanes of the last chunk beyond the tensor's columns become zero."""
@@ -118,7 +119,7 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     a, row_sum = _stream(s, c, entry.token if entry and c.queue == Queue.GATHER else count)
     rows = entry.token if entry and c.queue == Queue.SCATTER else count
 
-    bias, multiplier, shift = np.int64(0), np.int64(c.multiplier), np.int64(c.shift)
+    bias, multiplier, shift = (np.array(value, np.int64) for value in (0, c.multiplier, c.shift))
     if c.b_source == Stationary.MEMORY:
         w = program.weights(c)
         total, bias, multiplier, shift = _multiply(a, w.matrix), w.bias, w.multiplier, w.shift
