@@ -1,6 +1,7 @@
 """How tests reach units of fixed latency: values in, values out, one set a cycle, nothing stalls."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,29 @@ from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
 from compiler.commands import Command
+from compiler.config import Config
 from compiler.fixed import Ints
 from hw.command import CommandLayout
 from sim.bench import run
 from sim.cosim import simulate
 
+SIZES = [field.name for field in fields(Config)]
 SLOT = 64  # bits of a copy's value in a port of `Abreast`
 
 
 def command_bits(command: Command) -> int:
     """As the command's port takes it."""
     return int.from_bytes(command.encode(), "little") & ((1 << CommandLayout.size) - 1)
+
+
+def as_case(config: Config) -> dict[str, int]:
+    """A Config on its way to a cocotb bench."""
+    return asdict(config)
+
+
+def config_of(case: Mapping[str, NDArray]) -> Config:
+    """Inverse of `as_case`, in the bench."""
+    return Config(**{name: case[name].item() for name in SIZES})
 
 
 def joined(values: Sequence[int] | Ints, width: int) -> int:
