@@ -4,6 +4,8 @@ A 128 x 256 picture in 16 x 16 patches and a class token: 129 tokens of 192 feat
 dense feed-forward block, odd ones 16 experts; each task has a gate of its own in each of those, and a linear head.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +58,12 @@ class MixtureOfExperts(nn.Module):
         self.top_k = top_k
         self.gates = nn.ModuleList(nn.Linear(dim, experts) for _ in range(tasks))
         self.experts = nn.ModuleList(Mlp(dim, hidden) for _ in range(experts))
+
+    def gate(self, task: int) -> nn.Linear:
+        return cast(nn.Linear, self.gates[task])
+
+    def mlps(self) -> list[Mlp]:
+        return cast(list[Mlp], [*self.experts])
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -110,11 +118,15 @@ class MoEBlock(nn.Module):
         return self.feed_forward(self.attend(x), task)
 
 
+Block = DenseBlock | MoEBlock
+
+
 class M3ViT(nn.Module):
     """[batch, 3, height, width] to what a task says of each patch, [batch, channels, rows, columns]."""
 
     def __init__(self, *, top_k: int = 2, dim: int = 192, depth: int = 12, heads: int = 3, hidden: int = 768,
-                 experts: int = 16, expert_hidden: int = 384, height: int = HEIGHT, width: int = WIDTH) -> None:  # fmt: skip
+                 experts: int = 16, expert_hidden: int = 384,
+                 height: int = HEIGHT, width: int = WIDTH) -> None:  # fmt: skip
         super().__init__()
         self.grid = height // PATCH, width // PATCH
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=PATCH, stride=PATCH)
@@ -127,6 +139,9 @@ class M3ViT(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleList(nn.Linear(dim, channels) for channels in CHANNELS)
+
+    def layers(self) -> list[Block]:
+        return cast(list[Block], [*self.blocks])
 
     def embed(self, image: Tensor) -> Tensor:
         """Tokens, the class token first."""
@@ -143,28 +158,26 @@ class M3ViT(nn.Module):
 
 def trunk_macs(model: M3ViT) -> int:
     """Multiply-accumulates of one frame up to the head, as the papers count them: no norms, no softmax."""
-    dim, patches = model.norm.normalized_shape[0], model.grid[0] * model.grid[1]
+    dim, patches = model.cls_token.shape[-1], model.grid[0] * model.grid[1]
     tokens, total = patches + 1, patches * model.patch_embed.weight.numel()
-    for block in model.blocks:
-        total += tokens * (block.attn.qkv.weight.numel() + block.attn.proj.weight.numel()) + 2 * tokens * tokens * dim
-        for mlp, count in _mlps(block):
-            total += count * tokens * (mlp.fc1.weight.numel() + mlp.fc2.weight.numel())
-        if isinstance(block, MoEBlock):
-            total += tokens * block.moe.gates[0].weight.numel()
+    for block in model.layers():
+        total += 2 * tokens * tokens * dim
+        total += tokens * sum(layer.weight.numel() for layer in (block.attn.qkv, block.attn.proj, *used(block)))
     return total
 
 
-def _mlps(block: DenseBlock | MoEBlock) -> list[tuple[Mlp, int]]:
-    """(a feed-forward block, how many of its kind a token goes through)."""
-    return [(block.moe.experts[0], block.moe.top_k)] if isinstance(block, MoEBlock) else [(block.mlp, 1)]
+def used(block: Block) -> list[nn.Linear]:
+    """Layers of the feed-forward block that one token goes through."""
+    if isinstance(block, DenseBlock):
+        return [block.mlp.fc1, block.mlp.fc2]
+    mlps = block.moe.mlps()[: block.moe.top_k]
+    return [block.moe.gate(0), *(layer for mlp in mlps for layer in (mlp.fc1, mlp.fc2))]
 
 
 def trunk_weights(model: M3ViT) -> int:
     """Weights and biases of the products of one task up to the head, all experts included."""
-    layers = [model.patch_embed]
-    for block in model.blocks:
-        layers += [block.attn.qkv, block.attn.proj]
-        mlps = [*block.moe.experts] if isinstance(block, MoEBlock) else [block.mlp]
-        layers += [layer for mlp in mlps for layer in (mlp.fc1, mlp.fc2)]
-        layers += [block.moe.gates[0]] if isinstance(block, MoEBlock) else []
-    return sum(layer.weight.numel() + layer.bias.numel() for layer in layers)
+    layers: list[nn.Module] = [model.patch_embed]
+    for block in model.layers():
+        layers += [block.attn, block.mlp] if isinstance(block, DenseBlock) else [block.attn, *block.moe.mlps()]
+        layers += [block.moe.gate(0)] if isinstance(block, MoEBlock) else []
+    return sum(weight.numel() for layer in layers for weight in layer.parameters())

@@ -8,17 +8,18 @@ needed: cycles and traffic depend on shapes and on these loads only.
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.m3vit_t.model import PATCH, TASKS, DenseBlock, M3ViT, MixtureOfExperts, MoEBlock
+from benchmarks.m3vit_t.model import PATCH, TASKS, Block, M3ViT, MixtureOfExperts, MoEBlock
 
 LOADS = Path(__file__).parent / "loads.json"
 SEED = 7
 LEAST_GROWTH = 0.02  # of the residual's variance in a layer whose published deviation does not grow
 OUTLIERS = 6  # tokens with one large element in the position embedding, as trained models have
+SCORE_SPAN = 16.0  # of attention scores within a row; a wider published span is of rows, which a softmax does not see
 BIAS_REACH = 8.0  # a gate's bias may be as large as this many weights before it costs as much
 
 
@@ -60,8 +61,7 @@ def draw(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
-            assert module.bias is not None
-            module.bias.normal_(0, 0.02, generator=generator)
+            nn.init.normal_(cast(Tensor, module.bias), 0, 0.02, generator=generator)
 
 
 # --- One layer after the other: each needs the activations that those before it make ---
@@ -72,9 +72,9 @@ def fit(model: M3ViT, image: Tensor, generator: torch.Generator) -> None:
     deviations, largest = ranges["residual_std_per_layer"], ranges["residual_absmax_per_layer"]
     fit_embedding(model, largest[0], generator)
     streams = [model.embed(image) for _ in TASKS]
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.layers()):
         low, high = ranges["attention_score_min_max"][layer]
-        fit_attention(block, streams[0], high - low, deviations[layer])
+        fit_attention(block, streams[0], high - low, deviations[layer], generator)
         streams = [block.attend(x) for x in streams]
         if isinstance(block, MoEBlock):
             for task, x in enumerate(streams):
@@ -92,14 +92,22 @@ def fit_embedding(model: M3ViT, largest: float, generator: torch.Generator) -> N
         model.pos_embed[0, token * 7, int(model.norm.normalized_shape[0]) // 2] = largest * 0.95
 
 
-def fit_attention(block: DenseBlock | MoEBlock, x: Tensor, span: float, deviation: float) -> None:
+def fit_attention(block: Block, x: Tensor, span: float, deviation: float, generator: torch.Generator) -> None:
     """Scores from smallest to largest as published; half of the layer's growth."""
     attention, normalised = block.attn, block.norm1(x)
+    qkv, dim = attention.qkv, x.shape[-1]
     scores, _ = attention.scores(normalised)
-    dim = x.shape[-1]
-    factor = span / float(scores.max() - scores.min())
-    attention.qkv.weight[:dim] *= factor
-    attention.qkv.bias[:dim] *= factor
+    factor = min(span, SCORE_SPAN) / float(scores.max() - scores.min())
+    qkv.weight[: 2 * dim] *= factor**0.5
+    qkv.bias[: 2 * dim] *= factor**0.5
+    offset = torch.randn(dim, generator=generator)
+    low, high = 0.0, 100.0
+    keys = qkv.bias[dim : 2 * dim].clone()
+    for _ in range(24):
+        middle = (low + high) / 2
+        qkv.bias[dim : 2 * dim] = keys + middle * offset
+        scores, _ = attention.scores(normalised)
+        low, high = (middle, high) if float(scores.max() - scores.min()) < span else (low, middle)
     scale_branch([attention.proj], attention(normalised), growth(x, deviation) / 2)
 
 
@@ -112,13 +120,13 @@ def growth(x: Tensor, deviation: float) -> float:
 def scale_branch(layers: list[nn.Linear], branch: Tensor, variance: float) -> None:
     factor = (variance / float(branch.var())) ** 0.5
     for layer in layers:
-        layer.weight *= factor
-        layer.bias *= factor
+        layer.weight.mul_(factor)
+        layer.bias.mul_(factor)
 
 
-def fit_feed_forward(block: DenseBlock | MoEBlock, x: Tensor, deviation: float, largest: float) -> None:
+def fit_feed_forward(block: Block, x: Tensor, deviation: float, largest: float) -> None:
     """The rest of the layer's growth; one feature reaches the published magnitude where no other does."""
-    layers = [expert.fc2 for expert in block.moe.experts] if isinstance(block, MoEBlock) else [block.mlp.fc2]
+    layers = [expert.fc2 for expert in block.moe.mlps()] if isinstance(block, MoEBlock) else [block.mlp.fc2]
     branch = block.feed_forward(x, 0) - x
     scale_branch(layers, branch, growth(x, deviation))
     after = block.feed_forward(x, 0)
@@ -160,11 +168,14 @@ def fit_gate(
     chosen = assignment(counts, len(x), moe.top_k, generator)
     low, high = span
     level = torch.rand(chosen.shape, generator=generator)
-    logits = torch.where(chosen, high * (0.6 + 0.4 * level), low * (0.2 + 0.3 * level)).double()
+    best = (chosen * (1 + level)).argmax(dim=1, keepdim=True)
+    level.scatter_(1, best, 3.0)  # a clear first choice
+    logits = torch.where(chosen, high * (0.5 + level / 6), low * (0.2 + 0.3 * level)).double()
     operand = torch.cat([x.double(), torch.full((len(x), 1), BIAS_REACH, dtype=torch.float64)], dim=1)
     solution = torch.linalg.lstsq(operand, logits, driver="gelsd").solution
-    moe.gates[task].weight.copy_(solution[:-1].T)
-    moe.gates[task].bias.copy_(solution[-1] * BIAS_REACH)
+    gate = moe.gate(task)
+    gate.weight.copy_(solution[:-1].T)
+    gate.bias.copy_(solution[-1] * BIAS_REACH)
 
 
 def routing(model: M3ViT, image: Tensor, task: int) -> dict[int, list[int]]:
@@ -172,9 +183,9 @@ def routing(model: M3ViT, image: Tensor, task: int) -> dict[int, list[int]]:
     seen: dict[int, list[int]] = {}
     x = model.embed(image)
     with torch.no_grad():
-        for layer, block in enumerate(model.blocks):
+        for layer, block in enumerate(model.layers()):
             if isinstance(block, MoEBlock):
-                logits = block.moe.gates[task](block.norm2(block.attend(x)))
+                logits = block.moe.gate(task)(block.norm2(block.attend(x)))
                 index = logits.topk(block.moe.top_k, dim=-1).indices
                 seen[layer] = torch.bincount(index.flatten(), minlength=logits.shape[-1]).tolist()
             x = block(x, task)
