@@ -20,6 +20,7 @@ SEED = 7
 LEAST_GROWTH = 0.02  # of the residual's variance in a layer whose published deviation does not grow
 OUTLIERS = 6  # tokens with one large element in the position embedding, as trained models have
 SCORE_SPAN = 16.0  # of attention scores within a row; a wider published span is of rows, which a softmax does not see
+STEEPEST = 8.0  # gate logit; beyond, one expert's score is all there is of a token
 BIAS_REACH = 8.0  # a gate's bias may be as large as this many weights before it costs as much
 
 
@@ -166,11 +167,11 @@ def fit_gate(
 ) -> None:
     """Weights by which the tokens `x`, fewer than features, go to exactly so many experts, with a wide margin."""
     chosen = assignment(counts, len(x), moe.top_k, generator)
-    low, high = span
+    low, high = max(span[0], -STEEPEST), min(span[1], STEEPEST)
     level = torch.rand(chosen.shape, generator=generator)
-    best = (chosen * (1 + level)).argmax(dim=1, keepdim=True)
-    level.scatter_(1, best, 3.0)  # a clear first choice
-    logits = torch.where(chosen, high * (0.5 + level / 6), low * (0.2 + 0.3 * level)).double()
+    below = high * (0.3 + 0.15 * level)
+    below.scatter_(1, (chosen * (1 + level)).argmax(dim=1, keepdim=True), 0.0)  # a clear first choice
+    logits = torch.where(chosen, high - below, low * (0.2 + 0.3 * level)).double()
     operand = torch.cat([x.double(), torch.full((len(x), 1), BIAS_REACH, dtype=torch.float64)], dim=1)
     solution = torch.linalg.lstsq(operand, logits, driver="gelsd").solution
     gate = moe.gate(task)
