@@ -5,7 +5,9 @@ runs the datapath. A walker that meets an expert's command waits until the issue
 the fetcher goes on as soon as that ROUTE has given the expert a token.
 """
 
-from amaranth.hdl import Array, Module, Mux, Signal
+from collections.abc import Callable
+
+from amaranth.hdl import Array, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -161,6 +163,7 @@ class Sequencer(wiring.Component):
         self._boot(m, store)
         self._fetch(m)
         self._stage(m)
+        self.loaded = self._next_loaded(m)
         self._issue(m)
         m.d.comb += self.command_index.eq(self.issuer.index)
         return m
@@ -249,76 +252,59 @@ class Sequencer(wiring.Component):
             request.payload.beats.eq(boot.beats),
         ]
         streams = (c.kind == Kind.LOAD) | ((c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY))
+
+        def ask() -> None:
+            with m.If(streams & ~walker.empty):
+                m.d.comb += [
+                    request.valid.eq(1),
+                    request.payload.address.eq(self._address(c)),
+                    request.payload.beats.eq(c.dma_beats),
+                ]
+            with m.If(~request.valid | request.ready):
+                walker.advance("FETCH")
+
+        has_token = ~walker.empty & (walker.seen == self.routes_begun)
         with m.FSM(name="fetch"):
-            with m.State("IDLE"):
-                m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
-                with m.If(self.begun & ~self.done):
-                    m.next = "FETCH"
-            walker.fetch_states("FETCH", "RUN")
-            with m.State("RUN"):
-                with m.If(c.kind == Kind.END):
-                    m.next = "END"
-                with m.Elif(walker.known | (~walker.empty & (walker.seen == self.routes_begun))):
-                    with m.If(streams & ~walker.empty):
-                        m.d.comb += [
-                            request.valid.eq(1),
-                            request.payload.address.eq(self._address(c)),
-                            request.payload.beats.eq(c.dma_beats),
-                        ]
-                        with m.If(request.ready):
-                            walker.advance("FETCH")
-                    with m.Else():
-                        walker.advance("FETCH")
-            with m.State("END"):
-                m.d.comb += self.fetched.eq(1)
-                with m.If(self.done):
-                    m.next = "IDLE"
+            self._walk_ahead(m, walker, walker.known | has_token, ask, self.fetched)
 
     def _stage(self, m: Module) -> None:
         walker = self.stager
         c = walker.command
         loads = (c.kind == Kind.LOAD) | (c.kind == Kind.MATMUL)
         m.d.comb += self.loader_command.eq(c)
+
+        def load() -> None:
+            with m.If(loads & ~walker.empty):
+                m.d.comb += self.loader_start.eq(1)
+                m.next = "LOAD"
+            with m.Else():
+                walker.advance("FETCH")
+
         with m.FSM(name="stage"):
-            with m.State("IDLE"):
-                m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
-                with m.If(self.begun & ~self.done):
-                    m.next = "FETCH"
-            walker.fetch_states("FETCH", "RUN")
-            with m.State("RUN"):
-                with m.If(c.kind == Kind.END):
-                    m.next = "END"
-                with m.Elif(walker.known):
-                    with m.If(loads & ~walker.empty):
-                        m.d.comb += self.loader_start.eq(1)
-                        m.next = "LOAD"
-                    with m.Else():
-                        walker.advance("FETCH")
-            with m.State("LOAD"):
-                with m.If(~self.loader_busy):
-                    walker.advance("FETCH")
-            with m.State("END"):
-                m.d.comb += self.staged.eq(1)
-                with m.If(self.done):
-                    m.next = "IDLE"
+            self._walk_ahead(m, walker, walker.known, load, self.staged)
+            with m.State("LOAD"), m.If(~self.loader_busy):
+                walker.advance("FETCH")
+
+    def _walk_ahead(self, m: Module, walker: Walker, known: Value, act: Callable[[], None], ended: Signal) -> None:
+        """States of a walker that runs ahead of the issuer: `act` on each command, `ended` until the task is done."""
+        with m.State("IDLE"):
+            m.d.sync += [walker.index.eq(1), walker.seen.eq(self.routes)]
+            with m.If(self.begun & ~self.done):
+                m.next = "FETCH"
+        walker.fetch_states("FETCH", "RUN")
+        with m.State("RUN"):
+            with m.If(walker.command.kind == Kind.END):
+                m.next = "END"
+            with m.Elif(known):
+                act()
+        with m.State("END"):
+            m.d.comb += ended.eq(1)
+            with m.If(self.done):
+                m.next = "IDLE"
 
     def _issue(self, m: Module) -> None:
         walker, config = self.issuer, self.config
         c = walker.command
-        # The next tile and parameters: written by the loader, used by a beat.
-        tile_written, parameters_written = Signal(), Signal()
-        use_tile, use_parameters = Signal(), Signal()
-        for written, done, use in (
-            (tile_written, self.tile_done, use_tile),
-            (parameters_written, self.parameters_done, use_parameters),
-        ):
-            with m.If(done | use):
-                m.d.sync += written.eq(done)
-        m.d.comb += [
-            self.tile_free.eq(~tile_written | use_tile),
-            self.parameters_free.eq(~parameters_written | use_parameters),
-        ]
-
         settle = Signal(range(Datapath.latency(config) + 1))  # cycles until the last beat has left
         drained = settle == 0
         with m.If(~drained):
@@ -335,36 +321,12 @@ class Sequencer(wiring.Component):
             walker.fetch_states("FETCH", "RUN")
             with m.State("RUN"):
                 with m.If(drained):
+                    m.d.comb += reached.eq(c.kind == Kind.LOAD)
                     m.d.sync += self.command.eq(c)  # stands until the last beat has left
-                    with m.Switch(c.kind):
-                        with m.Case(Kind.LOAD):
-                            m.d.comb += reached.eq(1)
-                            with m.If(self.stager.index > walker.index):
-                                walker.advance("FETCH")
-                        with m.Case(Kind.STORE):
-                            m.d.comb += [
-                                self.write_request.valid.eq(1),
-                                self.write_request.payload.address.eq(self._address(c)),
-                                self.write_request.payload.beats.eq(c.dma_beats),
-                            ]
-                            with m.If(self.write_request.ready):
-                                m.d.comb += self.storer_start.eq(1)
-                                m.next = "STORE"
-                        with m.Case(Kind.MATMUL):
-                            m.next = "MATMUL"
-                            with m.If(walker.empty):
-                                walker.advance("FETCH")
-                        with m.Case(Kind.ROUTE):
-                            m.next = "ROUTE-START"
-                        with m.Case(Kind.END):
-                            m.next = "END"
-                        with m.Default():
-                            self._fail(m, ErrorCode.BAD_COMMAND, c.kind)
-                            m.next = "STOPPED"
+                    self._begin(m)
             with m.State("MATMUL"):
                 m.d.comb += reached.eq(1)
-                finished = self._beats(m, walker.length, tile_written, parameters_written, use_tile, use_parameters)
-                with m.If(finished):
+                with m.If(self._beats(m)):
                     m.d.sync += settle.eq(Datapath.latency(config))
                     walker.advance("FETCH")
             with m.State("ROUTE-START"):
@@ -387,9 +349,51 @@ class Sequencer(wiring.Component):
             with m.State("STOPPED"):
                 pass
 
-    def _beats(self, m: Module, rows: Signal, tile, parameters, use_tile, use_parameters) -> Signal:
+    def _begin(self, m: Module) -> None:
+        """What the issuer does with a command when nothing is on its way any more."""
+        walker = self.issuer
+        c = walker.command
+        with m.Switch(c.kind):
+            with m.Case(Kind.LOAD):
+                with m.If(self.stager.index > walker.index):
+                    walker.advance("FETCH")
+            with m.Case(Kind.STORE):
+                m.d.comb += [
+                    self.write_request.valid.eq(1),
+                    self.write_request.payload.address.eq(self._address(c)),
+                    self.write_request.payload.beats.eq(c.dma_beats),
+                ]
+                with m.If(self.write_request.ready):
+                    m.d.comb += self.storer_start.eq(1)
+                    m.next = "STORE"
+            with m.Case(Kind.MATMUL):
+                m.next = "MATMUL"
+                with m.If(walker.empty):
+                    walker.advance("FETCH")
+            with m.Case(Kind.ROUTE):
+                m.next = "ROUTE-START"
+            with m.Case(Kind.END):
+                m.next = "END"
+            with m.Default():
+                self._fail(m, ErrorCode.BAD_COMMAND, c.kind)
+                m.next = "STOPPED"
+
+    def _next_loaded(self, m: Module) -> tuple[Signal, Signal, Signal, Signal]:
+        """(tile written, parameters written, use tile, use parameters): written by the loader, used by a beat."""
+        pairs = []
+        for done, free in ((self.tile_done, self.tile_free), (self.parameters_done, self.parameters_free)):
+            written, use = Signal(), Signal()
+            with m.If(done | use):
+                m.d.sync += written.eq(done)
+            m.d.comb += free.eq(~written | use)
+            pairs.append((written, use))
+        (tile, use_tile), (parameters, use_parameters) = pairs
+        return tile, parameters, use_tile, use_parameters
+
+    def _beats(self, m: Module) -> Signal:
         """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
-        config, c, beat = self.config, self.issuer.command, self.beat
+        config, c, beat, rows = self.config, self.issuer.command, self.beat, self.issuer.length
+        tile, parameters, use_tile, use_parameters = self.loaded
         row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
         feature, channel = Signal(17), Signal(17)
         streamed, stationary = Signal(), Signal(range(5))  # digits
