@@ -107,149 +107,158 @@ class Loader(wiring.Component):
         m = Module()
         config, c = self.config, self.command
         column_bits = config.inputs * config.weight_width
-        widths = {"chunk": config.lanes * ELEMENT_WIDTH, "column": column_bits, "words": len(self.parameters_words)}
-        boxes = {name: Gearbox(config.bus_width, width) for name, width in widths.items()}
-        for name, box in boxes.items():
-            m.submodules[name] = box
+        self.chunks = Gearbox(config.bus_width, config.lanes * ELEMENT_WIDTH)
+        self.columns = Gearbox(config.bus_width, column_bits)
+        self.words = Gearbox(config.bus_width, len(self.parameters_words))
+        m.submodules.chunks, m.submodules.columns, m.submodules.words = self.chunks, self.columns, self.words
+        for box in (self.chunks, self.columns, self.words):
             m.d.comb += box.beats.payload.eq(self.weights.payload)
-        chunks, columns, words = boxes["chunk"], boxes["column"], boxes["words"]
-
-        def select(box: Gearbox) -> None:
-            """Connect the weight stream to `box`."""
-            m.d.comb += [box.beats.valid.eq(self.weights.valid), self.weights.ready.eq(box.beats.ready)]
+        self.whole_beats = column_bits * config.outputs % config.bus_width == 0  # of a tile
 
         # Position of the tile being written.
-        group, slice_, digit = Signal(12), Signal(12), Signal(range(5))
-        feature, channel = Signal(17), Signal(17)  # first of the tile
-        index = Signal(range(max(config.inputs, config.outputs) + 1))
-        count = Signal.like(c.rows)
-        by_row = c.b_source == Stationary.ROWS
-        stored = c.b_source == Stationary.MEMORY
-        address = Signal.like(self.stationary_address)  # of row or column `index` of the tile
+        self.group, self.slice, self.digit = Signal(12), Signal(12), Signal(range(5))
+        self.feature, self.channel = Signal(17), Signal(17)  # first of the tile
+        self.index = Signal(range(max(config.inputs, config.outputs) + 1))  # of its rows or columns
+        self.count = Signal.like(c.rows)  # chunks of a LOAD
+        self.stored = c.b_source == Stationary.MEMORY
+        self.by_row = c.b_source == Stationary.ROWS
 
-        whole_beats = column_bits * config.outputs % config.bus_width == 0  # of a tile
-        final_digit = digit + 1 == c.b_digits
-        final_slice = feature + config.inputs >= c.depth
-        final_group = channel + config.outputs >= c.columns
-
-        def next_tile() -> None:
-            m.d.sync += [index.eq(0), digit.eq(Mux(final_digit, 0, digit + 1))]
-            with m.If(final_digit):
-                m.d.sync += [slice_.eq(Mux(final_slice, 0, slice_ + 1))]
-                m.d.sync += [feature.eq(Mux(final_slice, 0, feature + config.inputs))]
-                with m.If(final_slice):
-                    m.d.sync += [group.eq(group + 1), channel.eq(channel + config.outputs)]
-            with m.If(final_digit & final_slice & final_group):
-                m.next = "IDLE"
-            with m.Elif(~stored):
-                m.next = "TILE"
-            with m.Elif(final_digit & final_slice):
-                m.next = "PARAMETERS"
-            with m.Else():
-                m.next = "COLUMNS"
-
-        reading, read_index, read_last = Signal(), Signal.like(index), Signal()
-        arrived = delay(m, read_last, Scratchpad.READ_LATENCY + 1, name="arrived")
-        writing = Signal()
         m.d.comb += self.busy.eq(1)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.busy.eq(0)
-                m.d.sync += [x.eq(0) for x in (group, slice_, digit, feature, channel, index, count)]
+                position = (self.group, self.slice, self.digit, self.feature, self.channel, self.index, self.count)
+                m.d.sync += [x.eq(0) for x in position]
                 m.d.sync += self.write_address.eq(c.a_address - 1)
                 with m.If(self.start):
                     with m.If(c.kind == Kind.LOAD):
                         m.next = "LOAD"
-                    with m.Elif(stored):
+                    with m.Elif(self.stored):
                         m.next = "PARAMETERS"
                     with m.Else():
                         m.next = "TILE"
-            with m.State("LOAD"):
-                with m.If(self.allowed):
-                    select(chunks)
-                    m.d.comb += chunks.items.ready.eq(1)
-                    with m.If(chunks.items.valid):
-                        m.d.comb += writing.eq(1)
-                        m.d.sync += [count.eq(count + 1), self.write_address.eq(self.write_address + 1)]
-                        with m.If(count + 1 == c.rows):
-                            m.next = "SETTLE"
-            with m.State("SETTLE"):
-                m.d.sync += index.eq(index + 1)
-                with m.If(index == Scratchpad.WRITE_LATENCY + 1):
-                    m.next = "IDLE"
-            with m.State("PARAMETERS"):
-                with m.If(self.parameters_free):
-                    select(words)
-                    m.d.comb += words.items.ready.eq(1)
-                    with m.If(words.items.valid):
-                        m.d.comb += self.parameters_load.eq(1)
-                        m.d.sync += index.eq(index + parameters_at_once(config))
-                        with m.If(index + parameters_at_once(config) >= config.outputs):
-                            m.d.comb += self.parameters_done.eq(1)
-                            m.d.sync += index.eq(0)
-                            m.next = "COLUMNS"
-            with m.State("COLUMNS"):
-                with m.If((index != 0) | self.tile_free):
-                    select(columns)
-                    m.d.comb += columns.items.ready.eq(1)
-                with m.If(columns.items.valid):
-                    m.d.sync += index.eq(index + 1)
-                    with m.If(index == config.outputs - 1):
-                        if whole_beats:
-                            m.d.comb += self.tile_done.eq(1)
-                            next_tile()
-                        else:
-                            m.next = "CLEAR"
-            if not whole_beats:
-                with m.State("CLEAR"):
-                    # What is left of the last beat is padding.
-                    select(columns)
-                    m.d.comb += [columns.clear.eq(1), self.tile_done.eq(1)]
-                    next_tile()
-            with m.State("TILE"):
-                # rows of the scratchpad that the tile's rows or columns are
-                first = Mux(by_row, feature, channel)
-                along = Mux(by_row, group * config.output_chunks, slice_ * config.input_chunks)
-                m.d.sync += address.eq(c.b_address + first * c.b_stride + along)
-                with m.If(self.tile_free & self.allowed):
-                    m.next = "READ"
-            with m.State("READ"):
-                # Rows or columns beyond the tensor meet zeros, or leave as masked channels: they may stay as they are.
-                left = Mux(by_row, c.depth - feature, c.columns - channel)
-                limit = Mux(by_row, config.inputs, config.outputs)
-                m.d.comb += reading.eq(1)
-                m.d.sync += [index.eq(index + 1), address.eq(address + c.b_stride)]
-                with m.If((index + 1 == limit) | (index + 1 == left)):
-                    m.d.comb += read_last.eq(1)
-                    m.next = "WAIT"
-            with m.State("WAIT"):
-                with m.If(arrived):
-                    m.d.comb += self.tile_done.eq(1)
-                    next_tile()
+            self._load_states(m)
+            self._memory_states(m)
+            read_last = self._scratchpad_states(m)
 
-        m.d.comb += [
-            self.parameters_words.eq(words.items.payload),
-            self.parameters_index.eq(index),
-            self.stationary_address.eq(address),
-            read_index.eq(delay(m, index, Scratchpad.READ_LATENCY, name="read_index")),
-        ]
-        m.d.sync += [self.write.eq(writing), self.write_data.eq(chunks.items.payload)]
-        self._write_tile(
-            m, columns, delay(m, reading, Scratchpad.READ_LATENCY, name="reading"), read_index, index, digit
-        )
+        m.d.comb += self.arrived.eq(delay(m, read_last, Scratchpad.READ_LATENCY + 1, name="arrived"))
+        self._write_tile(m)
         return m
 
-    def _write_tile(
-        self, m: Module, columns: Gearbox, read: Signal, read_index: Signal, index: Signal, digit: Signal
-    ) -> None:
+    def _connect(self, m: Module, box: Gearbox) -> None:
+        """The weight stream goes to `box`, which gives all it has."""
+        m.d.comb += [
+            box.beats.valid.eq(self.weights.valid),
+            self.weights.ready.eq(box.beats.ready),
+            box.items.ready.eq(1),
+        ]
+
+    def _next_tile(self, m: Module) -> None:
+        config, c = self.config, self.command
+        final_digit = self.digit + 1 == c.b_digits
+        final_slice = self.feature + config.inputs >= c.depth
+        final_group = self.channel + config.outputs >= c.columns
+        m.d.comb += self.tile_done.eq(1)
+        m.d.sync += [self.index.eq(0), self.digit.eq(Mux(final_digit, 0, self.digit + 1))]
+        with m.If(final_digit):
+            m.d.sync += self.slice.eq(Mux(final_slice, 0, self.slice + 1))
+            m.d.sync += self.feature.eq(Mux(final_slice, 0, self.feature + config.inputs))
+            with m.If(final_slice):
+                m.d.sync += [self.group.eq(self.group + 1), self.channel.eq(self.channel + config.outputs)]
+        with m.If(final_digit & final_slice & final_group):
+            m.next = "IDLE"
+        with m.Elif(~self.stored):
+            m.next = "TILE"
+        with m.Elif(final_digit & final_slice):
+            m.next = "PARAMETERS"
+        with m.Else():
+            m.next = "COLUMNS"
+
+    def _load_states(self, m: Module) -> None:
+        """LOAD: memory to scratchpad, a chunk a cycle."""
+        writing = Signal()
+        with m.State("LOAD"), m.If(self.allowed):
+            self._connect(m, self.chunks)
+            with m.If(self.chunks.items.valid):
+                m.d.comb += writing.eq(1)
+                m.d.sync += [self.count.eq(self.count + 1), self.write_address.eq(self.write_address + 1)]
+                with m.If(self.count + 1 == self.command.rows):
+                    m.next = "SETTLE"
+        with m.State("SETTLE"):
+            m.d.sync += self.index.eq(self.index + 1)
+            with m.If(self.index == Scratchpad.WRITE_LATENCY + 1):
+                m.next = "IDLE"
+        self.writing = writing
+
+    def _memory_states(self, m: Module) -> None:
+        """Parameters of a group, then its tiles, column by column."""
+        config = self.config
+        with m.State("PARAMETERS"), m.If(self.parameters_free):
+            self._connect(m, self.words)
+            with m.If(self.words.items.valid):
+                following = self.index + parameters_at_once(config)
+                m.d.comb += self.parameters_load.eq(1)
+                m.d.sync += self.index.eq(following)
+                with m.If(following >= config.outputs):
+                    m.d.comb += self.parameters_done.eq(1)
+                    m.d.sync += self.index.eq(0)
+                    m.next = "COLUMNS"
+        with m.State("COLUMNS"):
+            with m.If((self.index != 0) | self.tile_free):
+                self._connect(m, self.columns)
+            with m.If(self.columns.items.valid):
+                m.d.sync += self.index.eq(self.index + 1)
+                with m.If(self.index == config.outputs - 1):
+                    if self.whole_beats:
+                        self._next_tile(m)
+                    else:
+                        m.next = "CLEAR"
+        if not self.whole_beats:
+            with m.State("CLEAR"):
+                # What is left of the last beat is padding.
+                self._connect(m, self.columns)
+                m.d.comb += self.columns.clear.eq(1)
+                self._next_tile(m)
+
+    def _scratchpad_states(self, m: Module) -> Signal:
+        """Tiles of a tensor on chip, row by row or column by column; returns the last read of a tile."""
+        config, c, by_row = self.config, self.command, self.by_row
+        address, read_last = Signal.like(self.stationary_address), Signal()
+        self.reading, self.arrived = Signal(), Signal()
+        m.d.comb += self.stationary_address.eq(address)
+        with m.State("TILE"):
+            # rows of the scratchpad that the tile's rows or columns are
+            first = Mux(by_row, self.feature, self.channel)
+            along = Mux(by_row, self.group * config.output_chunks, self.slice * config.input_chunks)
+            m.d.sync += address.eq(c.b_address + first * c.b_stride + along)
+            with m.If(self.tile_free & self.allowed):
+                m.next = "READ"
+        with m.State("READ"):
+            # Rows or columns beyond the tensor meet zeros, or leave as masked channels: they may stay as they are.
+            left = Mux(by_row, c.depth - self.feature, c.columns - self.channel)
+            limit = Mux(by_row, config.inputs, config.outputs)
+            m.d.comb += self.reading.eq(1)
+            m.d.sync += [self.index.eq(self.index + 1), address.eq(address + c.b_stride)]
+            with m.If((self.index + 1 == limit) | (self.index + 1 == left)):
+                m.d.comb += read_last.eq(1)
+                m.next = "WAIT"
+        with m.State("WAIT"), m.If(self.arrived):
+            self._next_tile(m)
+        return read_last
+
+    def _write_tile(self, m: Module) -> None:
         """One column from memory, or one row or column from the scratchpad, a cycle."""
-        c = self.command
-        taken = columns.items.valid & columns.items.ready
+        columns = self.columns.items
+        read = delay(m, self.reading, Scratchpad.READ_LATENCY, name="reading")
+        read_index = delay(m, self.index, Scratchpad.READ_LATENCY, name="read_index")
+        m.d.comb += [self.parameters_words.eq(self.words.items.payload), self.parameters_index.eq(self.index)]
         m.d.sync += [
-            self.tile_load.eq(taken | read),
-            self.tile_by_row.eq(read & (c.b_source == Stationary.ROWS)),
-            self.tile_index.eq(Mux(read, read_index, index)),
-            self.tile_data.eq(Mux(read, self._digits(digit), columns.items.payload)),
+            self.write.eq(self.writing),
+            self.write_data.eq(self.chunks.items.payload),
+            self.tile_load.eq((columns.valid & columns.ready) | read),
+            self.tile_by_row.eq(read & self.by_row),
+            self.tile_index.eq(Mux(read, read_index, self.index)),
+            self.tile_data.eq(Mux(read, self._digits(self.digit), columns.payload)),
         ]
 
     def _digits(self, digit: Signal) -> Cat:
