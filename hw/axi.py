@@ -129,8 +129,13 @@ def forward(m: Module, inner, outer) -> None:
     the same way.
     """
     for name, member in inner.signature.members.items():
-        source, target = (inner, outer) if member.flow == Out else (outer, inner)
-        m.d.comb += getattr(target, name).eq(getattr(source, name))
+        one, other = getattr(inner, name), getattr(outer, name)
+        if member.is_signature:
+            forward(m, one, other)
+        elif member.flow == Out:
+            m.d.comb += other.eq(one)
+        else:
+            m.d.comb += one.eq(other)
 
 
 # Names of a top level's ports: member -> prefix. Others keep their own names, `_` between levels.

@@ -151,10 +151,10 @@ private:
     }
 
     struct {
-        bool arready, rvalid;
+        uint8_t arready, rvalid;
         uint8_t rresp;
         uint32_t rdata;
-        bool awready, wready, bvalid;
+        uint8_t awready, wready, bvalid;
         uint8_t bresp;
     } lite{};
 #if VM_TRACE
