@@ -74,7 +74,7 @@ class Operand(wiring.Component):
             inside = delay(m, taken > i, 5, name=f"inside_{i}")
             values.append(register(m, Mux(inside, Mux(c.a_wide, wide, narrow), 0), name=f"value_{i}"))
             limited.append(inside & Mux(c.a_wide, widened, narrowed))
-        fresh = delay(m, self.beat.fresh & (self.beat.group == 0), 6, name="fresh")
+        fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), 6, name="fresh")
         counts, _ = popcount(
             m, [register(m, bit & fresh, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
         )

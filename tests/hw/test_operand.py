@@ -55,14 +55,15 @@ class Case:
         self.group = rng.integers(0, 3, BEATS)
         self.digit = rng.integers(0, 1 + self.command.a_wide * (self.config.activation_width == 8), BEATS)
         self.fresh = rng.integers(0, 2, BEATS)
+        self.valid = (rng.random(BEATS) < 0.8).astype(np.int64)
 
 
 def rtl(case: Case) -> tuple[list[list[int]], list[int], int]:
     config, n = case.config, case.config.inputs
     sums = Operand.sum_latency(config)
     beats = [
-        pack(beat_layout(config), valid=1, slice=s, group=g, digit=d, fresh=f)
-        for s, g, d, f in zip(case.slice, case.group, case.digit, case.fresh, strict=True)
+        pack(beat_layout(config), valid=v, slice=s, group=g, digit=d, fresh=f)
+        for v, s, g, d, f in zip(case.valid, case.slice, case.group, case.digit, case.fresh, strict=True)
     ]
     inputs = {
         "command": command_bits(case.command),
@@ -85,7 +86,7 @@ def reference(case: Case) -> tuple[list[list[int]], list[int], int]:
         x = exp2_negative((case.maximum[:, None] - x) << c.exp_shift, width)
     feature = case.slice[:, None] * config.inputs + np.arange(config.inputs)
     limited = np.clip(x, *operand_limits(width))
-    counted = (case.fresh & (case.group == 0)).astype(bool)[:, None] & (feature < c.depth)
+    counted = (case.valid & case.fresh & (case.group == 0)).astype(bool)[:, None] & (feature < c.depth)
     saturations = int(np.count_nonzero((limited != x) & counted))
     limited = np.where(feature < c.depth, limited, 0)
     digits = limited
@@ -127,6 +128,6 @@ def test_saturation_is_counted_once():
         case = Case(config, Command(kind=Kind.MATMUL, depth=8, a_wide=wide))
         case.elements[:] = 0
         case.elements[10] = [low, high, low - 1 if not wide else low, high + 1, 0, 0, 0, 0]
-        case.group[10], case.fresh[10] = 0, 1
+        case.group[10], case.fresh[10], case.valid[10] = 0, 1, 1
         assert rtl(case) == reference(case)
         assert reference(case)[2] == 2 - wide
