@@ -500,6 +500,14 @@ class SoftmaxThenSelected(Mixture):
         return torch.einsum("...e,...ed->...d", scores * mask, self.outputs(x))
 
 
+class Peaked(SelectedThenSoftmax):
+    """Selects three experts, of which the third weighs less than what a misfit may be."""
+
+    def __init__(self) -> None:
+        super().__init__(top_k=3, experts=5)
+        self.gate.bias = nn.Parameter(torch.tensor([12.0, 11.0, 1.0, -12.0, -12.0]))
+
+
 class Renormalised(Mixture):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, chosen = self.gate(x).softmax(-1).topk(self.top_k)
@@ -569,6 +577,7 @@ MIXTURES: dict[str, tuple[Callable[[], nn.Module], int, str, str]] = {
     "token by token": (PerToken, 2, "softmax_of_selected", "gelu"),
     "one of three": (lambda: SoftmaxThenSelected(top_k=1, experts=3), 1, "softmax_of_all", "gelu"),
     "three of five": (lambda: SelectedThenSoftmax(top_k=3, experts=5), 3, "softmax_of_selected", "gelu"),
+    "three of five, the third hardly felt": (Peaked, 3, "softmax_of_selected", "gelu"),
     "all": (lambda: SoftmaxThenSelected(top_k=4), 4, "softmax_of_selected", "gelu"),
     "relu": (lambda: SelectedThenSoftmax(activation=nn.ReLU), 2, "softmax_of_selected", "relu"),
     "raw gate matrices": (RawGate, 2, "softmax_of_selected", "gelu"),
