@@ -8,7 +8,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint bench format clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: $(READY)  ## area and speed of the reference workload on three machines, an hour: benchmarks/results
+	$(BIN)/python -m benchmarks.area
+	$(BIN)/python -m benchmarks.run
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format
