@@ -1,0 +1,232 @@
+"""cocotb test of hw.datapath.Datapath: it plays sequencer, loader and queues, each as late or early as it may be.
+
+Run by test_datapath.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+
+import cocotb
+import numpy as np
+from cocotb.triggers import RisingEdge
+
+from compiler.commands import Command, Kind, Stationary
+from compiler.fixed import operand_limits, split_digits
+from compiler.program import Program, Task
+from hw.command import beat_layout
+from hw.datapath import Datapath
+from hw.epilogue import parameters_at_once, queue_entry
+from hw.scratchpad import Scratchpad
+from sim.bench import case, cycles, pack, save, start
+from sim.interpret import Entry, State, execute
+from tests.hw.pipelines import command_bits, config_of, joined, parted
+
+CASE = case()
+CONFIG, RNG = config_of(CASE), random.Random(int(CASE["seed"]))
+AT_ONCE, LANES = parameters_at_once(CONFIG), CONFIG.lanes
+Beat = dict[str, int]
+
+
+def beats(c: Command, rows: int) -> Iterator[Beat]:
+    """All beats of a MATMUL, in the sequencer's order."""
+    streamed = 2 if c.a_wide and CONFIG.activation_width == 8 else 1
+    slices, groups = -(-c.depth // CONFIG.inputs), -(-c.columns // CONFIG.outputs)
+    for group in range(groups):
+        for piece in range(slices):
+            for stationary in range(c.b_digits):
+                for digit in range(streamed):
+                    first, last = stationary == digit == 0, (stationary, digit) == (c.b_digits - 1, streamed - 1)
+                    flags = {
+                        "slice": piece, "group": group, "digit": digit, "fresh": first,
+                        "scale": digit + (stationary if CONFIG.weight_width == 8 else 0),
+                        "first": first and piece == 0, "last": last and piece == slices - 1,
+                    }  # fmt: skip
+                    for row in range(rows):
+                        tile = row == digit == 0
+                        channels = row == 0 and flags["last"] and c.b_source == Stationary.MEMORY
+                        yield flags | {"valid": 1, "row": row, "tile": tile, "channels": channels}
+
+
+def loads(c: Command, matrix: np.ndarray) -> list[list[tuple[int, int, int]]]:
+    """For each tile the writes (by row, index, digits) that make it."""
+    padded = np.zeros((matrix.shape[0] + CONFIG.inputs, matrix.shape[1] + CONFIG.outputs), np.int64)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    planes, by_row = split_digits(padded, CONFIG.weight_width, c.b_digits), int(c.b_source == Stationary.ROWS)
+    out = []
+    for channel in range(0, c.columns, CONFIG.outputs):
+        for feature in range(0, c.depth, CONFIG.inputs):
+            for plane in planes:
+                tile = plane[feature : feature + CONFIG.inputs, channel : channel + CONFIG.outputs]
+                lines = tile if by_row else tile.T
+                out.append([(by_row, i, joined(line, CONFIG.weight_width)) for i, line in enumerate(lines)])
+    return out
+
+
+class Writer:
+    """Sets (of tiles or parameters) written one piece at a time, each once the previous one is in use."""
+
+    def __init__(self, sets: list[list], lead: int):
+        self.sets, self.lead = sets, lead
+        self.written = self.used = 0  # whole sets
+        self.place, self.since = 0, lead  # cycles since the last set came to use
+
+    def piece(self):
+        """What to write in this cycle, or nothing."""
+        free = self.written == 0 or (self.used == self.written and self.since >= self.lead)
+        if self.written == len(self.sets) or not free or RNG.random() < 0.2:
+            return None
+        piece = self.sets[self.written][self.place]
+        self.place += 1
+        if self.place == len(self.sets[self.written]):
+            self.place, self.written = 0, self.written + 1
+        return piece
+
+    def use(self) -> None:
+        self.used, self.since = self.used + 1, 0
+
+
+class Bench:
+    def __init__(self, dut, program: Program, region: np.ndarray):
+        self.dut, self.program, self.region = dut, program, region
+        self.output = np.zeros(program.tasks[0].output_bytes // 2, np.int16)
+        self.queues: dict[int, list[Entry]] = {}
+        self.entries: list[int] = []  # of the present command's expert
+        self.saturations = 0
+        execute(program, None, region, self._remember)
+        self.task = cocotb.start_soon(self._queues())
+
+    def _remember(self, position: int, command: Command, state: State) -> None:
+        self.queues[position] = list(state.queues)
+
+    async def _queues(self) -> None:
+        dut = self.dut
+        while True:
+            await RisingEdge(dut.clk)
+            for name in ("source", "target"):
+                row = int(getattr(dut, f"{name}_row").value)
+                getattr(dut, f"{name}_entry").value = self.entries[row] if row < len(self.entries) else 0
+            self.saturations += int(dut.saturations.value)
+
+    async def run(self) -> None:
+        for position, command in enumerate(self.program.tasks[0].commands):
+            self.dut.command.value = command_bits(command)
+            if command.kind == Kind.LOAD:
+                await self.load(command)
+            elif command.kind == Kind.STORE:
+                await self.store(command)
+            elif command.kind == Kind.MATMUL:
+                await self.matmul(command, self.queues[position])
+        self.task.cancel()
+
+    def memory(self, command: Command) -> np.ndarray:
+        spaces = [np.frombuffer(self.program.image, np.int16), self.region, self.output]
+        return spaces[command.dma_space][command.dma_address // 2 :][: command.rows * LANES].reshape(-1, LANES)
+
+    async def load(self, c: Command) -> None:
+        dut = self.dut
+        for i, chunk in enumerate(self.memory(c)):
+            dut.write.value, dut.write_address.value, dut.write_data.value = 1, c.a_address + i, joined(chunk, 16)
+            await cycles(dut, 1)
+            dut.write.value = 0
+            await cycles(dut, RNG.choice([0, 0, 1]))
+        await cycles(dut, Scratchpad.WRITE_LATENCY)
+
+    async def store(self, c: Command) -> None:
+        dut, late = self.dut, Scratchpad.READ_LATENCY
+        target = self.memory(c)
+        dut.read_external.value = 1
+        for i in range(c.rows + late):
+            dut.read_address.value = (c.a_address + i) % CONFIG.scratchpad_chunks
+            await cycles(dut, 1)
+            if i >= late:
+                target[i - late] = parted(int(dut.read_data.value), 16, LANES)
+        dut.read_external.value = 0
+
+    async def stationary(self, c: Command) -> np.ndarray:
+        """[depth, columns], through the port that the loader uses; `banks` chunks at a time."""
+        dut, late = self.dut, Scratchpad.READ_LATENCY
+        rows, along = (c.columns, c.depth) if c.b_source == Stationary.COLUMNS else (c.depth, c.columns)
+        steps = range(0, along, CONFIG.banks * LANES)
+        asked = [c.b_address + row * c.b_stride + step // LANES for row in range(rows) for step in steps]
+        got: list[list[int]] = []
+        for i in range(len(asked) + late):
+            dut.stationary_address.value = asked[min(i, len(asked) - 1)] % CONFIG.scratchpad_chunks
+            await cycles(dut, 1)
+            if i >= late:
+                got.append(parted(int(dut.stationary_data.value), 16, CONFIG.banks * LANES))
+        tensor = np.array(got, np.int64).reshape(rows, -1)[:, :along]
+        tensor = np.clip(tensor, *operand_limits(16))
+        return tensor.T if c.b_source == Stationary.COLUMNS else tensor
+
+    async def matmul(self, c: Command, queues: list[Entry]) -> None:
+        rows = c.rows
+        if c.queue:
+            entry = queues[c.expert]
+            rows = len(entry.token)
+            fields = zip(entry.token.tolist(), entry.score.tolist(), entry.first.tolist(), strict=True)
+            self.entries = [pack(queue_entry(CONFIG), token=t, score=s, first=f) for t, s, f in fields]
+        if not rows:
+            return
+        words: list[list[tuple[int, int]]] = []
+        if c.b_source == Stationary.MEMORY:
+            weights = self.program.weights(c)
+            matrix, words = weights.matrix, self.words(c)
+        else:
+            matrix = await self.stationary(c)
+        await self.issue(deque(beats(c, rows)), Writer(loads(c, matrix), 1), Writer(words, 0))
+        await cycles(self.dut, Datapath.latency(CONFIG))
+
+    def words(self, c: Command) -> list[list[tuple[int, int]]]:
+        w, out = self.program.weights(c), []
+        words = (w.bias & ((1 << 40) - 1) | w.multiplier << 40 | w.shift << 56).tolist()
+        for channel in range(0, c.columns, CONFIG.outputs):
+            group = words[channel : channel + CONFIG.outputs]
+            out.append([(i, joined(group[i : i + AT_ONCE], 64)) for i in range(0, CONFIG.outputs, AT_ONCE)])
+        return out
+
+    async def issue(self, waiting: deque[Beat], tiles: Writer, words: Writer) -> None:
+        """A beat a cycle if nothing is in its way; a tile's last write may be in its first beat's cycle."""
+        dut, last = self.dut, dict[int, int]()
+        for cycle in range(100_000):
+            there = words.written
+            piece, word = tiles.piece(), words.piece()
+            dut.tile_load.value, dut.parameters_load.value = piece is not None, word is not None
+            if piece is not None:
+                dut.tile_by_row.value, dut.tile_index.value, dut.tile_data.value = piece
+            if word is not None:
+                dut.parameters_index.value, dut.parameters_words.value = word
+            tiles.since, words.since = tiles.since + 1, words.since + 1
+            beat = waiting[0] if waiting else None
+            if beat is not None:
+                early = cycle - last.get(beat["row"], -100) < Datapath.PERIOD
+                lacks = (beat["tile"] and tiles.written == tiles.used) or (beat["channels"] and there == words.used)
+                if early or lacks or RNG.random() < 0.2:
+                    beat = beat | {"valid": 0}
+                else:
+                    waiting.popleft()
+                    last[beat["row"]] = cycle
+                    if beat["tile"]:
+                        tiles.use()
+                    if beat["channels"]:
+                        words.use()
+            dut.beat.value = pack(beat_layout(CONFIG), **{k: int(v) for k, v in beat.items()}) if beat else 0
+            await cycles(dut, 1)
+            if not waiting:
+                break
+        dut.beat.value = dut.tile_load.value = dut.parameters_load.value = 0
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")  # 1 000 000 cycles
+async def programs(dut):
+    await start(dut)
+    results = {}
+    for number in range(int(CASE["programs"])):
+        given = {name: CASE[f"{name}_{number}"] for name in ("commands", "image", "region", "output_bytes")}
+        raw = given["commands"].tobytes()
+        commands = tuple(Command.decode(raw[i : i + 64]) for i in range(0, len(raw), 64))
+        task = Task("", commands, (), (), given["region"].nbytes, int(given["output_bytes"]), 0)
+        bench = Bench(dut, Program(CONFIG, "", (task,), given["image"].tobytes()), given["region"])
+        await bench.run()
+        results |= {f"output_{number}": bench.output, f"saturations_{number}": bench.saturations}
+    save(**results)
