@@ -22,9 +22,8 @@ from sim.interpret import Observer, execute
 
 Engine = Literal["interpreter", "rtl"]
 Samples = dict[str, NDArray[np.floating[Any]]]
-Frame = Callable[
-    [NDArray[np.int16]], tuple[NDArray[np.int16], int | None, int]
-]  # -> output region, cycles, saturations
+# Input region -> output region, cycles, saturations.
+Frame = Callable[[NDArray[np.int16]], tuple[NDArray[np.int16], int | None, int]]
 
 # Machines to begin with. `small` fits the smallest boards; `wide` multiplies four times as much a cycle.
 PRESETS = {
