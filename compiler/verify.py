@@ -185,7 +185,8 @@ def _queue(w: _Walk, c: Command) -> Rules:
 
 def _stationary(w: _Walk, c: Command) -> Rules:
     config = w.config
-    yield c.b_digits >= 1, "its stationary operand has no digits"
+    most = ELEMENT_WIDTH // config.weight_width
+    yield 1 <= c.b_digits <= most, f"its stationary operand must have 1 to {most} digits, not {c.b_digits}"
     if c.b_source == Stationary.MEMORY:
         beats, end = (
             stream_beats(config, c.depth, c.columns, c.b_digits),

@@ -9,7 +9,7 @@ from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import operand_limits
 from hw.command import CommandLayout
 from hw.epilogue import parameters_at_once
-from hw.pipeline import delay
+from hw.pipeline import clip, delay
 from hw.scratchpad import Scratchpad
 
 
@@ -262,13 +262,17 @@ class Loader(wiring.Component):
         ]
 
     def _digits(self, digit: Signal) -> Cat:
-        """The chosen digit of every element read from the scratchpad, limited to what digits can hold."""
+        """The chosen digit of every element read from the scratchpad, limited to what its digits can hold."""
         config = self.config
-        highest = operand_limits(ELEMENT_WIDTH)[1]
+        native = config.weight_width == ELEMENT_WIDTH
+        low, high = operand_limits(ELEMENT_WIDTH)
+        narrow_low, narrow_high = operand_limits(8)
         out = []
         for i in range(max(config.inputs, config.outputs)):
             element = self.stationary_data.word_select(i, ELEMENT_WIDTH).as_signed()
-            x = Mux(element > highest, highest, element)[:ELEMENT_WIDTH]
-            high = (x.as_signed() - x[:8].as_signed())[8:16]
-            out.append(x if config.weight_width == ELEMENT_WIDTH else Mux(digit == 0, x[:8], high))
+            wide, _ = clip(element, low, high)
+            narrow, _ = clip(element, narrow_low, narrow_high)
+            upper = (wide - wide[:8].as_signed())[8:16]
+            lower = Mux(self.command.b_digits == 1, narrow[:8], wide[:8])
+            out.append(wide if native else Mux(digit == 0, lower, upper))
         return Cat(out)
