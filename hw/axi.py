@@ -142,11 +142,18 @@ def forward(m: Module, inner, outer) -> None:
 PREFIXES = {"bus": "m_axi", "control": "s_axil"}
 
 
+# Words of Verilog that a port may well be called; it gets a `_` behind.
+KEYWORDS = frozenset(
+    {"begin", "config", "edge", "end", "event", "initial", "input", "output", "repeat", "task", "time"}
+)
+
+
 def port_map(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
     """The `ports` argument of Amaranth's back ends: `bus` as m_axi_araddr..., `control` as s_axil_awaddr..."""
     ports = {}
     for path, member, value in component.signature.flatten(component):
         names = [PREFIXES.get(str(path[0]), str(path[0])), *map(str, path[1:])]
         direction = PortDirection.Input if member.flow == In else PortDirection.Output
-        ports["_".join(names)] = (Value.cast(value), direction)
+        name = "_".join(names)
+        ports[name + "_" * (name in KEYWORDS)] = (Value.cast(value), direction)
     return ports

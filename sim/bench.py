@@ -275,7 +275,9 @@ async def send(ctx: SimulatorContext, stream: Any, payloads: Iterable[Any], patt
             await ctx.tick()
         ctx.set(stream.payload, payload)
         ctx.set(stream.valid, 1)
-        await ctx.tick().until(stream.ready)
+        ready = False
+        while not ready:  # not `until`: its generator complains when the simulation ends before it
+            *_, ready = await ctx.tick().sample(stream.ready)
         ctx.set(stream.valid, 0)
 
 
@@ -287,7 +289,9 @@ async def receive(ctx: SimulatorContext, stream: Any, count: int, pattern: Stall
         while next(pattern):
             await ctx.tick()
         ctx.set(stream.ready, 1)
-        (payload,) = await ctx.tick().sample(stream.payload).until(stream.valid)
+        valid = False
+        while not valid:
+            *_, payload, valid = await ctx.tick().sample(stream.payload, stream.valid)
         taken.append(payload)
         ctx.set(stream.ready, 0)
     return taken

@@ -19,8 +19,8 @@ from hw.verilog import build_directory, digest, emit
 from sim import toolchain
 from sim.bench import CASE, RESULT
 
+RUNTIME = ("verilated", "verilated_dpi", "verilated_vpi", "verilated_threads")
 BUILD_ARGS = (*toolchain.QUIET, *toolchain.QUICK, "-CFLAGS", "-O1")
-KINDS = ("VM_COVERAGE", "VM_SC", "VM_TIMING", "VM_TRACE_FST", "VM_TRACE_SAIF")  # of models, that ours are not
 logging.getLogger("Verilator").setLevel(logging.WARNING)
 
 
@@ -48,9 +48,9 @@ class _Runner(Verilator):
         self.env["PYTHONPATH"] = os.pathsep.join([*map(str, self._path), *sys.path])
 
     def _execute_cmds(self, cmds: Sequence[Sequence[str]], cwd: Any, stdout: TextIO | None = None) -> None:
-        for command in cmds:
+        for words in cmds:
             # Only the ports are looked at: public inner signals make large designs slow to build and to run.
-            command = [argument for argument in command if argument != "--public-flat-rw"]
+            command = [word for word in words if word != "--public-flat-rw"]
             for file in self._objects if command[0] == "make" else ():
                 shutil.copyfile(file, self.build_dir / file.name)  # newer than the makefile: done
             done = subprocess.run(
@@ -74,7 +74,7 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
         source, ports = directory / f"{name}.v", directory / "ports.vlt"
         source.write_text(verilog)
         ports.write_text(_public_ports(verilog, name))
-        runner = _Runner(objects=_runtime(waves))
+        runner = _Runner(objects=toolchain.runtime([*RUNTIME, *(["verilated_vcd_c"] if waves else [])]))
         runner.build(
             sources=[ports, source],
             hdl_toplevel=name,
@@ -98,12 +98,6 @@ def _public_ports(verilog: str, name: str) -> str:
     ports = top[top.index("(") + 1 : top.index(")")].split(",")
     lines = [f'public_flat_rw -module "{name}" -var "{port.strip()}"' for port in ports]
     return "\n".join(["`verilator_config", *lines]) + "\n"
-
-
-def _runtime(waves: bool) -> list[Path]:
-    names = ["verilated", "verilated_dpi", "verilated_vpi", "verilated_threads"] + ["verilated_vcd_c"] * waves
-    kinds = [f"-D{kind}=0" for kind in KINDS] + [f"-D{kind}={int(waves)}" for kind in ("VM_TRACE", "VM_TRACE_VCD")]
-    return toolchain.runtime(names, ["-O2", "-DVERILATOR=1", *kinds])
 
 
 def simulate(
@@ -167,10 +161,14 @@ def _raise_failures(module: str | Path, run: Path, returncode: int) -> None:
     if not results.exists():
         raise SimulationError(f"{module}: the simulator ended with {returncode} and no results\n{_tail(run)}")
     cases = list(xml.etree.ElementTree.parse(results).iter("testcase"))
-    failed = [
-        case.get("name", "?") for case in cases if case.find("failure") is not None or case.find("error") is not None
+    failures = [
+        f"{case.get('name')}: {found.text or found.get('message')}"
+        for case in cases
+        if (found := case.find("failure") if case.find("failure") is not None else case.find("error")) is not None
     ]
-    if failed or returncode:
-        raise SimulationError(f"{module}: failed {', '.join(failed) or 'while ending'}\n{_tail(run)}")
+    if failures or returncode:
+        raise SimulationError(
+            "\n".join([f"{module} failed", *failures, *([] if failures else [_tail(run)]), f"(in {run})"])
+        )
     if all(case.find("skipped") is not None for case in cases):
         raise SimulationError(f"{module}: no test ran\n{_tail(run)}")

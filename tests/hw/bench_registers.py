@@ -1,0 +1,261 @@
+"""cocotb tests of hw.registers.Registers, run by test_registers.py."""
+
+import random
+
+import cocotb
+from cocotb.triggers import RisingEdge
+from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
+
+from compiler.config import Config
+from hw.registers import MAGIC, REGISTERS, RESET_CYCLES, VERSION, Access, Control, ErrorCode, Interrupt, Status
+from sim.bench import case, cycles, stalls, start, until, within
+
+TIMEOUT = {"timeout_time": 1, "timeout_unit": "ms"}  # 100 000 cycles
+SEED = int(case()["seed"])
+INPUTS = ["reset_done", "busy", "done", "error_valid", "error_code", "error_detail", "stall_weights", "stall_writes"]
+INPUTS += ["saturation_increment", "command_index"]
+ACCESS_CYCLES = 200
+
+
+class Bench:
+    """The registers with a driver on one side; the core's side is the test."""
+
+    def __init__(self, dut, *, lively=False):
+        self.dut = dut
+        self.master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
+        sides = (self.master.write_if, ("aw", "w", "b")), (self.master.read_if, ("ar", "r"))
+        channels = [getattr(side, f"{name}_channel") for side, names in sides for name in names]
+        for number, channel in enumerate(channels if lively else []):
+            channel.set_pause_generator(stalls(SEED + number, 0.5))
+
+    async def start(self):
+        await start(self.dut, **dict.fromkeys(INPUTS, 0))
+
+    async def read(self, name):
+        answer = await within(ACCESS_CYCLES, self.master.read(REGISTERS[name].offset, 4), f"read of {name}")
+        assert answer.resp == AxiResp.OKAY, name
+        return int.from_bytes(answer.data, "little")
+
+    async def write(self, name, value, expect=AxiResp.OKAY):
+        raw = value.to_bytes(4, "little")
+        answer = await within(ACCESS_CYCLES, self.master.write(REGISTERS[name].offset, raw), f"write of {name}")
+        assert answer.resp == expect, name
+
+    async def pulse(self, **values):
+        """Core-side inputs for one cycle."""
+        for name, value in values.items():
+            getattr(self.dut, name).value = value
+        await RisingEdge(self.dut.clk)
+        for name in values:
+            getattr(self.dut, name).value = 0
+        await RisingEdge(self.dut.clk)
+
+    def count_starts(self):
+        """A list that grows by one in every cycle in which `start` is high."""
+        seen = []
+
+        async def watch():
+            while True:
+                await RisingEdge(self.dut.clk)
+                if self.dut.start.value:
+                    seen.append(int(self.dut.task_.value))
+
+        cocotb.start_soon(watch())
+        return seen
+
+
+@cocotb.test(**TIMEOUT)
+async def every_register_after_reset(dut):
+    bench = Bench(dut, lively=True)
+    await bench.start()
+    for name, register in REGISTERS.items():
+        expected = Config().fingerprint if name == "fingerprint" else register.reset
+        assert await bench.read(name) == expected, name
+    assert await bench.read("magic") == MAGIC
+    assert await bench.read("version") == VERSION
+
+
+@cocotb.test(**TIMEOUT)
+async def settings_keep_what_is_written(dut):
+    """In any order, byte by byte too, each at its own place, and the core sees them."""
+    bench, rng = Bench(dut, lively=True), random.Random(SEED)
+    await bench.start()
+    names = [n for n, r in REGISTERS.items() if r.access == Access.WRITE and n != "control"]
+    value = dict.fromkeys(names, 0)
+    for _ in range(60):
+        name = rng.choice(names)
+        mask = (1 << REGISTERS[name].width) - 1
+        first = rng.randrange(4)
+        data = rng.randbytes(rng.randint(1, 4 - first))
+        at = REGISTERS[name].offset + first
+        answer = await within(ACCESS_CYCLES, bench.master.write(at, data), f"write of {name}")
+        assert answer.resp == AxiResp.OKAY
+        raw = bytearray(value[name].to_bytes(4, "little"))
+        raw[first : first + len(data)] = data
+        value[name] = int.from_bytes(raw, "little") & mask
+    for name in names:
+        assert await bench.read(name) == value[name], name
+    for port in ("program_base", "input_base", "output_base"):
+        assert getattr(dut, port).value == value[f"{port}_lo"] | value[f"{port}_hi"] << 32
+    assert dut.task_.value == value["task"]
+    assert dut.watchdog_limit.value == value["watchdog"]
+    assert not dut.soft_reset.value
+
+
+@cocotb.test(**TIMEOUT)
+async def refused_accesses(dut):
+    bench = Bench(dut, lively=True)
+    await bench.start()
+    for name, register in REGISTERS.items():
+        if register.access == Access.READ:
+            before = await bench.read(name)
+            await bench.write(name, 0xFFFF_FFFF, expect=AxiResp.SLVERR)
+            assert await bench.read(name) == before, name
+    beyond = 4 * len(REGISTERS)
+    for offset in (beyond, beyond + 4, 0x800, 0xFFC):
+        assert (await bench.master.read(offset, 4)).resp == AxiResp.SLVERR
+        assert (await bench.master.write(offset, bytes(4))).resp == AxiResp.SLVERR
+
+
+@cocotb.test(**TIMEOUT)
+async def a_task_from_start_to_interrupt(dut):
+    bench = Bench(dut)
+    await bench.start()
+    starts = bench.count_starts()
+    await bench.write("task", 7)
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    assert await bench.read("control") == Control.IRQ_ENABLE
+    assert await bench.read("status") == Status.BUSY  # even before the core says so
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    dut.busy.value = 1
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    assert starts == [7]  # once, and for one cycle
+    dut.command_index.value = 321
+    assert await bench.read("command_index") == 321
+    assert not dut.irq.value
+    dut.busy.value = 0
+    await bench.pulse(done=1)
+    await until(dut, lambda: bool(dut.irq.value), 5, "interrupt")
+    assert await bench.read("status") == Status.DONE
+    assert await bench.read("irq_status") == Interrupt.DONE
+    await bench.write("irq_status", Interrupt.ERROR)  # not the one that is set
+    assert dut.irq.value
+    await bench.write("control", 0)
+    await cycles(dut, 2)
+    assert not dut.irq.value
+    await bench.write("control", Control.IRQ_ENABLE)
+    await cycles(dut, 2)
+    assert dut.irq.value
+    await bench.write("irq_status", Interrupt.DONE)
+    await cycles(dut, 2)
+    assert not dut.irq.value
+    assert await bench.read("status") == Status.DONE
+    await bench.write("control", Control.START)
+    assert await bench.read("status") == Status.BUSY
+    assert starts == [7, 7]
+
+
+@cocotb.test(**TIMEOUT)
+async def counters_count_since_start(dut):
+    bench, rng = Bench(dut), random.Random(SEED)
+    await bench.start()
+    for _ in range(2):
+        await bench.write("control", Control.START)
+        want = dict.fromkeys(("busy", "stall_weights", "stall_writes", "saturation_increment"), 0)
+        for _ in range(300):
+            now = {name: rng.randrange(2) for name in want} | {"saturation_increment": rng.choice([0, 1, 0xFFFF])}
+            for name, value in now.items():
+                getattr(dut, name).value = value
+                want[name] += value
+            await RisingEdge(dut.clk)
+        for name in want:
+            getattr(dut, name).value = 0
+        assert await bench.read("cycles_lo") == want["busy"]
+        assert await bench.read("cycles_hi") == 0
+        assert await bench.read("stall_weights") == want["stall_weights"]
+        assert await bench.read("stall_writes") == want["stall_writes"]
+        assert await bench.read("saturations") == want["saturation_increment"]
+        await bench.pulse(done=1)
+
+
+@cocotb.test(timeout_time=3, timeout_unit="ms")
+async def saturations_stay_at_the_highest_number(dut):
+    bench = Bench(dut)
+    await bench.start()
+    dut.saturation_increment.value = 0xFFFF
+    await cycles(dut, (1 << 16) + 100)
+    assert await bench.read("saturations") == 0xFFFF_FFFF
+
+
+@cocotb.test(**TIMEOUT)
+async def the_first_error_is_kept(dut):
+    bench = Bench(dut)
+    await bench.start()
+    starts = bench.count_starts()
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    await bench.pulse(error_valid=1, error_code=ErrorCode.WATCHDOG, error_detail=0xCAFE_F00D)
+    await until(dut, lambda: bool(dut.irq.value), 5, "interrupt")
+    await bench.write("irq_status", Interrupt.ERROR)
+    await bench.pulse(error_valid=1, error_code=ErrorCode.BAD_TASK, error_detail=1)
+    assert await bench.read("irq_status") == 0
+    assert await bench.read("error_code") == ErrorCode.WATCHDOG
+    assert await bench.read("error_detail") == 0xCAFE_F00D
+    assert await bench.read("status") == Status.ERROR
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)  # not before a soft reset
+    assert starts == [0]
+    dut.reset_done.value = 1
+    await bench.write("control", Control.SOFT_RESET | Control.START | Control.IRQ_ENABLE)
+    await until(dut, lambda: not dut.soft_reset.value, 2 * RESET_CYCLES, "end of the reset")
+    for name in ("status", "irq_status", "error_code", "error_detail"):
+        assert await bench.read(name) == 0
+    assert starts == [0]
+    await bench.write("control", Control.START)
+    assert starts == [0, 0]
+
+
+@cocotb.test(**TIMEOUT)
+async def a_soft_reset_waits_for_the_core(dut):
+    bench = Bench(dut)
+    await bench.start()
+    starts = bench.count_starts()
+    await bench.write("output_base_hi", 77)
+    await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    dut.busy.value = 1
+    await bench.write("control", Control.SOFT_RESET | Control.IRQ_ENABLE)
+    dut.busy.value = 0
+    for _ in range(5):
+        assert await bench.read("status") & Status.RESETTING
+        await bench.pulse(done=1, error_valid=1, error_code=3)  # last words of the core
+        await bench.write("control", Control.START | Control.IRQ_ENABLE)
+    assert dut.soft_reset.value
+    dut.reset_done.value = 1
+    await cycles(dut, 2)
+    assert not dut.soft_reset.value
+    assert await bench.read("status") == 0
+    assert await bench.read("irq_status") == 0
+    assert await bench.read("output_base_hi") == 77
+    assert await bench.read("control") == Control.IRQ_ENABLE
+    assert len(starts) == 1
+
+
+@cocotb.test(**TIMEOUT)
+async def a_soft_reset_has_its_least_length(dut):
+    bench = Bench(dut)
+    await bench.start()
+    dut.reset_done.value = 1
+    cocotb.start_soon(bench.write("control", Control.SOFT_RESET))
+    await until(dut, lambda: bool(dut.soft_reset.value), 50, "soft reset")
+    took = await until(dut, lambda: not dut.soft_reset.value, 50, "its end")
+    assert took + 1 >= RESET_CYCLES
+
+
+@cocotb.test(**TIMEOUT)
+async def the_upper_half_belongs_to_the_lower_one(dut):
+    """The 64-bit count is read in two halves; the upper one is that of the moment when the lower was read."""
+    bench = Bench(dut)
+    await bench.start()
+    dut.busy.value = 1
+    await bench.read("cycles_lo")
+    first = await bench.read("cycles_hi")
+    await cycles(dut, 50)
+    assert await bench.read("cycles_hi") == first == 0
