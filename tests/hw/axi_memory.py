@@ -45,8 +45,9 @@ class _Side:
 class ReadMemory(_Side):
     """Answers bursts in order, each `latency` cycles after it came or later."""
 
-    def __init__(self, dut, latency, address_stalls, data_stalls, response=okay):
+    def __init__(self, dut, latency, address_stalls, data_stalls, response=okay, read=content):
         super().__init__(dut, latency, address_stalls, data_stalls, response)
+        self.read = read  # (address, bits) to data
         self.rules = Rules(dut, "m_axi_arvalid", "m_axi_arready", AR)
         self.width = len(dut.m_axi_rdata)
         self.outstanding = 0  # beats
@@ -62,7 +63,7 @@ class ReadMemory(_Side):
             dut.m_axi_arready.value = ready
             if not offered and self.pending and self.pending[0][0] <= self.cycle and not next(self.data_stalls):
                 _, address, last = self.pending[0]
-                dut.m_axi_rdata.value = content(address, self.width)
+                dut.m_axi_rdata.value = self.read(address, self.width)
                 dut.m_axi_rresp.value, dut.m_axi_rlast.value = self.response(address), last
                 offered = True
             dut.m_axi_rvalid.value = offered
