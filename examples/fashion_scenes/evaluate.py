@@ -1,7 +1,7 @@
 """Scores predictions for the held-back scenes, and the trained model beside predictors that never look.
 
-    python -m examples.fashion_scenes.evaluate
-    python -m examples.fashion_scenes.evaluate --picture examples/fashion_scenes/scenes.png
+python -m examples.fashion_scenes.evaluate
+python -m examples.fashion_scenes.evaluate --picture examples/fashion_scenes/scenes.png
 """
 
 import json
