@@ -182,7 +182,7 @@ def fit(model: FashionSceneViT, routing: Routing, items: Items, scenes: HeldBack
                 curve.append({"step": step, **rounded({**means, **figures(model, scenes)})})
                 recent.clear()
                 routing.load.clear()
-                progress.console.print(curve[-1], soft_wrap=True)
+                progress.console.print("  ".join(f"{k} {v:g}" for k, v in curve[-1].items()), soft_wrap=True)
             progress.advance(bar)
     return curve
 
