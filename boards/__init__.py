@@ -1,0 +1,1 @@
+"""Boards: declarative descriptions and bitstream builds. None is supported yet."""
