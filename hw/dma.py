@@ -4,9 +4,9 @@ A request is a beat-aligned byte address and a number of beats (none is allowed 
 several bursts on the way and move one beat a cycle, across requests too, as long as memory and the other side do.
 """
 
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
-from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -69,6 +69,41 @@ class _Splitter(wiring.Component):
             m.d.sync += left.eq(self.request.p.beats)
         with m.If(self.flush):
             m.d.sync += left.eq(0)
+        return m
+
+
+class _Buffer(wiring.Component):
+    """A queue that is never pushed when full: `depth` beats in a block RAM, one more in its output register."""
+
+    def __init__(self, width: int, depth: int):
+        self.width, self.depth = width, depth
+        super().__init__({"beat": In(width), "push": In(1), "clear": In(1), "data": Out(stream.Signature(width))})
+
+    def elaborate(self, platform):
+        m = Module()
+        # No word is read and written at once, so the RAM need not care what a read would see then.
+        attrs = {"no_rw_check": 1}
+        ram = m.submodules.ram = memory.Memory(shape=self.width, depth=self.depth, init=[], attrs=attrs)
+        write, read = ram.write_port(), ram.read_port()
+        level = Signal(range(self.depth + 1))  # in the RAM
+        do_read = (level != 0) & (~self.data.valid | self.data.ready)
+        m.d.comb += [
+            write.data.eq(self.beat),
+            write.en.eq(self.push),
+            read.en.eq(do_read),
+            self.data.payload.eq(read.data),
+        ]
+        m.d.sync += [
+            write.addr.eq(write.addr + self.push),
+            read.addr.eq(read.addr + do_read),
+            level.eq(level + self.push - do_read),
+        ]
+        with m.If(do_read):
+            m.d.sync += self.data.valid.eq(1)
+        with m.Elif(self.data.ready):
+            m.d.sync += self.data.valid.eq(0)
+        with m.If(self.clear):
+            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0), self.data.valid.eq(0)]
         return m
 
 
@@ -154,17 +189,17 @@ class Reader(wiring.Component):
         do_leave = self.data.valid & self.data.ready
         asked = Mux(do_burst, splitter.burst.p.beats, 0)
 
-        # The buffer's output register is its place number depth + 1, so its memory is a power of two.
-        m.submodules.buffer = buffer = ResetInserter(discard)(SyncFIFOBuffered(width=len(bus.rdata), depth=depth + 1))
+        m.submodules.buffer = buffer = _Buffer(len(bus.rdata), depth)
         m.d.comb += [
             splitter.flush.eq(discard),
             bus.rready.eq(1),
-            buffer.w_data.eq(bus.rdata),
-            buffer.w_en.eq(do_beat & ~discard),
-            self.data.payload.eq(buffer.r_data),
-            self.data.valid.eq(buffer.r_rdy & ~discard),
-            buffer.r_en.eq(do_leave),
-            self.idle.eq(~splitter.busy & ~bus.arvalid & (outstanding == 0)),
+            buffer.beat.eq(bus.rdata),
+            buffer.push.eq(do_beat & ~discard),
+            buffer.clear.eq(discard),
+            self.data.payload.eq(buffer.data.payload),
+            self.data.valid.eq(buffer.data.valid & ~discard),
+            buffer.data.ready.eq(do_leave),
+            self.idle.eq(~splitter.busy & (outstanding == 0)),
         ]
         m.d.sync += outstanding.eq(outstanding + asked - do_beat)
         m.d.sync += free.eq(Mux(discard, depth, free - asked + do_leave))
