@@ -1,6 +1,6 @@
 """What a machine takes of a device, by Yosys; and how fast the small one runs on an ECP5, routed by nextpnr.
 
-`python -m benchmarks.area [names of configs]`. Results are kept in `results/area.json` by a hash of the Verilog and of
+`python -m benchmarks.area [names of configs]`. Results are kept in `results/area.json` by a hash of the design and of
 the tools, so that only machines that changed are built again. No vendor tool takes part: timing on Xilinx devices is
 not known, and Vivado would count somewhat differently.
 """
@@ -17,14 +17,18 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from amaranth.back import rtlil
+
 from benchmarks.configs import CONFIGS, DEVICES
 from compiler.config import Config
+from hw import axi
 from hw.top import Top
-from hw.verilog import build_directory, digest, emit_cached
+from hw.verilog import build_directory, digest
 
 RESULTS = Path(__file__).parent / "results" / "area.json"
 MEGAHERTZ = 60  # what the router is asked for
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
+READ = {".il": "read_rtlil", ".v": "read_verilog"}
 YOSYS = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(p, d) for p in sys.argv[1:]]"
 XILINX = (("DSP48E2", "dsp", 1.0), ("RAMB36E2", "bram", 1.0), ("RAMB18E2", "bram", 0.5))
 LATTICE = (("MULT18X18D", "dsp", 1.0), ("DP16KD", "bram", 1.0))
@@ -45,19 +49,21 @@ class Area:
     seconds: float = 0.0
 
 
-def verilog_of(config: Config) -> str:
-    return emit_cached(lambda: Top(config), "hw.top.Top", repr(config))
+def design(config: Config) -> str:
+    """Yosys's own language: its Verilog reader takes very long over large memories."""
+    machine = Top(config)
+    return str(rtlil.convert(machine, "top", ports=axi.port_map(machine), emit_src=False))
 
 
 def area(name: str, progress: Progress = print) -> Area:
     """Of a config by name, from `RESULTS` if nothing has changed."""
     device = DEVICES[name]
-    text = verilog_of(CONFIGS[name])
+    text = design(CONFIGS[name])
     key = digest(text, device, version("pyosys"), *router()[:1])
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if key not in known.get(name, {}):
         begin = time.monotonic()
-        progress(f"{name}: {len(text) >> 10} kB of Verilog to {device}")
+        progress(f"{name}: {len(text) >> 10} kB of RTLIL to {device}")
         made = on_xilinx(name, text) if device == "xcup" else on_ecp5(name, text, progress)
         known[name] = {key: asdict(made) | {"seconds": round(time.monotonic() - begin)}}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
@@ -79,7 +85,7 @@ def synthesise(name: str, files: dict[str, str], passes: Sequence[str]) -> tuple
     directory.mkdir(exist_ok=True)
     for file, text in files.items():
         (directory / file).write_text(text)
-    read = [f"read_verilog -sv {file}" for file in files]
+    read = [f"{READ[Path(file).suffix]} {file}" for file in files]
     with (directory / "yosys.log").open("w") as log:
         command = [sys.executable, "-c", YOSYS, *read, *passes, "tee -q -o stat.json stat -json"]
         subprocess.run(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT, check=True)
@@ -88,7 +94,7 @@ def synthesise(name: str, files: dict[str, str], passes: Sequence[str]) -> tuple
 
 
 def on_xilinx(name: str, text: str) -> Area:
-    _, cells = synthesise(name, {"top.v": text}, ["synth_xilinx -family xcup -top top -noiopad"])
+    _, cells = synthesise(name, {"top.il": text}, ["synth_xilinx -family xcup -top top -noiopad"])
     blocks = {
         kind: sum(weight * cells.get(cell, 0) for cell, k, weight in XILINX if k == kind) for _, kind, _ in XILINX
     }
@@ -100,7 +106,7 @@ def on_xilinx(name: str, text: str) -> Area:
 def on_ecp5(name: str, text: str, progress: Progress) -> Area:
     """Area of the machine alone; then routed within a shell that needs few pins."""
     directory, cells = synthesise(
-        name, {"top.v": text, "shell.v": shell(text)}, ["synth_ecp5 -top shell -noiopad -json shell.json"]
+        name, {"top.il": text, "shell.v": shell(text)}, ["synth_ecp5 -top shell -noiopad -json shell.json"]
     )
     blocks = {
         kind: sum(weight * cells.get(cell, 0) for cell, k, weight in LATTICE if k == kind) for _, kind, _ in LATTICE
@@ -115,10 +121,11 @@ def on_ecp5(name: str, text: str, progress: Progress) -> Area:
 
 def shell(text: str) -> str:
     """A module around `top` whose hundreds of ports hang on shift registers: two pins in, one out."""
-    body = text[text.index("module top(") :]
-    ports = re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(\w+);", body[: body.index("endmodule")], re.MULTILINE)
-    inputs = [(port, int(high or 0) + 1) for way, high, port in ports if way == "input" and port not in ("clk", "rst")]
-    outputs = [(port, int(high or 0) + 1) for way, high, port in ports if way == "output"]
+    body = text[text.index("module \\top\n") :].split("\n  cell ", 1)[0]
+    found = re.findall(r"^  wire width (\d+) (input|output) \d+ +\\(\w+)$", body, re.MULTILINE)
+    ports = [(way, int(width), port) for width, way, port in found if port not in ("clk", "rst")]
+    inputs = [(port, width) for way, width, port in ports if way == "input"]
+    outputs = [(port, width) for way, width, port in ports if way == "output"]
     total = sum(width for _, width in inputs)
     links, at = [".clk(clk)", ".rst(rst)"], 0
     for port, width in inputs:

@@ -15,7 +15,7 @@ def sized(*, inputs: int, outputs: int, lanes: int, bus_width: int, fifo_beats: 
         bus_width=bus_width,
         fifo_beats=fifo_beats,
         multipliers_packed=packed,
-        scratchpad_chunks=ELEMENTS // lanes,
+        scratchpad_chunks=-(-ELEMENTS // lanes // 2) * 2,
         accumulator_width=38,  # 16-bit gates
         max_rows=129,
         statistics_rows=258,
@@ -28,7 +28,8 @@ def sized(*, inputs: int, outputs: int, lanes: int, bus_width: int, fifo_beats: 
 CONFIGS = {
     "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, fifo_beats=512),
     "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128, fifo_beats=512),
-    "zcu102": sized(inputs=32, outputs=32, lanes=32, bus_width=512, fifo_beats=4096),
+    # A column of 64 weights is one bus beat, an attention head one slice. A longer buffer gains nothing.
+    "zcu102": sized(inputs=64, outputs=32, lanes=32, bus_width=512, fifo_beats=512, packed=True),
 }
 
 # What Yosys maps each to, and what there is of it: the ULX3S has an LFE5U-85F, the ZCU102 an XCZU9EG.

@@ -109,7 +109,7 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "cycles": cycles,
         "utilisation": round(task.macs / (cycles * multipliers), 4),
         "roofline_share": round(bound / cycles, 4),
-        "identical": bool(np.array_equal(output, expected.output)) and saturations == expected.saturations,
+        "identical": bool(np.array_equal(output, expected.output)),
         "bytes_read": read,
         "dsp": area and area.dsp,
         "bram": area and area.bram,
@@ -121,6 +121,7 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "weight_bytes": expected.weight_bytes,
         "bytes_read_ratio": round(read / expected.weight_bytes, 4),
         "saturations": saturations,
+        "interpreter_saturations": expected.saturations,
         "routed": area and area.routed,
         **stalls,
     }
