@@ -227,12 +227,13 @@ def explain(block: Block, call: Call) -> Layer | Problem:
     ]
     errors = [_misfit(gate, top_k, scoring, tokens, outputs, actual) for gate, top_k, scoring in candidates]
     least = min(errors)
-    # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
-    first = next(i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
-    gate, top_k, scoring = candidates[first]
     if least <= TOLERANCE:
+        # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
+        equal = (i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
+        gate, top_k, scoring = candidates[next(equal)]
         return _layer(block, gate, top_k, scoring)
-    best = (errors[first], f"gate '{gate.name}', top_k={top_k}, {scoring}")
+    gate, top_k, scoring = candidates[errors.index(least)]
+    best = (least, f"gate '{gate.name}', top_k={top_k}, {scoring}")
     return Problem(block.origin, _diagnosis(block, best, outputs, actual), HOW_TO_WRITE)
 
 
