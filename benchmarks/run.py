@@ -173,17 +173,20 @@ def main(
         begin = time.perf_counter()
         program = schedule(work.quantised, CONFIGS[name])
         typer.echo(f"{name}: schedule {time.perf_counter() - begin:.1f} s")
-        rows = []
         for number, task in enumerate(program.tasks):
             expected = reference(work, program, task)
             common: dict[str, Any] = {"loads_as_published": routed_as_published(work, expected, number)}
             common |= speed(work, program, task, expected.region)
             for cycles in latency or LATENCIES:
-                rows.append(measure(name, program, task, cycles, expected) | common)
-                typer.echo(json.dumps(rows[-1]))
-        kept = [row for row in kept if row["config"] != name] + rows
-        save(results, kept)
+                row = measure(name, program, task, cycles, expected) | common
+                typer.echo(json.dumps(row))
+                kept = [other for other in kept if _key(other) != _key(row)] + [row]
+                save(results, kept)
     Console().print(Markdown(table(kept)))
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["config"], row["task"], row["memory_latency"]
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -32,14 +32,7 @@ LATENCY = 40
 
 PICTURES = {65: (128, 128), 129: (128, 256), 257: (256, 256), 513: (256, 512)}  # tokens: height, width
 EXPERTS = (4, 16, 64)
-ARRAYS = {  # inputs and outputs, lanes, bus
-    8: (8, 64),
-    16: (16, 128),
-    24: (8, 256),
-    32: (32, 512),
-    48: (16, 512),
-    64: (32, 512),
-}
+ARRAYS = ((8, 8, 64), (16, 16, 128), (32, 32, 512), (64, 32, 512), (64, 64, 512))  # inputs, outputs, bus
 ROOM = {"scratchpad_chunks": 1 << 17, "max_rows": 1024, "statistics_rows": 2048, "max_experts": 64}
 
 
@@ -93,8 +86,8 @@ def measure() -> dict[str, list[dict[str, Any]]]:
     wide = replace(CONFIGS["zcu102"], command_depth=1024, **ROOM)
     base = quantised()
     sweeps: dict[str, list[Point]] = {"tokens": [], "experts": [], "multipliers": []}
-    for size, (lanes, bus) in ARRAYS.items():
-        config = replace(wide, inputs=size, outputs=size, lanes=lanes, bus_width=bus, multipliers_packed=False)
+    for inputs, outputs, bus in ARRAYS:
+        config = replace(wide, inputs=inputs, outputs=outputs, lanes=min(outputs, 32), bus_width=bus)
         sweeps["multipliers"].append(shown(point(base, config)))
     for tokens in PICTURES:
         sweeps["tokens"].append(shown(point(base if tokens == 129 else quantised(tokens=tokens), wide)))
