@@ -176,9 +176,9 @@ class Registers(wiring.Component):
     is the core's "all DMA engines idle"; it is looked at only then. A soft reset clears status and error, and leaves
     settings and counters.
 
-    `done` pulses for one cycle when a task has ended well. `error_valid` (a pulse or a level) takes `error_code` and
-    `error_detail`: the first error is kept. The core should then fall silent (`busy` low) until the soft reset.
-    Both are ignored during a soft reset.
+    `done` pulses for one cycle when a task has ended well, which an error in the same cycle denies. `error_valid`
+    (a pulse or a level) takes `error_code` and `error_detail`: the first error is kept. The core should then fall
+    silent (`busy` low) until the soft reset. Both are ignored during a soft reset.
 
     `cycles` counts while `busy`; `stall_weights` and `stall_writes` are counted while high; `saturation_increment`
     is added in every cycle. All are cleared by `start`.
@@ -286,7 +286,7 @@ class Registers(wiring.Component):
         commanded = (slave.write_data & slave.write_mask)[:2] & written["control"].replicate(2)
         ask_start, ask_reset = commanded
         busy = self.busy | started | self.start
-        do_done = self.done & ~self.soft_reset
+        do_done = self.done & ~self.error_valid & ~self.soft_reset
         do_error = self.error_valid & ~error & ~self.soft_reset
         m.d.sync += self.start.eq(ask_start & ~ask_reset & ~busy & ~error & ~self.soft_reset)
         with m.If(self.start):
