@@ -194,7 +194,7 @@ class Reader(wiring.Component):
             splitter.flush.eq(discard),
             bus.rready.eq(1),
             buffer.beat.eq(bus.rdata),
-            buffer.push.eq(do_beat & ~discard),
+            buffer.push.eq(do_beat),
             buffer.clear.eq(discard),
             self.data.payload.eq(buffer.data.payload),
             self.data.valid.eq(buffer.data.valid & ~discard),

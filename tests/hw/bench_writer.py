@@ -41,7 +41,12 @@ class Bench:
 
     async def idle(self, deadline=3000):
         """Nothing left to hand over, and the engine idle."""
-        await until(self.dut, lambda: not self.request.queue and bool(self.dut.idle.value), deadline, "idle")
+        dut = self.dut
+
+        def done() -> bool:
+            return not self.request.queue and not dut.request_valid.value and bool(dut.idle.value)
+
+        await until(dut, done, deadline, "idle")
 
     async def write(self, asked, deadline=100_000):
         before = len(self.memory.order)
@@ -147,17 +152,23 @@ async def flush_in_every_phase(dut):
 @cocotb.test(**TIMEOUT)
 async def request_right_after_flush(dut):
     """A request that waits at the door while the engine still completes is served afterwards, with its own data."""
-    bench = Bench(dut, latency=50)
+    bench, blocked = Bench(dut, latency=50), False
+    bench.memory.data_stalls = iter(lambda: blocked, None)
     await start(dut, flush=0)
     bench.begin([(0, 8)])
-    bench.data.queue.pop()  # the burst hangs for want of its last beat
+    for _ in range(3):  # the burst hangs for want of its last beats
+        bench.data.queue.pop()
     await cycles(dut, 30)
     assert not dut.idle.value
+    blocked = True
     dut.flush.value = 1
     await cycles(dut, 1)
     dut.flush.value = 0
-    await bench.write([(0x3000, 8)])
-    assert bench.memory.blank == 1
+    writing = cocotb.start_soon(bench.write([(0x3000, 8)]))
+    await cycles(dut, 20)
+    blocked = False
+    await writing
+    assert bench.memory.blank == 3
 
 
 @cocotb.test(**TIMEOUT)
