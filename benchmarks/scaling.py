@@ -33,7 +33,7 @@ LATENCY = 40
 PICTURES = {65: (128, 128), 129: (128, 256), 257: (256, 256), 513: (256, 512)}  # tokens: height, width
 EXPERTS = (4, 16, 64)
 ARRAYS = ((8, 8, 64), (16, 16, 128), (32, 32, 512), (64, 32, 512), (64, 64, 512))  # inputs, outputs, bus
-ROOM = {"scratchpad_chunks": 1 << 17, "max_rows": 1024, "statistics_rows": 2048, "max_experts": 64}
+ROOM: dict[str, Any] = {"scratchpad_chunks": 1 << 17, "max_rows": 1024, "statistics_rows": 2048, "max_experts": 64}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""The benchmark's own arithmetic: assignments, tables, the shell around a machine."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.area import shell
+from benchmarks.configs import BUDGET, CONFIGS, DEVICES
+from benchmarks.m3vit_t.weights import assignment, loads
+from benchmarks.run import PUBLISHED, RESULTS, table
+
+ROW_KEYS = {
+    "config", "task", "memory_latency", "cycles", "utilisation", "roofline_share", "identical", "bytes_read", "dsp",
+    "bram", "lut", "ff", "fmax_mhz", "sim_khz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+@pytest.mark.parametrize("layer", [1, 9])
+def test_assignment(top_k, layer):
+    counts = loads(top_k, 1, layer)
+    chosen = assignment(counts, 129, top_k, torch.Generator().manual_seed(0))
+    assert chosen.sum(dim=0).tolist() == counts
+    assert set(chosen.sum(dim=1).tolist()) == {top_k}
+
+
+def test_impossible_assignment():
+    with pytest.raises(ValueError, match=r"loads \[3, 0\] must be of 3 tokens with 2 experts each"):
+        assignment([3, 0], 3, 2, torch.Generator().manual_seed(0))
+
+
+def test_shell():
+    text = """module \\top
+  wire width 1 input 0  \\clk
+  wire width 1 input 1  \\rst
+  wire width 8 input 2  \\a
+  wire width 3 \\inner
+  wire width 4 output 3  \\b
+  cell \\x \\y
+end
+"""
+    made = shell(text)
+    assert "top top(.clk(clk), .rst(rst), .a(given[0 +: 8]), .b(made_b));" in made
+    assert "reg [7:0] given;" in made
+
+
+def test_names():
+    assert CONFIGS.keys() == DEVICES.keys() == BUDGET.keys()
+
+
+def test_committed_results():
+    """Every row is of a frame that agreed with the interpreter, and is shown."""
+    rows = json.loads(RESULTS.read_text())["configs"]
+    assert all(row.keys() >= ROW_KEYS and row["identical"] for row in rows)
+    shown = table(rows).split("\n\n", maxsplit=1)[0].splitlines()
+    assert len(shown) == 2 + len(rows) + len(PUBLISHED)
