@@ -70,7 +70,6 @@ class Top(wiring.Component):
             registers.stall_weights.eq(sequencer.stall_weights),
             registers.stall_writes.eq(sequencer.stall_writes),
             registers.saturation_increment.eq(datapath.saturations),
-            registers.command_index.eq(sequencer.command_index),
             registers.reset_done.eq(reader.idle & writer.idle),
             sequencer.start.eq(registers.start),
             sequencer.task.eq(registers.task),
@@ -113,6 +112,9 @@ class Top(wiring.Component):
                 registers.error_code.eq(sequencer.error_code),
                 registers.error_detail.eq(sequencer.error_detail),
             ]
+        # After an error the register still tells where, though the sequencer is in reset.
+        with m.If(~hold):
+            m.d.sync += registers.command_index.eq(sequencer.command_index)
         with m.If(fail):
             m.d.sync += failed.eq(1)
         with m.If(registers.soft_reset):
