@@ -78,7 +78,7 @@ def test_command_that_never_ends():
     program = written(config, replace(load, dma_beats=8), load)
     with pytest.raises(CycleError, match="command 2, LOAD, never ends"):
         predict(program, queues=[])
-    with SimulatedDevice(config) as device, pytest.raises(DeviceError, match="WATCHDOG"):
+    with SimulatedDevice(config) as device, pytest.raises(DeviceError, match="WATCHDOG at command 2"):
         device.run(program, region(program), watchdog=1000)
 
 
