@@ -196,7 +196,9 @@ def _stationary(w: _Walk, c: Command) -> Rules:
         yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
         yield c.dma_beats == beats, f"its weights take {beats} beats, not {c.dma_beats}"
         yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
-    elif c.b_source == Stationary.COLUMNS:
+        return
+    yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
+    if c.b_source == Stationary.COLUMNS:
         yield from w.readable("b", w.chunks(c, "b", c.columns, c.depth))
     else:
         yield from w.readable("b", w.chunks(c, "b", c.depth, c.columns))

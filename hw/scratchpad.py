@@ -9,7 +9,7 @@ from hw.pipeline import delay, register
 
 
 class Scratchpad(wiring.Component):
-    """Three read ports and one write port, each of consecutive chunks from any chunk on; addresses wrap.
+    """Two read ports and one write port, each of consecutive chunks from any chunk on; addresses wrap.
 
     Chunk c lives in bank c % banks, so an access of up to `banks` chunks touches each bank once. Data leave
     `READ_LATENCY` cycles after the address; a write lands `WRITE_LATENCY` cycles after it is given. Nothing
@@ -37,8 +37,8 @@ class Scratchpad(wiring.Component):
 
     @staticmethod
     def readers(config: Config) -> dict[str, int]:
-        """Chunks that each read port takes at once: streamed operand, stationary operand, residual."""
-        return {"a": config.input_chunks, "b": config.banks, "r": config.output_chunks}
+        """Chunks that each read port takes at once: streamed operand; stationary operand or residual."""
+        return {"a": config.input_chunks, "b": config.banks}
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

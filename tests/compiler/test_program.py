@@ -254,6 +254,10 @@ RULES = {
     "no digits": (is_matmul, {"b_digits": 0}, "its stationary operand must have 1 to 2 digits, not 0"),
     "many digits": (is_matmul, {"b_digits": 3}, "its stationary operand must have 1 to 2 digits, not 3"),
     "r unwritten": (lambda c: c.residual == Residual.ADD, {"r_address": 9000}, "r reads chunk 9000"),
+    "r beside b": (
+        lambda c: c.row_maximum == 1, {"residual": Residual.ADD},
+        "must not add a residual to a product whose stationary operand is on chip",
+    ),
     "b unwritten": (lambda c: c.row_maximum == 1, {"b_address": 9000}, "b reads chunk 9000"),
     "queue early": (is_matmul, {"queue": Queue.GATHER}, "uses a queue before any ROUTE"),
     "expert": (lambda c: c.queue == Queue.GATHER, {"expert": 9}, "uses the queue of expert 9 of 3"),

@@ -230,7 +230,7 @@ class Maker:
         out = self.matmul(a, source, **fields)
         if out is None:
             return
-        added = self.pick(out.rows, out.columns) if self.chance(0.4) else None
+        added = self.pick(out.rows, out.columns) if not source and self.chance(0.4) else None
         if added is not None:
             self.amend(residual=Residual.ADD, **added.fields("r"))
         self.gather(out)
