@@ -6,7 +6,7 @@ all commands of a task are known, so are the buffers' lifetimes, and `allocate` 
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
@@ -226,14 +226,17 @@ class Drafting:
     input_bytes: int = 0
     output_bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
 
     def run(self) -> None:
         self.layouts = layouts(self.graph, self.config.lanes)
         self.normalised = {
             n.x for n in self.graph.nodes() if isinstance(n, Matmul | Moe) and n.epsilon is not None
         }  # fmt: skip
+        self.unread.update(x for node in self.graph.nodes() for x in node.inputs)
         self.draft(Kind.BEGIN, f"task {self.graph.task}", epsilon=self.config.fingerprint)
         for node in self.graph.nodes():
+            self.unread.subtract(node.inputs)
             _DRAFTS[type(node)](self, node)
             self.make_normalisable(node)
         self.draft(Kind.END, "done")
@@ -255,13 +258,23 @@ class Drafting:
         self.spans.append(Span(name, self.whole_beats(rows * stride)))
         return Tensor(self.spans[-1], rows, positions, stride, width)
 
-    def tensor(self, node: Node, *, gathers: bool) -> Tensor:
-        """A node's buffer. `gathers`: its commands see whole rows and so can gather their statistics."""
-        out = self.buffer(node.name, node.shape[0], self.layouts[node], self.quantised.formats[node].width)
+    def tensor(self, node: Node, *, gathers: bool, over: Tensor | None = None) -> Tensor:
+        """A node's buffer, or `over` another one's. `gathers`: its commands see whole rows, hence their statistics."""
+        if over is None:
+            out = self.buffer(node.name, node.shape[0], self.layouts[node], self.quantised.formats[node].width)
+        else:
+            out = replace(over, statistics=None)
+            out.span.name += f", {node.name}"
         if gathers and node in self.normalised and extent(out.positions) == node.shape[1]:
             self.gather(node, out)
         self.tensors[node] = out
         return out
+
+    def free(self, residual: Node | None, x: Tensor) -> Tensor | None:
+        """The residual of a product of x, if its sum may take its place: nothing will read it any more."""
+        if residual is None or self.unread[residual] or self.tensors[residual].span is x.span:
+            return None
+        return self.tensors[residual]
 
     def gather(self, node: Node, tensor: Tensor) -> None:
         tensor.statistics = Span(node.name, tensor.rows)
@@ -389,8 +402,8 @@ def _constant(d: Drafting, node: Constant) -> None:
 def _matmul(d: Drafting, node: Matmul) -> None:
     linear = d.quantised.numbers[node]
     assert isinstance(linear, Linear)
-    x, out = d.operand(node), d.tensor(node, gathers=True)
-    added = None if node.residual is None else d.tensors[node.residual]
+    x, added = d.operand(node), None if node.residual is None else d.tensors[node.residual]
+    out = d.tensor(node, gathers=True, over=d.free(node.residual, x))
     blocks = list(_blocks(out.rows, d.config.max_rows))
     for first, rows in blocks:
         note = node.name if len(blocks) == 1 else f"{node.name}: rows {first} to {first + rows - 1}"

@@ -236,6 +236,8 @@ def _output(w: _Walk, c: Command) -> Rules:
     ours = np.zeros(w.config.scratchpad_chunks, np.bool_)
     ours[out] = True
     yield int(ours.sum()) == out.size, f"its output's rows overlap: stride {c.o_stride}"
+    if _in_place(c):
+        others.pop("r")
     for name, at in others.items():
         both = at[ours[at]]
         yield not both.size, f"writes chunk {both[:1].sum()} that it reads as {name}"
@@ -248,6 +250,11 @@ def _output(w: _Walk, c: Command) -> Rules:
         yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
     if c.row_maximum:
         w.maxima = c.rows
+
+
+def _in_place(c: Command) -> bool:
+    """Each element is read, once, some cycles before its sum takes its place."""
+    return c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride)
 
 
 def _largest(c: Command) -> int:

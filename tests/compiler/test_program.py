@@ -254,6 +254,14 @@ RULES = {
     "no digits": (is_matmul, {"b_digits": 0}, "its stationary operand must have 1 to 2 digits, not 0"),
     "many digits": (is_matmul, {"b_digits": 3}, "its stationary operand must have 1 to 2 digits, not 3"),
     "r unwritten": (lambda c: c.residual == Residual.ADD, {"r_address": 9000}, "r reads chunk 9000"),
+    "o over r, rows apart": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"o_stride": 3}, "writes chunk .* that it reads as r",
+    ),
+    "o over r, chained": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"residual": Residual.CHAIN, "queue": Queue.NONE}, "chains a residual without scattering",
+    ),
     "r beside b": (
         lambda c: c.row_maximum == 1, {"residual": Residual.ADD},
         "must not add a residual to a product whose stationary operand is on chip",

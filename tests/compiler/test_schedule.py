@@ -269,7 +269,8 @@ def test_notes_and_buffers_name_the_models_parts():
     task = program.tasks[0]
     assert len(task.notes) == len(task.commands)
     assert "layer1.moe: expert 2 second" in task.notes
-    assert {b.name for b in task.buffers} >= {"x", "position", "layer0.qkv", "layer1.moe logits"}
+    residuals = "position, embed, layer0.proj, layer0.fc2, layer1.proj"
+    assert {b.name for b in task.buffers} >= {"x", residuals, "layer0.qkv", "layer1.moe logits"}
 
 
 def test_macs_are_the_models():
@@ -287,6 +288,32 @@ def test_mixture_chains_on_its_own_output():
     assert [c.expert for c in chained] == [0, 1, 2] * 2
     assert all(c.o_address != c.r_address for c in chained)
     assert all(c.b_source == Stationary.MEMORY for c in chained)
+
+
+def in_place(graph: Graph) -> list[str]:
+    task = check(graph).tasks[0]
+    return [
+        note
+        for note, c in zip(task.notes, task.commands, strict=True)
+        if c.residual == Residual.ADD and c.o_address == c.r_address
+    ]
+
+
+def test_a_sum_takes_its_residuals_place_if_nothing_reads_that_any_more():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    first = b.matmul("first", b.matmul("hidden", x, 40, epsilon=1e-5), 24, residual=x)
+    second = b.matmul("second", first, 24, residual=x)  # x is read for the last time
+    streamed = b.matmul("streamed", second, 24, residual=second)
+    assert in_place(one(streamed)) == ["second"]
+
+
+def test_an_output_is_not_overwritten_before_it_is_stored():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    added = b.matmul("added", b.matmul("hidden", x, 40), 24, residual=x)
+    assert in_place(Graph("main", (b.output("y", added), b.output("x", x)))) == []
+    assert in_place(Graph("main", (b.output("x", x), b.output("y", added)))) == ["added"]
 
 
 # --- What does not fit ---

@@ -233,6 +233,11 @@ class Maker:
         added = self.pick(out.rows, out.columns) if not source and self.chance(0.4) else None
         if added is not None:
             self.amend(residual=Residual.ADD, **added.fields("r"))
+            apart = not added.address <= a.address < added.address + added.rows * added.stride
+            if apart and self.chance(0.4):  # in its place
+                out, added.statistics = added, None
+                self.amend(o_wide=int(out.wide), **out.fields("o"))
+                self.tensors.remove(out)
         self.gather(out)
         if self.chance(0.3):
             self.amend(row_maximum=1)

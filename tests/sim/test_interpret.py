@@ -120,6 +120,13 @@ def test_relu_and_gelu():
     assert np.abs(out[:, 0] / 4096 - exact).max() < 2.0**-12
 
 
+def test_residual_in_place():
+    value, other, identity = tensor([100, -100], [30000, 7]), tensor([3, 4], [-5, -6]), linear(tensor([1, 0], [0, 1]))
+    bench = Bench().put(0, value).put(OUT, other)
+    out, _ = bench.matmul(identity, rows=2, a_wide=1, residual=Residual.ADD, r_address=OUT, r_stride=1).run(2, 2)
+    assert np.array_equal(out, value + other)
+
+
 def test_residual():
     bench = Bench().put(0, tensor([1, 2], [3, 4])).put(8, tensor([100, 32767], [-5, 6]))
     identity = linear(np.eye(2, dtype=np.int64))
