@@ -5,7 +5,8 @@ all commands of a task are known, so are the buffers' lifetimes, and `allocate` 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
@@ -118,8 +119,27 @@ def extent(positions: Ints) -> int:
     return int(positions.max()) + 1
 
 
-def layouts(graph: Graph, lanes: int) -> dict[Node, Ints]:
-    """Position of every column of every tensor, such that each attention head starts a chunk."""
+def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node]:
+    """Tensors of 8 bits that products write, gaps included, and that nothing but products reads, as they stream."""
+    nodes = list(graph.nodes())
+    others = {x for node in nodes for x in node.inputs if not _streams(node, x)}
+    return {
+        node
+        for node in nodes
+        if isinstance(node, Matmul | Attention) and formats[node].width == 8 and node not in others
+        if (node.residual is None if isinstance(node, Matmul) else -(-node.value_dim // lanes) % 2 == 0)
+    }
+
+
+def _streams(node: Node, x: Node) -> bool:
+    """Whether it reads x as nothing but its streamed operand."""
+    if isinstance(node, Attention):
+        return x is node.q and x is not node.k and x is not node.v
+    return isinstance(node, Matmul) and node.epsilon is None and x is not node.residual
+
+
+def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -> dict[Node, Ints]:
+    """Position of every column of every tensor, such that each attention head starts a chunk; `halved` are packed."""
     nodes = [node for node in graph.nodes() if not isinstance(node, Output)]
     starts: dict[Node, set[int]] = {node: set() for node in nodes}
     chains = {node: [node] for node in nodes}  # tensors that residual adds align column by column
@@ -130,7 +150,7 @@ def layouts(graph: Graph, lanes: int) -> dict[Node, Ints]:
             chains[node] += chains[node.residual]
             for member in chains[node.residual]:
                 chains[member] = chains[node]
-    out = {node: _positions(chains[node], starts, lanes) for node in nodes}
+    out = {node: _positions(chains[node], starts, lanes << (node in halved)) for node in nodes}
     for node in nodes:
         _check_heads(node, out)
     return out
@@ -144,7 +164,7 @@ def _heads(node: Node) -> Iterator[tuple[Node, tuple[int, ...], int]]:
         yield node.v, node.v_columns, node.value_dim
 
 
-def _positions(chain: list[Node], starts: dict[Node, set[int]], lanes: int) -> Ints:
+def _positions(chain: list[Node], starts: dict[Node, set[int]], chunk: int) -> Ints:
     features = chain[0].shape[1]
     cuts = {0}.union(*(starts[node] for node in chain))
     for node in chain:
@@ -154,7 +174,7 @@ def _positions(chain: list[Node], starts: dict[Node, set[int]], lanes: int) -> I
     edges = [*sorted(cuts), features]
     for first, last in pairwise(edges):
         positions[first:last] = free + np.arange(last - first)
-        free = _aligned(free + last - first, lanes)
+        free = _aligned(free + last - first, chunk)
     return positions
 
 
@@ -190,12 +210,18 @@ class Tensor:
     span: Span
     rows: int
     positions: Ints
-    stride: int
+    chunk: int  # elements
     width: int
+    packed: bool = False
     statistics: Span | None = None
 
-    def at(self, row: int = 0, chunk: int = 0) -> tuple[Span, int]:
-        return self.span, row * self.stride + chunk
+    @property
+    def stride(self) -> int:
+        return -(-extent(self.positions) // self.chunk)
+
+    def at(self, row: int = 0, column: int = 0) -> tuple[Span, int]:
+        """The column begins a chunk."""
+        return self.span, row * self.stride + int(self.positions[column]) // self.chunk
 
 
 def _blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
@@ -229,7 +255,8 @@ class Drafting:
     unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
 
     def run(self) -> None:
-        self.layouts = layouts(self.graph, self.config.lanes)
+        self.packed = packed(self.graph, self.quantised.formats, self.config.lanes)
+        self.layouts = layouts(self.graph, self.config.lanes, self.packed)
         self.normalised = {
             n.x for n in self.graph.nodes() if isinstance(n, Matmul | Moe) and n.epsilon is not None
         }  # fmt: skip
@@ -253,15 +280,18 @@ class Drafting:
 
     # Buffers
 
-    def buffer(self, name: str, rows: int, positions: Ints, width: int) -> Tensor:
-        stride = -(-extent(positions) // self.config.lanes)
-        self.spans.append(Span(name, self.whole_beats(rows * stride)))
-        return Tensor(self.spans[-1], rows, positions, stride, width)
+    def buffer(self, name: str, rows: int, positions: Ints, width: int, *, packed: bool = False) -> Tensor:
+        span = Span(name, 0)
+        self.spans.append(span)
+        out = Tensor(span, rows, positions, self.config.lanes << packed, width, packed)
+        span.size = self.whole_beats(rows * out.stride)
+        return out
 
     def tensor(self, node: Node, *, gathers: bool, over: Tensor | None = None) -> Tensor:
         """A node's buffer, or `over` another one's. `gathers`: its commands see whole rows, hence their statistics."""
         if over is None:
-            out = self.buffer(node.name, node.shape[0], self.layouts[node], self.quantised.formats[node].width)
+            form, here = self.quantised.formats[node], self.layouts[node]
+            out = self.buffer(node.name, node.shape[0], here, form.width, packed=node in self.packed)
         else:
             out = replace(over, statistics=None)
             out.span.name += f", {node.name}"
@@ -352,9 +382,10 @@ class Drafting:
             fields |= {"statistics": 1}
         self.draft(
             Kind.MATMUL, note, places, rows=rows, depth=extent(a.positions), columns=extent(out.positions),
-            a_stride=a.stride, a_wide=int(linear.operand.format.width == 16), b_digits=digits(self.config, linear.bits),
+            a_stride=a.stride, a_wide=int(linear.operand.format.width == 16), a_packed=int(a.packed),
+            b_digits=digits(self.config, linear.bits),
             dma_address=address, dma_beats=beats, post=POST[linear.activation], post_shift=linear.post_shift,
-            o_stride=out.stride, o_wide=int(out.width == 16), **fields,
+            o_stride=out.stride, o_wide=int(out.width == 16), o_packed=int(out.packed), **fields,
         )  # fmt: skip
 
     def prove(self, note: str, linear: Linear) -> None:
@@ -424,31 +455,25 @@ def _attention(d: Drafting, node: Attention) -> None:
 
 def _head(d: Drafting, node: Attention, n: AttentionNumbers, head: int, note: str, first: int, rows: int) -> None:
     q, k, v, out = (d.tensors[x] for x in (node.q, node.k, node.v, node))
-    q_chunk, k_chunk, v_chunk, o_chunk = (
-        int(tensor.positions[column]) // d.config.lanes
-        for tensor, column in (
-            (q, node.q_columns[head]),
-            (k, node.k_columns[head]),
-            (v, node.v_columns[head]),
-            (out, head * node.value_dim),
-        )
-    )
+    q_at, k_at = q.at(first, node.q_columns[head]), k.at(0, node.k_columns[head])
+    v_at, o_at = v.at(0, node.v_columns[head]), out.at(first, head * node.value_dim)
     scores = d.buffer(f"{note} scores", rows, np.arange(k.rows), 16)
     d.score_spans[scores.span] = node
     d.draft(
         Kind.MATMUL, f"{note} scores",
-        {"a_address": q.at(first, q_chunk), "b_address": k.at(0, k_chunk), "o_address": scores.at()},
-        rows=rows, depth=node.head_dim, columns=k.rows, a_stride=q.stride, a_wide=int(q.width == 16),
+        {"a_address": q_at, "b_address": k_at, "o_address": scores.at()},
+        rows=rows, depth=node.head_dim, columns=k.rows, a_stride=q.stride,
+        a_wide=int(q.width == 16), a_packed=int(q.packed),
         b_source=Stationary.COLUMNS, b_stride=k.stride, b_digits=digits(d.config, k.width),
         multiplier=n.score_multiplier, shift=n.score_shift, o_stride=scores.stride, o_wide=1, row_maximum=1,
     )  # fmt: skip
     d.draft(
         Kind.MATMUL, f"{note} values",
-        {"a_address": scores.at(), "b_address": v.at(0, v_chunk), "o_address": out.at(first, o_chunk)},
+        {"a_address": scores.at(), "b_address": v_at, "o_address": o_at},
         rows=rows, depth=k.rows, columns=node.value_dim, a_stride=scores.stride, a_wide=int(n.width == 16),
         b_source=Stationary.ROWS, b_stride=v.stride, b_digits=digits(d.config, v.width), prologue=Prologue.EXP,
         exp_shift=n.exp_shift, multiplier=n.multiplier, shift=n.shift, row_scale=RowScale.SOFTMAX,
-        post_shift=n.post_shift, o_stride=out.stride, o_wide=int(out.width == 16),
+        post_shift=n.post_shift, o_stride=out.stride, o_wide=int(out.width == 16), o_packed=int(out.packed),
     )  # fmt: skip
 
 
@@ -487,7 +512,8 @@ def _moe(d: Drafting, node: Moe) -> None:
     added = None if node.residual is None else d.tensors[node.residual]
     chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
     for e, (first, second) in enumerate(numbers.experts):
-        hidden = d.buffer(f"{node.name} hidden {e}", rows, np.arange(first.matrix.shape[1]), numbers.hidden.width)
+        here, width = np.arange(first.matrix.shape[1]), numbers.hidden.width
+        hidden = d.buffer(f"{node.name} hidden {e}", rows, here, width, packed=width == 8)
         d.product(f"{node.name}: expert {e} first", first, x, hidden, rows=rows, queue=Queue.GATHER, expert=e)
         d.product(
             f"{node.name}: expert {e} second", second, hidden, out, rows=rows, added=added, residual=chain,

@@ -117,7 +117,8 @@ class Datapath(wiring.Component):
         m.d.comb += self.source_row.eq(beat.row)
         row = Mux(c.queue == Queue.GATHER, self.source_entry.token, delay(m, beat.row, 1, name="row"))
         offset = register(m, row * c.a_stride, name="offset")
-        chunk = delay(m, beat.slice * self.config.input_chunks, 2, name="chunk")
+        pieces = beat.slice * self.config.input_chunks  # half chunks if packed
+        chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 2, name="chunk")
         address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a_address)], name="address")
         ahead = self.OPERAND - Scratchpad.READ_LATENCY
         own = delay(m, address, ahead - 3, name="address")
@@ -141,9 +142,9 @@ class Datapath(wiring.Component):
         """Accumulators to the scratchpad."""
         config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
         before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
-        external = Signal(config.output_chunks)
+        external = Signal(2 * config.output_chunks)
         adds = self.command.residual != Residual.NONE
-        m.d.comb += external[0].eq(self.write)
+        m.d.comb += external[:2].eq(self.write.replicate(2))
         for name, port in {
             "parameters_load": parameters.load,
             "parameters_index": parameters.load_index,
@@ -170,6 +171,6 @@ class Datapath(wiring.Component):
             self.statistics.gather.eq(epilogue.gather),
             self.statistics.begin.eq(epilogue.gather_begin),
             self.statistics.gather_row.eq(epilogue.gather_row),
-            self.statistics.elements.eq(epilogue.write_data),
+            self.statistics.elements.eq(epilogue.elements),
         ]
         m.d.sync += self.saturations.eq(self.operand.saturations + epilogue.saturations)

@@ -1,5 +1,8 @@
 """On-chip activation memory, addressed in chunks of `Config.lanes` elements of 16 bits."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -31,7 +34,7 @@ class Scratchpad(wiring.Component):
             | {
                 "write_address": In(address),
                 "write_data": In(config.output_chunks * chunk),
-                "write_enable": In(config.output_chunks),  # one bit a chunk
+                "write_enable": In(2 * config.output_chunks),  # one bit for half a chunk
             }
         )
 
@@ -69,13 +72,13 @@ class Scratchpad(wiring.Component):
         # Cycle 1: rotate chunks to their banks. Cycle 2: write.
         offset = self.write_address[:bits]
         for i, bank in enumerate(banks):
-            port = bank.write_port()
+            port = bank.write_port(granularity=width // 2)
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank
             words = [self.write_data.word_select(j, width) for j in range(c.output_chunks)]
-            taken = [(source == j) & self.write_enable[j] for j in range(c.output_chunks)]
+            enables = [Mux(source == j, self.write_enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
             data = words[-1]
-            for word, hit in zip(reversed(words[:-1]), reversed(taken[:-1]), strict=True):
-                data = Mux(hit, word, data)
+            for word, enable in zip(reversed(words[:-1]), reversed(enables[:-1]), strict=True):
+                data = Mux(enable.any(), word, data)
             m.d.comb += port.addr.eq(row(self.write_address, i))
-            m.d.sync += [port.data.eq(data), port.en.eq(Cat(taken).any())]
+            m.d.sync += [port.data.eq(data), port.en.eq(reduce(or_, enables))]
         return m

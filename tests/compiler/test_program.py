@@ -262,6 +262,16 @@ RULES = {
         lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
         {"residual": Residual.CHAIN, "queue": Queue.NONE}, "chains a residual without scattering",
     ),
+    "packed twice": (is_matmul, {"a_packed": 1, "a_stride": 5}, "a reads chunk .* that nothing has written"),
+    "o packed and wide": (is_matmul, {"o_packed": 1}, "packs an output of 16 bits"),
+    "o packed and chained": (
+        lambda c: c.queue == Queue.SCATTER, {"o_packed": 1, "o_wide": 0}, "chains a residual in a packed output",
+    ),
+    "o packed over r": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"o_packed": 1, "o_wide": 0}, "writes chunk .* that it reads as r",
+    ),
+    "packed logits": (lambda c: c.kind == Kind.ROUTE, {"a_packed": 1}, "must not read packed logits"),
     "r beside b": (
         lambda c: c.row_maximum == 1, {"residual": Residual.ADD},
         "must not add a residual to a product whose stationary operand is on chip",
