@@ -261,7 +261,8 @@ class Maker:
         self.commands[-1] = replace(self.commands[-1], **fields)
 
     def gather(self, out: Tensor) -> None:
-        if self.chance(0.4) and self.free_statistics + out.rows <= self.config.statistics_rows:
+        whole = self.commands[-1].rows == out.rows
+        if whole and self.chance(0.4) and self.free_statistics + out.rows <= self.config.statistics_rows:
             out.statistics = self.free_statistics
             self.amend(statistics=1, o_statistics=out.statistics)
             self.free_statistics += out.rows
