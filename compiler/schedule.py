@@ -282,8 +282,9 @@ class Drafting:
         for node in self.graph.nodes():
             if node in late:
                 continue
-            for x in node.inputs:
-                self.unread.subtract((x, *(x.inputs if x in late else ())))
+            self.unread.subtract(node.inputs)
+            for x in late.intersection(node.inputs):
+                self.unread.subtract(x.inputs)
             _DRAFTS[type(node)](self, node)
             self.make_normalisable(node)
         self.draft(Kind.END, "done")
@@ -475,8 +476,10 @@ def _input(d: Drafting, node: Input) -> None:
         d.waiting[node], size = d.input_bytes, 2 * lanes * d.whole_beats(node.shape[0] * stride)
     else:
         size = d.loaded(node, Space.INPUT, d.input_bytes)
-        readers = [x for x in d.graph.nodes() if node in x.inputs]
-        if len(readers) == 1 and _streams(readers[0], node) and stride == d.whole_beats(stride):
+        readers = {x for x in d.graph.nodes() if node in x.inputs}
+        heads = {x for attention in d.separable for x in attention.inputs}
+        alone = len(readers - heads) == 1 == len(readers) and all(_streams(x, node) for x in readers)
+        if alone and stride == d.whole_beats(stride):
             d.cuttable(node, d.tensors[node])
     index = np.full((node.shape[0], stride * lanes), -1, np.int64)
     index[:, positions] = node.index

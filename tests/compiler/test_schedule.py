@@ -240,6 +240,7 @@ def test_attention_goes_head_by_head_then_queries_are_cut():
     by_head = shrunk(graph, config, large - 1)
     assert [note for note in by_head.tasks[0].notes if "qkv" in note] == ["qkv: head 0", "qkv: head 1"]
     assert chunks(by_head) == large - head
+    assert in_place(graph, by_head) == in_place(graph) == ["proj"]
     streamed = [sum(c.dma_beats for c in p.tasks[0].commands) for p in (by_head, compiled(graph, "w8a8", config))]
     assert streamed[0] == streamed[1]  # weights are fetched once, too
     halved = shrunk(graph, config, large - head - 1)
@@ -296,6 +297,13 @@ def test_an_input_is_loaded_part_by_part(bus_width):
     large = chunks(compiled(graph, "w8a8", config))
     small = shrunk(graph, config, large * 5 // 8)
     assert "x: rows 3 to 24: load" in small.tasks[0].notes
+
+
+def test_an_input_of_heads_stays_whole():
+    b = Builder()
+    graph = one(b.matmul("proj", b.attention("attention", b.matmul("qkv", b.input(60, 64), 96), 2, 16), 32))
+    small = shrunk(graph, Config(), chunks(compiled(graph, "w8a8")) - 1)
+    assert "x: load" in small.tasks[0].notes
 
 
 def test_an_input_of_broken_beats_stays_whole():
@@ -371,8 +379,8 @@ def test_mixture_chains_on_its_own_output():
     assert all(c.b_source == Stationary.MEMORY for c in chained)
 
 
-def in_place(graph: Graph) -> list[str]:
-    task = check(graph).tasks[0]
+def in_place(graph: Graph, program: Program | None = None) -> list[str]:
+    task = (program or check(graph)).tasks[0]
     return [
         note
         for note, c in zip(task.notes, task.commands, strict=True)
