@@ -699,14 +699,16 @@ def _plan(quantised: Quantised, graph: Graph, config: Config, image: Image) -> t
     d = Drafting(quantised, graph, config, image, {})
     d.run()
     fewest = len(d.drafts)
-    best = d, allocate(d.spans, config.scratchpad_chunks)
-    needed = best[1]
+    needed = allocate(d.spans, config.scratchpad_chunks)
+    best = d, needed
     while needed > config.scratchpad_chunks:
         more = {node: d.cuts.get(node, 0) + 1 for node in _divisible(d)}
+        if not more:
+            return *best, fewest, 0
         d = Drafting(quantised, graph, config, image, {**d.cuts, **more})
         d.run()
         needed = allocate(d.spans, config.scratchpad_chunks)
-        if not more or len(d.drafts) > max(config.command_depth, fewest):
+        if len(d.drafts) > max(config.command_depth, fewest):
             return *best, fewest, len(d.drafts) if needed <= config.scratchpad_chunks else 0
         best = min(best, (d, needed), key=lambda plan: plan[1])
     return d, needed, len(d.drafts), 0
