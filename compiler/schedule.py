@@ -264,6 +264,7 @@ class Drafting:
     stored: dict[tuple[Node, int, int], int] = field(default_factory=dict)
     input_bytes: int = 0
     output_bytes: int = 0
+    experts: list[tuple[int, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
 
@@ -363,8 +364,8 @@ class Drafting:
         self.normalisable[node] = tensor
 
     def whole_beats(self, chunks: int) -> int:
-        """As many chunks as whole bus beats hold."""
-        return _aligned(chunks, max(self.config.beat_bytes // (2 * self.config.lanes), 1))
+        """As many chunks as whole words of memory hold."""
+        return _aligned(chunks, max(self.config.word_width // (16 * self.config.lanes), 1))
 
     # Transfers
 
@@ -633,14 +634,17 @@ def _moe(d: Drafting, node: Moe) -> None:
     out = d.tensor(node, gathers=True)
     added = None if node.residual is None else d.tensors[node.residual]
     chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
-    for e, (first, second) in enumerate(numbers.experts):
-        here, width = np.arange(first.matrix.shape[1]), numbers.hidden.width
-        hidden = d.buffer(f"{node.name} hidden {e}", rows, here, width, packed=width == 8)
-        d.product(f"{node.name}: expert {e} first", first, x, hidden, rows=rows, queue=Queue.GATHER, expert=e)
+    for queue, e in enumerate(numbers.experts):
+        note = f"{node.name}: expert {e.number}"
+        fields: dict[str, Any] = {"expert": queue, "expected": int(e.expected)}
+        here, width = np.arange(e.first.matrix.shape[1]), numbers.hidden.width
+        hidden = d.buffer(f"{note} hidden", rows, here, width, packed=width == 8)
+        d.product(f"{note} first", e.first, x, hidden, rows=rows, queue=Queue.GATHER, **fields)
         d.product(
-            f"{node.name}: expert {e} second", second, hidden, out, rows=rows, added=added, residual=chain,
-            queue=Queue.SCATTER, expert=e, row_scale=RowScale.GATE,
+            f"{note} second", e.second, hidden, out, rows=rows, added=added, residual=chain,
+            queue=Queue.SCATTER, row_scale=RowScale.GATE, **fields,
         )  # fmt: skip
+    d.experts.append(tuple(e.number for e in numbers.experts))
 
 
 def _output(d: Drafting, node: Output) -> None:
@@ -686,7 +690,7 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     return Task(
         graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(macs(node) for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
-        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans),
+        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
     )  # fmt: skip
 
 
