@@ -25,12 +25,13 @@ from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
 from compiler.capture import capture
-from compiler.commands import Command, Kind, Queue, Stationary
+from compiler.commands import COMMAND_BYTES, Command, Kind, Queue, Stationary
 from compiler.program import Program, Task
 from compiler.quantise import Precision, Quantised, quantise
 from compiler.schedule import schedule
 from host.flow import input_region
 from hw.registers import REGISTERS
+from sim.cycles import Routed, predict, queue_lengths
 from sim.device import SimulatedDevice
 from sim.interpret import State, execute
 
@@ -70,14 +71,20 @@ class Reference:
     region: Elements
     output: Elements
     saturations: int
-    weight_bytes: int  # as stored, parameters included, of all products but those with experts nobody chose
+    weight_bytes: int  # as stored, parameters included, once each, of all products but those of experts nobody chose
+    other_bytes: int  # read besides: commands, inputs, constants
     queues: list[list[int]]  # tokens of each expert, per mixture layer
+    routed: list[Routed]  # the same for the cycle model
 
 
 def reference(work: Workload, program: Program, task: Task) -> Reference:
     region, _ = input_region(task, {"image": work.image[0].numpy()})
     queues: list[list[int]] = []
-    weights: list[int] = []
+    weights: dict[int, int] = {}  # bytes by address
+    config = program.config
+    commands = -(-len(task.commands) // config.word_commands) + 1  # words, the first one twice
+    other = commands * config.word_commands * COMMAND_BYTES
+    other += sum(c.dma_beats for c in task.commands if c.kind == Kind.LOAD) * config.beat_bytes
 
     def observe(_: int, command: Command, state: State) -> None:
         if command.kind == Kind.ROUTE:
@@ -85,10 +92,11 @@ def reference(work: Workload, program: Program, task: Task) -> Reference:
             queues.append([length for _, length in sorted(lengths)])
         elif command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY:
             idle = command.queue != Queue.NONE and not len(state.queues[command.expert].token)
-            weights.append(0 if idle else command.dma_beats * program.config.beat_bytes)
+            weights[command.dma_address] = 0 if idle else command.dma_beats * config.beat_bytes
 
     output, saturations = execute(program, task.name, region, observe)
-    return Reference(region, output, saturations, sum(weights), queues)
+    routed = queue_lengths(program, task.name, region)
+    return Reference(region, output, saturations, sum(weights.values()), other, queues, routed)
 
 
 def measure(name: str, program: Program, task: Task, latency: int, expected: Reference) -> dict[str, Any]:
@@ -108,6 +116,7 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "task": task.name,
         "memory_latency": latency,
         "cycles": cycles,
+        "predicted_cycles": predict(program, task.name, queues=expected.routed, latency=latency).cycles,
         "utilisation": round(task.macs / (cycles * multipliers), 4),
         "roofline_share": round(bound / cycles, 4),
         "identical": bool(np.array_equal(output, expected.output)),
@@ -118,9 +127,11 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "ff": area and area.ff,
         "fmax_mhz": area and area.fmax_mhz,
         "sim_khz": round(cycles / seconds / 1e3, 1),
+        "sim_seconds": round(seconds, 1),
         "macs": task.macs,
         "weight_bytes": expected.weight_bytes,
-        "bytes_read_ratio": round(read / expected.weight_bytes, 4),
+        "weight_bytes_read": read - expected.other_bytes,
+        "weight_bytes_ratio": round((read - expected.other_bytes) / expected.weight_bytes, 4),
         "saturations": saturations,
         "interpreter_saturations": expected.saturations,
         "routed": area and area.routed,

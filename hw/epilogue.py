@@ -11,7 +11,7 @@ from compiler.commands import Queue, Residual, RowScale, Stationary
 from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
 from hw.command import CommandLayout, beat_layout
-from hw.pipeline import clip, delay, maximum, popcount, register, rounded, shifted, tree, tree_latency
+from hw.pipeline import clip, delay, maximum, multiply, popcount, register, rounded, shifted, tree, tree_latency
 from hw.scratchpad import Scratchpad
 from hw.tables import Gelu, Reciprocal
 
@@ -81,6 +81,7 @@ class Epilogue(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
+        self.limb = 26 if config.multipliers_packed else 17  # unsigned bits that a multiplier of the device takes
         n, address = config.outputs, range(config.scratchpad_chunks)
         super().__init__(
             {
@@ -165,9 +166,7 @@ class Epilogue(wiring.Component):
             # Cycles 6 to 10: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
             # Cycles 11 and 12: row factor. Cycle 13: shift; whether to round up is known with the residual.
-            product = delay(
-                m, register(m, post.value * self.factor.as_unsigned(), name=f"scaled_{j}"), 1, name=f"scaled_{j}"
-            )
+            product = multiply(m, post.value, self.factor.as_unsigned(), self.limb, name=f"scaled_{j}")
             halves = register(
                 m, shifted(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 3].as_signed(), name=f"halves_{j}"
             )
@@ -221,7 +220,7 @@ class Epilogue(wiring.Component):
         total = register(m, self.totals.word_select(j, width).as_signed() + bias, name=f"biased_{j}")
         multiplier = register(m, Mux(stored, self.multiplier.word_select(j, 16), c.multiplier), name=f"multiplier_{j}")
         # Cycles 2 and 3: multiply.
-        product = delay(m, register(m, total * multiplier, name=f"product_{j}"), 1, name=f"product_{j}")
+        product = multiply(m, total, multiplier, self.limb, name=f"product_{j}")
         shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 2, name=f"shift_{j}")
         # Cycle 4: shift, the row's exponent included. Cycle 5: round, saturate.
         whole = shift + self.exponent

@@ -61,6 +61,16 @@ def tree_latency(terms: int) -> int:
     return (terms - 1).bit_length()
 
 
+def multiply(m: Module, value: Value, factor: Value, limb: int, *, name: str) -> Signal:
+    """`value * factor` two cycles later: `limb` bits of the value in each multiplier, then their sum."""
+    parts: list[Value] = []
+    for low in range(0, len(value), limb):
+        part = value[low : low + limb]
+        top = low + limb >= len(value) and value.shape().signed
+        parts.append(register(m, (part.as_signed() if top else part) * factor, name=f"{name}_{low}") << low)
+    return register(m, sum(parts[1:], parts[0]), name=name)
+
+
 def product_of_logic(value: Value, factor: Value) -> Value:
     """`value * factor` for a short unsigned `factor`, from adders: such products are not worth a multiplier."""
     terms: list[Value] = [Mux(bit, value << i, 0) for i, bit in enumerate(factor)]

@@ -12,8 +12,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import COMMAND_BITS, COMMAND_BYTES, Kind, Queue, Space, Stationary
-from compiler.config import ELEMENT_WIDTH, Config
+from compiler.commands import COMMAND_BYTES, Kind, Queue, Space, Stationary
+from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, Config
 from hw.axi import ADDRESS_WIDTH
 from hw.command import CommandLayout, beat_layout
 from hw.datapath import Datapath

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import COMMAND_BITS, COMMAND_BYTES, FIELDS, Command, Kind, Queue, Space, Stationary
-from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Space, Stationary
+from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import Ints
 from compiler.layout import stream_beats
 from compiler.program import Program, Task, command_table
