@@ -1,6 +1,7 @@
 """The HLS kernels compiled by g++: the machine of a Config as a function from frame to frame."""
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,9 @@ from hw.hls import emit
 from hw.registers import ErrorCode
 from hw.verilog import digest
 from sim import toolchain
+from sim.interpret import execute
 
-WARNINGS = ("-Wall", "-Wextra")
+WARNINGS = ("-Wall", "-Wextra", "-Wno-unknown-pragmas")  # g++ knows no HLS pragmas
 COMPILE = ("g++", "-std=c++17", "-O2", *WARNINGS, "-fPIC", "-shared")
 Elements = NDArray[np.int16]
 
@@ -56,10 +58,20 @@ def _library(config: Config) -> ctypes.CDLL:
     return library
 
 
+def write_project(program: Program, regions: Mapping[str, Elements], path: Path) -> None:
+    """A project for Vitis HLS; the golden of each named task is what the interpreter makes of its input region."""
+    goldens = []
+    for number, task in enumerate(program.tasks):
+        if task.name in regions:
+            output, saturations = execute(program, task.name, regions[task.name])
+            goldens.append(emit.Golden(number, regions[task.name], output, saturations))
+    emit.write_project(program, goldens, ap_types(), path)
+
+
 class HlsMachine:
     """Runs frames of one Program; threads may share it."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program) -> None:
         self.program = program
         self._library = _library(program.config)
         self._image = self._words(np.frombuffer(program.image, np.uint8))

@@ -1,9 +1,14 @@
 """What HLS and RTL share, as a C++ header; and a project for Vitis HLS, with the kernels, a Program and its goldens."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compiler import fixed
 from compiler.commands import (
@@ -20,6 +25,7 @@ from compiler.commands import (
 )
 from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import TABLES, Table, operand_limits
+from compiler.program import Program
 from hw.epilogue import FACTOR_WIDTH
 from hw.registers import ErrorCode
 from hw.statistics import MEAN_WIDTH, SQUARES_WIDTH, TOTAL_WIDTH
@@ -36,9 +42,92 @@ FIXED = (
 )  # fmt: skip
 
 
+class ProjectError(ValueError):
+    """Where no project can be written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A frame of one task, and what the machine makes of it."""
+
+    task: int
+    input: NDArray[np.int16] = field(repr=False)
+    output: NDArray[np.int16] = field(repr=False)
+    saturations: int
+
+
 def sources() -> dict[str, str]:
     """The hand-written files by name."""
-    return {file.name: file.read_text() for file in sorted(KERNELS.iterdir()) if file.suffix in (".hpp", ".cpp")}
+    return {file.name: file.read_text() for file in sorted(KERNELS.iterdir()) if file.is_file()}
+
+
+# --- Project ---
+
+
+def write_project(program: Program, goldens: Sequence[Golden], ap_types: Path, path: Path) -> None:
+    """A directory that `vitis_hls -f vitis_hls.tcl` and `make` build, whole or not at all.
+
+    `ap_types` holds the headers for `make`, which are copied. Raises `ProjectError` if `path` holds anything.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ProjectError(f"{path} exists and is not an empty directory: remove it or choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh = temporary / "new"
+        fresh.mkdir()
+        for name, content in _files(program, goldens).items():
+            (fresh / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        shutil.copytree(ap_types, fresh / "ap_types")
+        fresh.replace(path)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _files(program: Program, goldens: Sequence[Golden]) -> dict[str, str | bytes]:
+    files: dict[str, str | bytes] = {name: text for name, text in sources().items() if name != "library.cpp"}
+    files |= {"facts.hpp": facts(program.config), "program.bin": program.image}
+    lines = []
+    for number, golden in enumerate(goldens):
+        names = f"input{number}.bin", f"output{number}.bin"
+        files |= {names[0]: golden.input.astype("<i2").tobytes(), names[1]: golden.output.astype("<i2").tobytes()}
+        lines.append(f'    {{{golden.task}, "{names[0]}", "{names[1]}", {golden.saturations}}},')
+    return files | {"project.hpp": _sizes(program), "goldens.hpp": GOLDENS.format("\n".join(lines))}
+
+
+def _sizes(program: Program) -> str:
+    """Depths of the memory ports, for co-simulation."""
+    sizes = {
+        "PROGRAM": len(program.image),
+        "INPUT": max(task.input_bytes for task in program.tasks),
+        "OUTPUT": max(task.output_bytes for task in program.tasks),
+    }
+    lines = [f"constexpr int {name}_WORDS = {-(-size // program.config.beat_bytes)};" for name, size in sizes.items()]
+    return "\n".join(["// Generated: what the Program needs of memory, in bus words.", "#pragma once", "", *lines, ""])
+
+
+GOLDENS = """\
+// Generated: frames, and what the reference interpreter makes of them.
+#pragma once
+
+namespace patchloom {{
+
+struct Golden {{
+    int task;
+    const char *input, *output;
+    unsigned saturations;
+}};
+
+const Golden GOLDENS[] = {{
+{}
+}};
+
+}}  // namespace patchloom
+"""
+
+
+# --- What the kernels share with the RTL ---
 
 
 def facts(config: Config) -> str:
