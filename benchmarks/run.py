@@ -81,7 +81,8 @@ def reference(work: Workload, program: Program, task: Task) -> Reference:
 
     def observe(_: int, command: Command, state: State) -> None:
         if command.kind == Kind.ROUTE:
-            queues.append([len(entry.token) for entry in state.queues])
+            lengths = zip(task.experts[len(queues)], (len(entry.token) for entry in state.queues), strict=True)
+            queues.append([length for _, length in sorted(lengths)])
         elif command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY:
             idle = command.queue != Queue.NONE and not len(state.queues[command.expert].token)
             weights.append(0 if idle else command.dma_beats * program.config.beat_bytes)

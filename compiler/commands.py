@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
 
-COMMAND_BITS = 512
+from compiler.config import COMMAND_BITS
+
 COMMAND_BYTES = COMMAND_BITS // 8
 
 
@@ -87,6 +88,7 @@ FIELDS: dict[str, tuple[int, bool]] = {
     "dma_beats": (28, False),
     "queue": (2, False),
     "expert": (8, False),
+    "expected": (1, False),  # fetch an expert's weights before ROUTE has said that it has tokens
     "prologue": (2, False),
     "exp_shift": (4, False),  # left shift of a score difference to SCORE_FRACTION
     "mean_multiplier": (16, False),  # mean = sum * multiplier >> shift, MEAN_GUARD fractional bits
@@ -135,6 +137,7 @@ class Command:
     dma_beats: int = 0
     queue: Queue = Queue.NONE
     expert: int = 0
+    expected: int = 0
     prologue: Prologue = Prologue.NONE
     exp_shift: int = 0
     mean_multiplier: int = 0

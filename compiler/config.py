@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 ELEMENT_WIDTH = 16  # bits of one stored activation, whatever width it is used at
 PARAMETER_BITS = 64  # one output channel's epilogue: bias 40, multiplier 16, shift 8
 BIAS_WIDTH = 40
+COMMAND_BITS = 512
 
 
 class ConfigError(ValueError):
@@ -37,6 +38,7 @@ class Config:
     max_top_k: int = 4  # experts a token can choose
     command_depth: int = 256  # commands of one task
     bus_width: int = 64  # AXI4 data bits
+    word_beats: int = 1  # beats that the prefetch buffer hands over at once: how fast a tile can be written
     fifo_beats: int = 512  # weight prefetch buffer, in bus beats
     multipliers_packed: bool = False  # two 8-bit products in one 27x18 multiplier
 
@@ -77,12 +79,18 @@ class Config:
             ("max_experts", "2 to 256", 2 <= self.max_experts <= 256),
             ("max_top_k", "1 to 8 and at most max_experts", 1 <= self.max_top_k <= min(8, self.max_experts)),
             ("command_depth", "8 to 4096", 8 <= self.command_depth <= 4096),
+            (
+                "command_depth",
+                f"a multiple of the {self.word_commands} commands of a word",
+                self.command_depth % self.word_commands == 0,
+            ),
             ("bus_width", "32, 64, 128, 256 or 512", self.bus_width in (32, 64, 128, 256, 512)),
             (
                 "bus_width",
-                f"a multiple or a divisor of one weight column ({column} bits)",
-                column % self.bus_width == 0 or self.bus_width % column == 0,
+                f"times word_beats a multiple or a divisor of one weight column ({column} bits)",
+                column % self.word_width == 0 or self.word_width % column == 0,
             ),
+            ("word_beats", "1, 2, 4 or 8", self.word_beats in (1, 2, 4, 8)),
             ("fifo_beats", "a power of two, 32 to 65536", self.fifo_beats in [1 << i for i in range(5, 17)]),
         ]
         return [(name, rule) for name, rule, holds in rules if not holds]
@@ -105,14 +113,32 @@ class Config:
         return self.bus_width // 8
 
     @property
+    def word_width(self) -> int:
+        """Bits that leave the prefetch buffer at once. Whatever is read from memory fills whole words."""
+        return self.bus_width * self.word_beats
+
+    @property
+    def word_commands(self) -> int:
+        return max(1, self.word_width // COMMAND_BITS)
+
+    @property
+    def columns_at_once(self) -> int:
+        """Columns of a weight tile that one word brings, at least one."""
+        return max(1, self.word_width // (self.inputs * self.weight_width))
+
+    @property
     def tile_beats(self) -> int:
         """Bus beats of one weight tile."""
-        return -(-self.inputs * self.weight_width * self.outputs // self.bus_width)
+        return self._whole_words(self.inputs * self.weight_width * self.outputs)
 
     @property
     def parameter_beats(self) -> int:
         """Bus beats of the epilogue parameters of `outputs` channels."""
-        return -(-PARAMETER_BITS * self.outputs // self.bus_width)
+        return self._whole_words(PARAMETER_BITS * self.outputs)
+
+    def _whole_words(self, bits: int) -> int:
+        """Beats of as many words as `bits` need."""
+        return -(-bits // self.word_width) * self.word_beats
 
     @property
     def fingerprint(self) -> int:

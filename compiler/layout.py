@@ -2,7 +2,8 @@
 
 For each group of `Config.outputs` channels: their parameters (64 bits each: bias, multiplier, shift), then,
 for each group of `Config.inputs` features and each weight digit (least significant first), one tile: a column
-of `inputs` digits per channel, feature after feature. Parameters and tiles are padded to whole bus beats.
+of `inputs` digits per channel, feature after feature. Parameters and tiles are padded to whole words of
+`Config.word_beats` bus beats.
 """
 
 from dataclasses import dataclass, field

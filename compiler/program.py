@@ -58,6 +58,7 @@ class Task:
     macs: int  # multiply-accumulates of one frame: the model's, without padding or digit passes
     notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
     buffers: tuple[Buffer, ...] = ()
+    experts: tuple[tuple[int, ...], ...] = ()  # per ROUTE, the model's number of each queue's expert
 
 
 @dataclass(frozen=True)

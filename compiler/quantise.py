@@ -32,7 +32,7 @@ from compiler.fixed import (
     multiplier_of,
     operand_limits,
 )
-from compiler.ir import Activation, Attention, Expert, Floats, Graph, Input, Matmul, Moe, Node, Output
+from compiler.ir import Activation, Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
 
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 
@@ -158,12 +158,26 @@ class AttentionNumbers:
 
 
 @dataclass(frozen=True, eq=False)
+class ExpertNumbers:
+    number: int  # in the model
+    first: Linear
+    second: Linear
+    expected: bool  # it had tokens in every calibration sample
+
+
+@dataclass(frozen=True, eq=False)
 class MoeNumbers:
+    """Experts with many tokens in calibration come first: weights of later ones arrive while these multiply.
+
+    With fetching and multiplying as the two machines of a flow shop this is Johnson's order (1954), as all experts
+    take equally long to fetch. The gate's channels are in the same order.
+    """
+
     gate: Linear
     logits: Format  # in units of log2
     exp_shift: int
     hidden: Format
-    experts: tuple[tuple[Linear, Linear], ...] = field(repr=False)
+    experts: tuple[ExpertNumbers, ...] = field(repr=False)
 
 
 Numbers = Linear | AttentionNumbers | MoeNumbers
@@ -190,10 +204,13 @@ def quantise(
     layers = _unique(node for graph in graphs for node in graph.nodes() if isinstance(node, Matmul | Attention | Moe))
     precision.check(dict.fromkeys(node.name for node in layers))
     keys = _keys(graphs)
-    seen = _observe(graphs, calibration, keys, tell)
+    seen, loads = _observe(graphs, calibration, keys, tell)
     formats = _formats(graphs, precision, keys, seen)
     maker = _Maker(
-        precision, formats, {node: {q: o for (k, q), o in seen.items() if k == keys[node]} for node in layers}
+        precision,
+        formats,
+        {node: {q: o for (k, q), o in seen.items() if k == keys[node]} for node in layers},
+        loads,
     )
     numbers = {}
     for done, node in enumerate(layers):
@@ -242,14 +259,27 @@ class Observed:
         return np.concatenate(self.parts)
 
 
+@dataclass
+class Load:
+    """Calibration's tokens of each expert of one task's mixture: of all samples, and of the sample with fewest."""
+
+    total: Ints
+    least: Ints
+
+    def add(self, tokens: Ints) -> None:
+        self.total, self.least = self.total + tokens, np.minimum(self.least, tokens)
+
+
 Seen = dict[tuple[Key, str], Observed]
 
 
 def _observe(
     graphs: list[Graph], calibration: Mapping[str, NDArray[np.floating]], keys: dict[Node, Key], tell: Progress
-) -> Seen:
+) -> tuple[Seen, dict[Node, Load]]:
+    """What every layer saw, and where every mixture sent its tokens."""
     samples = _samples(graphs, calibration)
     seen: Seen = {}
+    loads: dict[Node, Load] = {}
     rng = np.random.default_rng(0)
     count = max(SAMPLE // (samples * len(graphs)), 256)
 
@@ -258,6 +288,10 @@ def _observe(
             raise QuantiseError(f"calibration: {quantity} of '{node.name}' is not finite")
         if quantity in {"scores", "logits"}:  # what is far below its row's maximum may saturate there
             array = np.maximum(array, array.max(axis=-1, keepdims=True) - SOFTMAX_DEPTH)
+        if quantity == "choice":
+            assert isinstance(node, Moe)
+            tokens = np.bincount(array.reshape(-1), minlength=len(node.experts))
+            loads.setdefault(node, Load(0 * tokens, tokens)).add(tokens)
         seen.setdefault((keys[node], quantity), Observed()).add(array, count, rng)
 
     for sample in range(samples):
@@ -266,7 +300,7 @@ def _observe(
             tell("calibrate", sample * len(graphs) + number, samples * len(graphs))
             evaluate(graph, inputs, observe)
     tell("calibrate", samples * len(graphs), samples * len(graphs))
-    return seen
+    return seen, loads
 
 
 def _samples(graphs: list[Graph], calibration: Mapping[str, NDArray[np.floating]]) -> int:
@@ -402,9 +436,13 @@ class _Maker:
     """Makes `Numbers`; equal weights with equal formats are quantised once."""
 
     def __init__(
-        self, precision: Precision, formats: dict[Node, Format], seen: dict[Node, dict[str, Observed]]
+        self,
+        precision: Precision,
+        formats: dict[Node, Format],
+        seen: dict[Node, dict[str, Observed]],
+        loads: dict[Node, Load],
     ) -> None:
-        self.precision, self.formats, self.seen = precision, formats, seen
+        self.precision, self.formats, self.seen, self.loads = precision, formats, seen, loads
         self.made: dict[object, Linear] = {}
 
     def numbers(self, node: Node) -> Numbers:
@@ -455,11 +493,12 @@ class _Maker:
 
     def _moe(self, node: Moe) -> MoeNumbers:
         weights, activations = self.precision.of(node.name)
-        seen, out = self.seen[node], self.formats[node]
+        seen, out, load = self.seen[node], self.formats[node], self.loads[node]
+        order = np.argsort(-load.total, kind="stable")
         logits, exp_shift = log2_format(seen["logits"])
         word = logits.scale / math.log2(math.e)
         gate = self.linear(
-            self.operand(node, GATE_WIDTH), node.gate_weight, node.gate_bias, GATE_WIDTH, "none", word, 0
+            self.operand(node, GATE_WIDTH), node.gate_weight[order], node.gate_bias[order], GATE_WIDTH, "none", word, 0
         )  # fmt: skip
         gelu = node.activation == "gelu"
         hidden = Format(activations, scale_of(seen["hidden"], activations, power=gelu))
@@ -468,14 +507,16 @@ class _Maker:
         operand = self.operand(node, activations)
         first = 2.0**-GELU_FRACTION if gelu else hidden.scale
 
-        def expert(e: Expert) -> tuple[Linear, Linear]:
-            shift = GELU_FRACTION - hidden.fraction if gelu else 0
-            return (
+        def expert(number: int) -> ExpertNumbers:
+            e, shift = node.experts[number], GELU_FRACTION - hidden.fraction if gelu else 0
+            return ExpertNumbers(
+                number,
                 self.linear(operand, e.w1, e.b1, weights, node.activation, first, shift),
                 self.linear(Operand(hidden), e.w2, e.b2, weights, "none", out.scale / 2**GATE_GUARD, GATE_GUARD),
+                expected=bool(load.least[number]),
             )
 
-        return MoeNumbers(gate, logits, exp_shift, hidden, tuple(expert(e) for e in node.experts))
+        return MoeNumbers(gate, logits, exp_shift, hidden, tuple(expert(number) for number in order.tolist()))
 
 
 def log2_format(observed: Observed) -> tuple[Format, int]:

@@ -225,6 +225,7 @@ class Drafting:
     stored: dict[tuple[Node, int, int], int] = field(default_factory=dict)
     input_bytes: int = 0
     output_bytes: int = 0
+    experts: list[tuple[int, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -269,8 +270,8 @@ class Drafting:
         self.normalisable[node] = tensor
 
     def whole_beats(self, chunks: int) -> int:
-        """As many chunks as whole bus beats hold."""
-        return _aligned(chunks, max(self.config.beat_bytes // (2 * self.config.lanes), 1))
+        """As many chunks as whole words of memory hold."""
+        return _aligned(chunks, max(self.config.word_width // (16 * self.config.lanes), 1))
 
     # Transfers
 
@@ -473,13 +474,15 @@ def _moe(d: Drafting, node: Moe) -> None:
     out = d.tensor(node, gathers=True)
     added = None if node.residual is None else d.tensors[node.residual]
     chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
-    for e, (first, second) in enumerate(numbers.experts):
-        hidden = d.buffer(f"{node.name} hidden {e}", rows, np.arange(first.matrix.shape[1]), numbers.hidden.width)
-        d.product(f"{node.name}: expert {e} first", first, x, hidden, rows=rows, queue=Queue.GATHER, expert=e)
+    for queue, e in enumerate(numbers.experts):
+        note, fields = f"{node.name}: expert {e.number}", {"expert": queue, "expected": int(e.expected)}
+        hidden = d.buffer(f"{note} hidden", rows, np.arange(e.first.matrix.shape[1]), numbers.hidden.width)
+        d.product(f"{note} first", e.first, x, hidden, rows=rows, queue=Queue.GATHER, **fields)
         d.product(
-            f"{node.name}: expert {e} second", second, hidden, out, rows=rows, added=added, residual=chain,
-            queue=Queue.SCATTER, expert=e, row_scale=RowScale.GATE,
+            f"{note} second", e.second, hidden, out, rows=rows, added=added, residual=chain,
+            queue=Queue.SCATTER, row_scale=RowScale.GATE, **fields,
         )  # fmt: skip
+    d.experts.append(tuple(e.number for e in numbers.experts))
 
 
 def _output(d: Drafting, node: Output) -> None:
@@ -533,7 +536,7 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     return Task(
         graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(macs(node) for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
-        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans),
+        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
     )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ def _task_document(task: Task, indices: _Indices) -> Json:
         "outputs": [port(p) for p in task.outputs],
         "notes": list(task.notes),
         "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
+        "experts": [list(numbers) for numbers in task.experts],
     }
 
 
@@ -256,6 +257,7 @@ def _task(entry: Json, number: int, document: Json, image: bytes, index: bytes, 
             Buffer(_typed(label, str), *(_typed(number, int) for number in numbers))
             for label, *numbers in entry["buffers"]
         ),
+        experts=tuple(tuple(_typed(number, int) for number in numbers) for numbers in entry["experts"]),
         **numbers,
     )
 

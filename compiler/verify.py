@@ -16,8 +16,8 @@ from compiler.fixed import EXP_ONE, NORMALISED_FEATURES, SCORE_FRACTION, SUM_WID
 from compiler.layout import stream_beats
 from compiler.program import Port, Program, ProgramError, Task
 
-Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
 Bools = NDArray[np.bool_]
+Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
 
 
 def verify(program: Program) -> None:
@@ -140,6 +140,8 @@ def _transfer(w: _Walk, c: Command) -> Rules:
     yield c.dma_space in allowed, f"must not address {c.dma_space.name}"
     yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
     yield c.dma_beats * config.beat_bytes == size, f"{c.dma_beats} beats are not {size} bytes"
+    words = not load or c.dma_beats % config.word_beats == 0
+    yield words, f"{c.dma_beats} beats are not whole words of {config.word_beats}"
     yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
     at = c.a_address + np.arange(c.rows)
     yield w.inside("a", at)
@@ -179,6 +181,7 @@ def _queue(w: _Walk, c: Command) -> Rules:
         yield c.expert < w.experts, f"uses the queue of expert {c.expert} of {w.experts}"
         yield c.rows == w.tokens, f"its queue can hold {w.tokens} tokens, it states {c.rows}"
     yield bool(c.queue) or c.row_scale != RowScale.GATE, "scales by a gate without a queue"
+    yield bool(c.queue) or not c.expected, "expects tokens without a queue"
     chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
     yield not chained or c.queue == Queue.SCATTER, "chains a residual without scattering"
 

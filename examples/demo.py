@@ -7,7 +7,7 @@ output element or in the number of saturations.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,10 +102,11 @@ def run_others(
     images = network_input(scenes.images)
     float_outputs, float_experts = float_run(model, scenes.images, task)
     experts: list[Sets] = []
+    orders = program.task(task).experts
 
     def observe(_: int, command: Command, state: State) -> None:
         if command.kind == Kind.ROUTE:
-            experts.append(sets_of_queues(command, state))
+            experts.append(sets_of_queues(command, state, orders[len(experts) % len(orders)]))
 
     interpreter = patchloom.run(program, images, task=task, observe=observe, progress=named(tell, "interpreter"))
     by_frame = np.stack(experts).reshape(len(images), -1, *experts[0].shape)
@@ -141,10 +142,10 @@ def sets_of_logits(logits: NDArray[np.float32], top_k: int) -> Sets:
     return np.asarray((chosen[:, :, None] == np.arange(logits.shape[1])).any(axis=1))
 
 
-def sets_of_queues(command: Command, state: State) -> Sets:
-    """[tokens, experts] after a ROUTE."""
+def sets_of_queues(command: Command, state: State, order: Sequence[int]) -> Sets:
+    """[tokens, experts] after a ROUTE; `order` is the model's number of each queue's expert."""
     sets = np.zeros((command.rows, command.columns), np.bool_)
-    for expert, queue in enumerate(state.queues):
+    for expert, queue in zip(order, state.queues, strict=True):
         sets[queue.token, expert] = True
     return sets
 

@@ -7,6 +7,7 @@ cycle, `outputs` sums leave. The next tile is written behind the running one.
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from compiler.config import Config
 from compiler.fixed import SUM_WIDTH
@@ -14,11 +15,17 @@ from hw.command import beat_layout
 from hw.pipeline import add, delay, register, tree, tree_latency
 
 
+def tile_word(config: Config) -> int:
+    """Bits of a tile that are written at once: columns from memory, or a column or a row from the scratchpad."""
+    return max(config.columns_at_once * config.inputs, config.outputs) * config.weight_width
+
+
 class Tile(wiring.Component):
     """Two tiles of weight digits, one in use and one being written.
 
-    A `load_column` writes the weights of output `load_index` (all `inputs` of them), a load of a row those
-    of input `load_index`. `swap` puts what was written to use in the next cycle.
+    A load writes the weights of `Config.columns_at_once` outputs, those of `load_columns` in the block of outputs
+    that holds `load_index`, or if `load_by_row` those of input `load_index`. `swap` puts what was written to use
+    in the next cycle.
     """
 
     def __init__(self, config: Config):
@@ -29,7 +36,8 @@ class Tile(wiring.Component):
                 "load": In(1),
                 "load_by_row": In(1),
                 "load_index": In(range(max(config.inputs, config.outputs))),
-                "load_data": In(max(config.inputs, config.outputs) * width),
+                "load_columns": In(config.columns_at_once),
+                "load_data": In(tile_word(config)),
                 "swap": In(1),
                 "weights": Out(config.inputs * config.outputs * width),  # [output][input]
             }
@@ -38,12 +46,14 @@ class Tile(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c = self.config
-        width, columns = c.weight_width, []
+        width, columns, at_once = c.weight_width, [], c.columns_at_once
         for j in range(c.outputs):
             written = Signal(c.inputs * width, name=f"written_{j}")
             used = Signal(c.inputs * width, name=f"used_{j}")
-            with m.If(self.load & ~self.load_by_row & (self.load_index == j)):
-                m.d.sync += written.eq(self.load_data)
+            block, place = divmod(j, at_once)
+            here = (self.load_index >> exact_log2(at_once)) == block
+            with m.If(self.load & ~self.load_by_row & here & self.load_columns[place]):
+                m.d.sync += written.eq(self.load_data.word_select(place, c.inputs * width))
             with m.If(self.swap):
                 m.d.sync += used.eq(written)
             m.d.comb += self.weights.word_select(j, c.inputs * width).eq(used)

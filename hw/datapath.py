@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.commands import Queue
 from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
-from hw.array import Accumulators, Multipliers, Tile
+from hw.array import Accumulators, Multipliers, Tile, tile_word
 from hw.command import CommandLayout, beat_layout
 from hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
 from hw.operand import Operand
@@ -48,7 +48,8 @@ class Datapath(wiring.Component):
                 "tile_load": In(1),
                 "tile_by_row": In(1),
                 "tile_index": In(range(digits)),
-                "tile_data": In(digits * config.weight_width),
+                "tile_columns": In(config.columns_at_once),
+                "tile_data": In(tile_word(config)),
                 "parameters_load": In(1),
                 "parameters_index": In(range(config.outputs)),
                 "parameters_words": In(parameters_at_once(config) * PARAMETER_BITS),
@@ -90,6 +91,7 @@ class Datapath(wiring.Component):
             "tile_load": tile.load,
             "tile_by_row": tile.load_by_row,
             "tile_index": tile.load_index,
+            "tile_columns": tile.load_columns,
             "tile_data": tile.load_data,
         }.items():
             # The loader's own register is the missing cycle.

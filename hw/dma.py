@@ -4,7 +4,7 @@ A request is a beat-aligned byte address and a number of beats (none is allowed 
 several bursts on the way and move one beat a cycle, across requests too, as long as memory and the other side do.
 """
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -73,37 +73,47 @@ class _Splitter(wiring.Component):
 
 
 class _Buffer(wiring.Component):
-    """A queue that is never pushed when full: `depth` beats in a block RAM, one more in its output register."""
+    """A queue of words of `ratio` beats, never pushed when full: `depth` in a block RAM, one more behind it.
 
-    def __init__(self, width: int, depth: int):
-        self.width, self.depth = width, depth
-        super().__init__({"beat": In(width), "push": In(1), "clear": In(1), "data": Out(stream.Signature(width))})
+    A word can be read when its last beat is there.
+    """
+
+    def __init__(self, width: int, depth: int, ratio: int):
+        self.width, self.depth, self.ratio = width, depth, ratio
+        words = stream.Signature(ratio * width)
+        super().__init__({"beat": In(width), "push": In(1), "clear": In(1), "data": Out(words)})
 
     def elaborate(self, platform):
         m = Module()
         # No word is read and written at once, so the RAM need not care what a read would see then.
         attrs = {"no_rw_check": 1}
-        ram = m.submodules.ram = memory.Memory(shape=self.width, depth=self.depth, init=[], attrs=attrs)
-        write, read = ram.write_port(), ram.read_port()
-        level = Signal(range(self.depth + 1))  # in the RAM
+        ram = m.submodules.ram = memory.Memory(
+            shape=unsigned(self.ratio * self.width), depth=self.depth, init=[], attrs=attrs
+        )
+        write, read = ram.write_port(granularity=self.width), ram.read_port()
+        level = Signal(range(self.depth + 1))  # words in the RAM
+        place = Signal(range(self.ratio))  # of the next beat in its word
+        whole = self.push & (place == self.ratio - 1)
         do_read = (level != 0) & (~self.data.valid | self.data.ready)
         m.d.comb += [
-            write.data.eq(self.beat),
-            write.en.eq(self.push),
+            write.data.eq(self.beat.replicate(self.ratio)),
+            write.en.eq(self.push << place),
             read.en.eq(do_read),
             self.data.payload.eq(read.data),
         ]
         m.d.sync += [
-            write.addr.eq(write.addr + self.push),
+            write.addr.eq(write.addr + whole),
             read.addr.eq(read.addr + do_read),
-            level.eq(level + self.push - do_read),
+            level.eq(level + whole - do_read),
         ]
+        with m.If(self.push):
+            m.d.sync += place.eq(Mux(whole, 0, place + 1))
         with m.If(do_read):
             m.d.sync += self.data.valid.eq(1)
         with m.Elif(self.data.ready):
             m.d.sync += self.data.valid.eq(0)
         with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0), self.data.valid.eq(0)]
+            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0), place.eq(0), self.data.valid.eq(0)]
         return m
 
 
@@ -150,9 +160,10 @@ def _keep_error(m, error, response, valid, discard):
 class Reader(wiring.Component):
     """Memory to stream.
 
-    Room in the buffer (`config.fifo_beats`) is reserved before a burst is asked for, so RREADY is always high. Bursts
-    are at most a quarter of it: latency is hidden up to about `0.75 * fifo_beats` cycles. A beat is on `data` two
-    cycles after it was on the bus. Beats answered with an error are passed on as they came.
+    `data` are words of `config.word_beats` beats, first beat in the low bits; requests are whole words. Room in the
+    buffer (`config.fifo_beats`) is reserved before a burst is asked for, so RREADY is always high. Bursts are at most
+    a quarter of it: latency is hidden up to about `0.75 * fifo_beats` cycles. A word is on `data` two cycles after its
+    last beat was on the bus. Beats answered with an error are passed on as they came.
 
     `error` holds the RRESP of the first bad beat until `flush`.
 
@@ -166,7 +177,7 @@ class Reader(wiring.Component):
         super().__init__(
             {
                 "request": In(stream.Signature(Request)),
-                "data": Out(stream.Signature(config.bus_width)),
+                "data": Out(stream.Signature(config.word_width)),
                 "bus": Out(axi.Reads(config.bus_width)),
                 "flush": In(1),
                 "idle": Out(1),
@@ -176,7 +187,7 @@ class Reader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        bus, depth = self.bus, self.config.fifo_beats
+        bus, depth, ratio = self.bus, self.config.fifo_beats, self.config.word_beats
         chunk = min(axi.BURST_BEATS, axi.PAGE_BYTES // self.config.beat_bytes, depth // 4)
         m.submodules.splitter = splitter = _Splitter(self.config, chunk)
         wiring.connect(m, wiring.flipped(self.request), splitter.request)
@@ -189,7 +200,7 @@ class Reader(wiring.Component):
         do_leave = self.data.valid & self.data.ready
         asked = Mux(do_burst, splitter.burst.p.beats, 0)
 
-        m.submodules.buffer = buffer = _Buffer(len(bus.rdata), depth)
+        m.submodules.buffer = buffer = _Buffer(len(bus.rdata), depth // ratio, ratio)
         m.d.comb += [
             splitter.flush.eq(discard),
             bus.rready.eq(1),
@@ -202,7 +213,7 @@ class Reader(wiring.Component):
             self.idle.eq(~splitter.busy & (outstanding == 0)),
         ]
         m.d.sync += outstanding.eq(outstanding + asked - do_beat)
-        m.d.sync += free.eq(Mux(discard, depth, free - asked + do_leave))
+        m.d.sync += free.eq(Mux(discard, depth, free - asked + ratio * do_leave))
         _keep_error(m, self.error, bus.rresp, do_beat, discard)
         return m
 

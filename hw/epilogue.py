@@ -24,8 +24,8 @@ def queue_entry(config: Config) -> data.StructLayout:
 
 
 def parameters_at_once(config: Config) -> int:
-    """Channels whose parameters one bus beat brings, at least one."""
-    return max(1, config.bus_width // PARAMETER_BITS)
+    """Channels whose parameters one word from memory brings, at least one."""
+    return max(1, config.word_width // PARAMETER_BITS)
 
 
 class Parameters(wiring.Component):

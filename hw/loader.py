@@ -3,10 +3,12 @@
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from compiler.commands import Kind, Stationary
 from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import operand_limits
+from hw.array import tile_word
 from hw.command import CommandLayout
 from hw.epilogue import parameters_at_once
 from hw.pipeline import clip, delay
@@ -14,7 +16,7 @@ from hw.scratchpad import Scratchpad
 
 
 class Gearbox(wiring.Component):
-    """Bus beats to items of `width` bits, a multiple or a divisor of the beat, first item in the low bits.
+    """Beats of a stream to items of `width` bits, a multiple or a divisor of the beat, first item in the low bits.
 
     Nothing is stored beyond the items of the beat at the input: `clear` drops what is left of it.
     """
@@ -69,7 +71,8 @@ class Loader(wiring.Component):
 
     `start` for one cycle begins `command` (a LOAD or a MATMUL, stable while `busy`). Tiles and parameters are
     written as soon as the previous ones are in use; those from the scratchpad, and LOADs, wait for `allowed`:
-    the datapath has reached the command and nothing is on its way.
+    the datapath has reached the command and nothing is on its way. With `drop` the command's weights, fetched for
+    an expert that got no token, are thrown away.
     """
 
     def __init__(self, config: Config):
@@ -81,15 +84,17 @@ class Loader(wiring.Component):
             {
                 "command": In(CommandLayout),
                 "start": In(1),
+                "drop": In(1),
                 "busy": Out(1),
                 "allowed": In(1),
-                "weights": In(stream.Signature(config.bus_width)),
+                "weights": In(stream.Signature(config.word_width)),
                 "tile_free": In(1),
                 "tile_done": Out(1),
                 "tile_load": Out(1),
                 "tile_by_row": Out(1),
                 "tile_index": Out(range(digits)),
-                "tile_data": Out(digits * config.weight_width),
+                "tile_columns": Out(config.columns_at_once),
+                "tile_data": Out(tile_word(config)),
                 "parameters_free": In(1),
                 "parameters_done": Out(1),
                 "parameters_load": Out(1),
@@ -107,19 +112,18 @@ class Loader(wiring.Component):
         m = Module()
         config, c = self.config, self.command
         column_bits = config.inputs * config.weight_width
-        self.chunks = Gearbox(config.bus_width, config.lanes * ELEMENT_WIDTH)
-        self.columns = Gearbox(config.bus_width, column_bits)
-        self.words = Gearbox(config.bus_width, len(self.parameters_words))
+        self.chunks = Gearbox(config.word_width, config.lanes * ELEMENT_WIDTH)
+        self.columns = Gearbox(config.word_width, max(config.word_width, column_bits))
+        self.words = Gearbox(config.word_width, len(self.parameters_words))
         m.submodules.chunks, m.submodules.columns, m.submodules.words = self.chunks, self.columns, self.words
         for box in (self.chunks, self.columns, self.words):
             m.d.comb += box.beats.payload.eq(self.weights.payload)
-        self.whole_beats = column_bits * config.outputs % config.bus_width == 0  # of a tile
 
         # Position of the tile being written.
         self.group, self.slice, self.digit = Signal(12), Signal(12), Signal(range(5))
         self.feature, self.channel = Signal(17), Signal(17)  # first of the tile
         self.index = Signal(range(max(config.inputs, config.outputs) + 1))  # of its rows or columns
-        self.count = Signal.like(c.rows)  # chunks of a LOAD
+        self.count = Signal.like(c.dma_beats)  # chunks of a LOAD, dropped beats
         self.stored = c.b_source == Stationary.MEMORY
         self.by_row = c.b_source == Stationary.ROWS
 
@@ -131,7 +135,9 @@ class Loader(wiring.Component):
                 m.d.sync += [x.eq(0) for x in position]
                 m.d.sync += self.write_address.eq(c.a_address - 1)
                 with m.If(self.start):
-                    with m.If(c.kind == Kind.LOAD):
+                    with m.If(self.drop):
+                        m.next = "DROP"
+                    with m.Elif(c.kind == Kind.LOAD):
                         m.next = "LOAD"
                     with m.Elif(self.stored):
                         m.next = "PARAMETERS"
@@ -191,8 +197,14 @@ class Loader(wiring.Component):
         self.writing = writing
 
     def _memory_states(self, m: Module) -> None:
-        """Parameters of a group, then its tiles, column by column."""
-        config = self.config
+        """Parameters of a group, then its tiles, block of columns by block."""
+        config, following_columns = self.config, self.index + self.config.columns_at_once
+        with m.State("DROP"):
+            m.d.comb += self.weights.ready.eq(1)
+            with m.If(self.weights.valid):
+                m.d.sync += self.count.eq(self.count + config.word_beats)
+                with m.If(self.count + config.word_beats == self.command.dma_beats):
+                    m.next = "IDLE"
         with m.State("PARAMETERS"), m.If(self.parameters_free):
             self._connect(m, self.words)
             with m.If(self.words.items.valid):
@@ -207,18 +219,9 @@ class Loader(wiring.Component):
             with m.If((self.index != 0) | self.tile_free):
                 self._connect(m, self.columns)
             with m.If(self.columns.items.valid):
-                m.d.sync += self.index.eq(self.index + 1)
-                with m.If(self.index == config.outputs - 1):
-                    if self.whole_beats:
-                        self._next_tile(m)
-                    else:
-                        m.next = "CLEAR"
-        if not self.whole_beats:
-            with m.State("CLEAR"):
-                # What is left of the last beat is padding.
-                self._connect(m, self.columns)
-                m.d.comb += self.columns.clear.eq(1)
-                self._next_tile(m)
+                m.d.sync += self.index.eq(following_columns)
+                with m.If(following_columns >= config.outputs):
+                    self._next_tile(m)
 
     def _scratchpad_states(self, m: Module) -> Signal:
         """Tiles of a tensor on chip, row by row or column by column; returns the last read of a tile."""
@@ -247,8 +250,10 @@ class Loader(wiring.Component):
         return read_last
 
     def _write_tile(self, m: Module) -> None:
-        """One column from memory, or one row or column from the scratchpad, a cycle."""
-        columns = self.columns.items
+        """A word of columns from memory, or one row or column from the scratchpad, a cycle."""
+        config, columns = self.config, self.columns.items
+        at_once, digits = config.columns_at_once, self._digits(self.digit)
+        column = digits[: config.inputs * config.weight_width].replicate(at_once)
         read = delay(m, self.reading, Scratchpad.READ_LATENCY, name="reading")
         read_index = delay(m, self.index, Scratchpad.READ_LATENCY, name="read_index")
         m.d.comb += [self.parameters_words.eq(self.words.items.payload), self.parameters_index.eq(self.index)]
@@ -258,7 +263,8 @@ class Loader(wiring.Component):
             self.tile_load.eq((columns.valid & columns.ready) | read),
             self.tile_by_row.eq(read & self.by_row),
             self.tile_index.eq(Mux(read, read_index, self.index)),
-            self.tile_data.eq(Mux(read, self._digits(self.digit), columns.payload)),
+            self.tile_columns.eq(Mux(read, 1 << read_index[: exact_log2(at_once)], ~0)),
+            self.tile_data.eq(Mux(read, Mux(self.by_row, digits, column), columns.payload)),
         ]
 
     def _digits(self, digit: Signal) -> Cat:

@@ -1,7 +1,7 @@
 """Top-k of gate logits into expert queues: patch reordering, so that experts run one by one."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import ELEMENT_WIDTH, Config
@@ -64,10 +64,12 @@ class Queues(wiring.Component):
 class Router(wiring.Component):
     """Executes ROUTE: `start` for one cycle, `busy` until the last entry is pushed.
 
-    Scans one logit a cycle; a row's scores are made while the next row is scanned, about `experts + 1` or
-    `2 * top_k + 18` cycles a row, whichever is more. With the softmax over all experts a row is scanned twice
-    and nothing overlaps.
+    `ROWS` rows are read and scanned at once, an expert a cycle. Then their experts take turns in a pipeline that
+    scores them, while the next rows are scanned. With the softmax over all experts a row is read again and nothing
+    overlaps.
     """
+
+    ROWS = 4
 
     def __init__(self, config: Config):
         self.config = config
@@ -84,159 +86,213 @@ class Router(wiring.Component):
             }
         )
 
+    @staticmethod
+    def scored_at(config: Config) -> int:
+        """Cycles from a turn until the sum of its row, of `max_top_k` turns, has its reciprocal."""
+        return config.max_top_k + Exp2.LATENCY + Reciprocal.LATENCY + 2
+
+    @staticmethod
+    def latency(config: Config) -> int:
+        """Cycles from a turn until its push."""
+        return Router.scored_at(config) + 2
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        k = self.config.max_top_k
-        # The selected of a row: being gathered by the scanner, then being scored.
-        self.found = [Signal(signed(ELEMENT_WIDTH), name=f"found_{i}") for i in range(k)]
-        self.found_experts = [Signal(range(self.config.max_experts), name=f"found_expert_{i}") for i in range(k)]
-        self.logits = Array(Signal(signed(ELEMENT_WIDTH), name=f"logit_{i}") for i in range(k))
-        self.experts = Array(Signal(range(self.config.max_experts), name=f"expert_{i}") for i in range(k))
-        self.row = Signal(range(self.config.max_rows + 1))  # being scored
+        config = self.config
+        self.row, self.row_address = Signal(range(config.max_rows + self.ROWS)), Signal.like(self.read_address)
         self.hand, self.free = Signal(), Signal()  # scanner to scorer
-        self.sum_logit, self.sum_feed = Signal(signed(ELEMENT_WIDTH)), Signal()  # second scan
-        scanning = self._scan(m)
-        m.d.comb += self.busy.eq(scanning | ~self.free)
+        # The selected of each row, best first: being gathered by the scanner, then taking turns.
+        self.found, self.found_experts = self._selected("found")
+        self.logits, self.experts = self._selected("turn")
+        scanning, scan_address = self._scan(m)
+        reading, again_address = self._turns(m)
         self._score(m)
+        settle = Signal(range(self.latency(config) + 2))  # cycles until the last push is seen
+        with m.If(self.turn):
+            m.d.sync += settle.eq(self.latency(config) + 1)
+        with m.Elif(settle != 0):
+            m.d.sync += settle.eq(settle - 1)
+        m.d.comb += [
+            self.read_address.eq(Mux(reading, again_address, scan_address)),
+            self.busy.eq(scanning | ~self.free | (settle != 0)),
+        ]
         return m
 
-    def _scan(self, m: Module) -> Signal:
-        """Walk over the rows' logits; returns whether there is one left."""
+    def _selected(self, name: str) -> tuple[list[list[Signal]], list[list[Signal]]]:
+        """Logits and experts, [ROWS][max_top_k]."""
+        places = [f"{r}_{i}" for r in range(self.ROWS) for i in range(self.config.max_top_k)]
+        logits = [Signal(signed(ELEMENT_WIDTH), name=f"{name}_logit_{place}") for place in places]
+        experts = [Signal(range(self.config.max_experts), name=f"{name}_expert_{place}") for place in places]
+        rows = range(0, len(places), self.config.max_top_k)
+        return [[x[r : r + self.config.max_top_k] for r in rows] for x in (logits, experts)]
+
+    def _scan(self, m: Module) -> tuple[Signal, Signal]:
+        """Select from `ROWS` rows at once; returns whether there is a row left, and the address to read."""
         c, config = self.command, self.config
-        row, row_address = Signal(range(config.max_rows + 1)), Signal.like(self.read_address)
+        address, chunk_address = Signal.like(self.read_address), Signal.like(self.read_address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
-        age = Signal(range(Scratchpad.READ_LATENCY + 1))  # cycles since the address was given
-        elements = Signal(config.lanes * ELEMENT_WIDTH)
-        again, filled, scanning = Signal(), Signal(self.config.max_top_k), Signal()
-        logit = elements.word_select(lane, ELEMENT_WIDTH).as_signed()
-        final = expert + 1 == c.columns
+        asked, filled = Signal(range(self.ROWS + 1)), Signal(config.max_top_k)
+        elements = [Signal(config.lanes * ELEMENT_WIDTH, name=f"elements_{r}") for r in range(self.ROWS)]
+        scanning, reading = Signal(), Signal()
+        following, after = self.row + self.ROWS, self.row_address + c.a_stride * self.ROWS
 
-        def ask(address: Signal) -> list:
-            return [self.read_address.eq(address), age.eq(0)]
+        def ask(first: Signal) -> list:
+            return [address.eq(first), chunk_address.eq(first), asked.eq(0)]
 
-        m.d.comb += [self.sum_logit.eq(logit), scanning.eq(1)]
-        with m.If(age != Scratchpad.READ_LATENCY):
-            m.d.sync += age.eq(age + 1)
+        begin_row = [expert.eq(0), lane.eq(0), filled.eq(0)]
+        arrived = delay(m, reading, Scratchpad.READ_LATENCY, name="arrived")
+        all_arrived = delay(m, reading & (asked == self.ROWS - 1), Scratchpad.READ_LATENCY, name="all_arrived")
+        with m.If(arrived):  # rows move up until the first is at the front
+            m.d.sync += Cat(elements).eq(Cat(*elements[1:], self.read_data))
+        m.d.comb += scanning.eq(1)
         with m.FSM(name="scan"):
             with m.State("IDLE"):
                 m.d.comb += scanning.eq(0)
-                m.d.sync += [row.eq(0), row_address.eq(c.a_address), again.eq(0), filled.eq(0)]
-                m.d.sync += [expert.eq(0), lane.eq(0), *ask(c.a_address)]
+                m.d.sync += [self.row.eq(0), self.row_address.eq(c.a_address), *ask(c.a_address), *begin_row]
                 with m.If(self.start):
                     m.next = "READ"
             with m.State("READ"):
-                with m.If(age == Scratchpad.READ_LATENCY):
-                    m.d.sync += [elements.eq(self.read_data), *ask(self.read_address + 1)]
+                with m.If(asked != self.ROWS):
+                    m.d.comb += reading.eq(1)
+                    m.d.sync += [asked.eq(asked + 1), address.eq(address + c.a_stride)]
+                with m.If(all_arrived):
                     m.next = "SCAN"
             with m.State("SCAN"):
-                m.d.comb += self.sum_feed.eq(again)
-                m.d.sync += [expert.eq(expert + 1), lane.eq(lane + 1)]
-                with m.If(~again):
-                    self._insert(m, logit, expert, filled)
-                with m.If(final):
+                m.d.sync += [expert.eq(expert + 1), lane.eq(lane + 1), filled.eq(Cat(1, filled))]
+                for row, chunk in enumerate(elements):
+                    self._insert(m, row, chunk.word_select(lane, ELEMENT_WIDTH).as_signed(), expert, filled)
+                with m.If(expert + 1 == c.columns):
                     m.next = "HAND"
                 with m.Elif(lane == config.lanes - 1):
+                    m.d.sync += ask(chunk_address + 1)
                     m.next = "READ"
             with m.State("HAND"):
-                # Only now may the largest logit change that exponentials refer to.
-                with m.If(self.free | again):
-                    m.d.comb += self.hand.eq(~again)
-                    m.d.sync += [expert.eq(0), lane.eq(0), filled.eq(0)]
-                    with m.If(c.score_all & ~again):
-                        m.d.sync += [again.eq(1), *ask(row_address)]
-                        m.next = "READ"
-                    with m.Else():
-                        m.d.sync += [again.eq(0), row.eq(row + 1)]
-                        m.d.sync += [row_address.eq(row_address + c.a_stride), *ask(row_address + c.a_stride)]
-                        m.next = "READ"
-                        with m.If(row + 1 == c.rows):
-                            m.next = "IDLE"
-        with m.If(self.hand):
-            m.d.sync += self.row.eq(row)
-            m.d.sync += [kept.eq(new) for kept, new in zip(self.logits, self.found, strict=True)]
-            m.d.sync += [kept.eq(new) for kept, new in zip(self.experts, self.found_experts, strict=True)]
-        over = Signal()  # the second scan, of the row being scored
-        with m.If(self.hand):
-            m.d.sync += over.eq(0)
-        with m.If(self.sum_feed & final):
-            m.d.sync += over.eq(1)
-        self.summed = ~c.score_all | over
-        return scanning
+                with m.If(self.free):
+                    m.d.comb += self.hand.eq(1)
+                    m.d.sync += [self.row.eq(following), self.row_address.eq(after), *ask(after), *begin_row]
+                    m.next = "READ"
+                    with m.If(c.score_all | (following >= c.rows)):
+                        m.next = "WAIT"
+            with m.State("WAIT"):
+                with m.If(self.free):
+                    m.next = "READ"
+                    with m.If(self.row >= c.rows):
+                        m.next = "IDLE"
+        return scanning, address
 
-    def _insert(self, m: Module, logit: Signal, expert: Signal, filled: Signal) -> None:
+    def _insert(self, m: Module, row: int, logit: Signal, expert: Signal, filled: Signal) -> None:
         """Keep the largest first; of equals the earlier expert."""
-        found, experts = self.found, self.found_experts
+        found, experts = self.found[row], self.found_experts[row]
         above = [filled[i] & (found[i] >= logit) for i in range(len(found))]  # stays in front of the new one
         for i, stays in enumerate(above):
             before = above[i - 1] if i else 1
             with m.If(~stays & before):
-                m.d.sync += [found[i].eq(logit), experts[i].eq(expert), filled[i].eq(1)]
+                m.d.sync += [found[i].eq(logit), experts[i].eq(expert)]
             if i:
                 with m.If(~stays & ~before):
-                    m.d.sync += [found[i].eq(found[i - 1]), experts[i].eq(experts[i - 1]), filled[i].eq(filled[i - 1])]
+                    m.d.sync += [found[i].eq(found[i - 1]), experts[i].eq(experts[i - 1])]
+
+    def _turns(self, m: Module) -> tuple[Signal, Signal]:
+        """Whose turn it is to be scored; returns whether the scratchpad is read for that, and where."""
+        c, config = self.command, self.config
+        address, row_address = Signal.like(self.read_address), Signal.like(self.read_address)
+        expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
+        age, left = Signal(range(Scratchpad.READ_LATENCY + 1)), Signal(range(self.ROWS + 1))
+        elements, reading = Signal(config.lanes * ELEMENT_WIDTH), Signal()
+        self.place, self.token = Signal(range(config.max_top_k)), Signal(range(config.max_rows))
+        self.turn = Signal()  # of the selected expert at `place`
+        self.feed, self.other = Signal(), elements.word_select(lane, ELEMENT_WIDTH).as_signed()  # any, for the sum
+        self.begins = Mux(c.score_all, self.feed & (expert == 0), self.turn & (self.place == 0))  # a sum
+        self.ends = self.turn & (self.place == config.max_top_k - 1)
+        after = row_address + c.a_stride
+        begin_row = [expert.eq(0), lane.eq(0), age.eq(0)]
+
+        with m.FSM(name="turns"):
+            with m.State("IDLE"):
+                m.d.comb += self.free.eq(1)
+                m.d.sync += [self.place.eq(0), self.token.eq(self.row), *begin_row]
+                m.d.sync += [address.eq(self.row_address), row_address.eq(self.row_address)]
+                m.d.sync += left.eq(Mux(c.rows - self.row > self.ROWS, self.ROWS, c.rows - self.row))
+                with m.If(self.hand):
+                    m.next = "TURN"
+                    with m.If(c.score_all):
+                        m.next = "ASK"
+            with m.State("ASK"):
+                m.d.comb += reading.eq(1)
+                m.d.sync += age.eq(age + 1)
+                with m.If(age == Scratchpad.READ_LATENCY):
+                    m.d.sync += elements.eq(self.read_data)
+                    m.next = "FEED"
+            with m.State("FEED"):
+                m.d.comb += self.feed.eq(1)
+                m.d.sync += [expert.eq(expert + 1), lane.eq(lane + 1)]
+                with m.If(expert + 1 == c.columns):
+                    m.next = "TURN"
+                with m.Elif(lane == config.lanes - 1):
+                    m.d.sync += [address.eq(address + 1), age.eq(0)]
+                    m.next = "ASK"
+            with m.State("TURN"):
+                m.d.comb += self.turn.eq(1)
+                m.d.sync += self.place.eq(self.place + 1)
+                with m.If(self.ends):
+                    m.d.sync += [self.place.eq(0), self.token.eq(self.token + 1), left.eq(left - 1), *begin_row]
+                    m.d.sync += [address.eq(after), row_address.eq(after)]
+                    with m.If(left == 1):
+                        m.next = "IDLE"
+                    with m.Elif(c.score_all):
+                        m.next = "ASK"
+        for kept, new in ((self.logits, self.found), (self.experts, self.found_experts)):
+            for row in range(self.ROWS):
+                with m.If(self.hand):
+                    m.d.sync += Cat(kept[row]).eq(Cat(new[row]))
+                with m.Elif(self.ends & (row + 1 < self.ROWS)):  # the next row moves to the front
+                    m.d.sync += Cat(kept[row]).eq(Cat(kept[min(row + 1, self.ROWS - 1)]))
+        return reading, address
 
     def _score(self, m: Module) -> None:
         """Exponentials, their sum, its reciprocal, and an entry for each selected expert."""
-        c, k = self.command, self.config.max_top_k
+        c, config = self.command, self.config
         m.submodules.exp = exp = Exp2()
         m.submodules.reciprocal = reciprocal = Reciprocal()
-        place, wait = Signal(range(k + 1)), Signal(range(Reciprocal.LATENCY + 2))
-        stored, total = Signal(range(k + 1)), Signal(SUM_WIDTH)
-        exponentials = Array(Signal(16, name=f"exponential_{i}") for i in range(k))
-        feeding, scoring = Signal(), Signal()
+        logits, experts = Array(self.logits[0]), Array(self.experts[0])
+        selected = self.turn & (self.place < c.top_k)
+        counts = Mux(c.score_all, self.feed, selected)
+        exp_at, scored_at = Exp2.LATENCY + 1, self.scored_at(config)
 
-        # Exponentials come back in order; those of the second scan only count for the sum.
-        fed = Mux(feeding, self.logits[place], self.sum_logit)
+        # The sum is complete a cycle after its last exponential; its reciprocal stands until the next row's.
+        fed = Mux(self.turn, logits[self.place], self.other)
         m.d.comb += exp.wide.eq(1)
-        m.d.sync += exp.difference.eq(((self.logits[0] - fed)[: ELEMENT_WIDTH + 1] << c.exp_shift)[:DIFFERENCE_WIDTH])
-        kept = delay(m, feeding, Exp2.LATENCY + 1, name="kept")
-        arrived = delay(m, feeding | self.sum_feed, Exp2.LATENCY + 1, name="arrived")
-        with m.If(kept):
-            m.d.sync += [exponentials[stored].eq(exp.value), stored.eq(stored + 1)]
-        with m.If(arrived & (~kept | ~c.score_all)):
-            m.d.sync += total.eq(total + exp.value)
-
-        with m.FSM(name="score"):
-            with m.State("IDLE"):
-                m.d.comb += self.free.eq(1)
-                m.d.sync += [place.eq(0), wait.eq(0), stored.eq(0), total.eq(0)]
-                with m.If(self.hand):
-                    m.next = "EXP"
-            with m.State("EXP"):
-                with m.If(self.summed):
-                    m.d.comb += feeding.eq(1)
-                    m.d.sync += place.eq(place + 1)
-                    with m.If(place + 1 == c.top_k):
-                        m.next = "SUM"
-            with m.State("SUM"):
-                m.d.sync += place.eq(0)
-                with m.If(stored == c.top_k):
-                    m.d.sync += wait.eq(wait + 1)
-                with m.If(wait == Reciprocal.LATENCY):
-                    m.next = "SCORE"
-            with m.State("SCORE"):
-                m.d.comb += scoring.eq(1)
-                m.d.sync += [place.eq(place + 1), wait.eq(0)]
-                with m.If(place + 1 == c.top_k):
-                    m.next = "FLUSH"
-            with m.State("FLUSH"):
-                m.d.sync += wait.eq(wait + 1)
-                with m.If(wait == 2):
-                    m.next = "IDLE"
-
-        lowest = self.experts[0]
-        for i in range(1, k):
-            lowest = Mux((i < c.top_k) & (self.experts[i] < lowest), self.experts[i], lowest)
-        lowest = register(m, lowest, name="lowest")
+        m.d.sync += exp.difference.eq(((logits[0] - fed)[: ELEMENT_WIDTH + 1] << c.exp_shift)[:DIFFERENCE_WIDTH])
+        total = Signal(SUM_WIDTH)
+        before = Mux(delay(m, self.begins, exp_at, name="begins"), 0, total)
+        with m.If(delay(m, counts, exp_at, name="counts")):
+            m.d.sync += total.eq(before + exp.value)
         m.d.comb += reciprocal.value.eq(total)
-        # Cycle 1: multiply. Cycle 2: shift. Cycle 3: push.
-        product = register(m, exponentials[place] * reciprocal.mantissa, name="product")
-        chosen = register(m, self.experts[place], name="chosen")
-        score = register(m, shift_round(product, reciprocal.exponent)[:FACTOR_WIDTH], name="score")
+        exponent = delay(m, reciprocal.exponent, Reciprocal.LATENCY - 1, name="exponent")
+        mantissa_kept, exponent_kept = Signal.like(reciprocal.mantissa), Signal.like(reciprocal.exponent)
+        with m.If(delay(m, self.ends, exp_at + 1 + Reciprocal.LATENCY, name="ends")):
+            m.d.sync += [mantissa_kept.eq(reciprocal.mantissa), exponent_kept.eq(exponent)]
+
+        lowest = self.experts[0][0]
+        for i in range(1, config.max_top_k):
+            other = self.experts[0][i]
+            lowest = Mux((i < c.top_k) & (other < lowest), other, lowest)
+        entry = data.StructLayout({"expert": range(config.max_experts), "token": range(config.max_rows), "first": 1})
+        turn = Signal(entry)
         m.d.comb += [
-            self.push.eq(delay(m, scoring, 2, name="push")),
-            self.push_expert.eq(delay(m, chosen, 1, name="chosen")),
-            self.push_entry.token.eq(self.row),
-            self.push_entry.score.eq(score),
-            self.push_entry.first.eq(self.push_expert == lowest),
+            turn.expert.eq(experts[self.place]),
+            turn.token.eq(self.token),
+            turn.first.eq(turn.expert == lowest),
+        ]
+        pushed = delay(m, turn, scored_at + 2, name="turn")
+        # Cycle 1: multiply. Cycle 2: shift. Then push.
+        exponential = delay(m, exp.value, scored_at - exp_at, name="exponential")
+        product = register(m, exponential * mantissa_kept, name="product")
+        shift = register(m, exponent_kept, name="shift")
+        m.d.comb += [
+            self.push.eq(delay(m, selected, scored_at + 2, name="push")),
+            self.push_expert.eq(pushed.expert),
+            self.push_entry.token.eq(pushed.token),
+            self.push_entry.score.eq(register(m, shift_round(product, shift)[:FACTOR_WIDTH], name="score")),
+            self.push_entry.first.eq(pushed.first),
         ]

@@ -2,7 +2,7 @@
 
 The fetcher asks memory for what commands will need, the stager keeps the loader busy with tiles, the issuer
 runs the datapath. A walker that meets an expert's command waits until the issuer has done the ROUTE before it;
-the fetcher goes on as soon as that ROUTE has given the expert a token.
+the fetcher goes on as soon as that ROUTE has given the expert a token, or at once where one is expected.
 """
 
 from collections.abc import Callable
@@ -123,15 +123,16 @@ class Sequencer(wiring.Component):
                 "stall_writes": Out(1),
                 # memory
                 "read_request": Out(stream.Signature(Request)),
-                "read_data": In(stream.Signature(config.bus_width)),
+                "read_data": In(stream.Signature(config.word_width)),
                 "write_request": Out(stream.Signature(Request)),
                 "writer_idle": In(1),
                 # loader
                 "loader_command": Out(CommandLayout),
                 "loader_start": Out(1),
+                "loader_drop": Out(1),
                 "loader_busy": In(1),
                 "loader_allowed": Out(1),
-                "weights": Out(stream.Signature(config.bus_width)),
+                "weights": Out(stream.Signature(config.word_width)),
                 "tile_done": In(1),
                 "tile_free": Out(1),
                 "parameters_done": In(1),
@@ -172,10 +173,11 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.error.eq(1), self.error_code.eq(code), self.error_detail.eq(detail)]
 
     def _boot(self, m: Module, store: CommandStore) -> None:
-        """Read the first command, check it, read the others."""
+        """Read the first command and check it, then read all of them."""
         config = self.config
-        beats = max(1, COMMAND_BITS // config.bus_width)
-        m.submodules.command_box = box = Gearbox(config.bus_width, COMMAND_BITS)
+        beats = max(1, COMMAND_BITS // config.bus_width)  # of a command
+        whole = config.word_commands  # commands that are read at once
+        m.submodules.command_box = box = Gearbox(config.word_width, COMMAND_BITS)
         command = data.View(CommandLayout, box.items.payload[: CommandLayout.size])
         left, index = Signal(16), Signal(range(config.command_depth))
         base = self.program_base + self.task * (config.command_depth * COMMAND_BYTES)
@@ -190,12 +192,16 @@ class Sequencer(wiring.Component):
                 with m.If(self.start):
                     m.next = "FIRST"
             with m.State("FIRST"):
-                m.d.comb += [request.valid.eq(1), request.address.eq(base), request.beats.eq(beats)]
+                m.d.comb += [
+                    request.valid.eq(1),
+                    request.address.eq(base),
+                    request.beats.eq(whole * beats),
+                ]
                 with m.If(self.read_request.ready):
                     m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += box.beats.valid.eq(self.read_data.valid)
-                m.d.sync += [left.eq(command.rows - 1), index.eq(1)]
+                m.d.sync += [left.eq(command.rows), index.eq(0)]
                 with m.If(box.items.valid):
                     m.d.comb += box.items.ready.eq(1)
                     m.next = "REST"
@@ -209,9 +215,10 @@ class Sequencer(wiring.Component):
                         m.next = "STOPPED"
             with m.State("REST"):
                 m.d.comb += [
+                    box.clear.eq(1),
                     request.valid.eq(1),
-                    request.address.eq(base + COMMAND_BYTES),
-                    request.beats.eq(left * beats),
+                    request.address.eq(base),
+                    request.beats.eq((left + whole - 1) // whole * (whole * beats)),
                 ]
                 with m.If(self.read_request.ready):
                     m.next = "STORE"
@@ -221,7 +228,10 @@ class Sequencer(wiring.Component):
                     m.d.comb += store.write.eq(1)
                     m.d.sync += [left.eq(left - 1), index.eq(index + 1)]
                     with m.If(left == 1):
-                        m.next = "RUN"
+                        m.next = "CLEAR"
+            with m.State("CLEAR"):
+                m.d.comb += box.clear.eq(1)
+                m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += [self.booting.eq(0), self.begun.eq(1)]
                 with m.If(self.done):
@@ -254,7 +264,7 @@ class Sequencer(wiring.Component):
         streams = (c.kind == Kind.LOAD) | ((c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY))
 
         def ask() -> None:
-            with m.If(streams & ~walker.empty):
+            with m.If(streams & (~walker.empty | c.expected)):
                 m.d.comb += [
                     request.valid.eq(1),
                     request.payload.address.eq(self._address(c)),
@@ -265,7 +275,7 @@ class Sequencer(wiring.Component):
 
         has_token = ~walker.empty & (walker.seen == self.routes_begun)
         with m.FSM(name="fetch"):
-            self._walk_ahead(m, walker, walker.known | has_token, ask, self.fetched)
+            self._walk_ahead(m, walker, walker.known | has_token | c.expected, ask, self.fetched)
 
     def _stage(self, m: Module) -> None:
         walker = self.stager
@@ -274,8 +284,8 @@ class Sequencer(wiring.Component):
         m.d.comb += self.loader_command.eq(c)
 
         def load() -> None:
-            with m.If(loads & ~walker.empty):
-                m.d.comb += self.loader_start.eq(1)
+            with m.If(loads & (~walker.empty | c.expected)):
+                m.d.comb += [self.loader_start.eq(1), self.loader_drop.eq(walker.empty)]
                 m.next = "LOAD"
             with m.Else():
                 walker.advance("FETCH")

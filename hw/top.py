@@ -124,6 +124,7 @@ class Top(wiring.Component):
         m.d.comb += [
             loader.command.eq(sequencer.loader_command),
             loader.start.eq(sequencer.loader_start),
+            loader.drop.eq(sequencer.loader_drop),
             loader.allowed.eq(sequencer.loader_allowed),
             loader.tile_free.eq(sequencer.tile_free),
             loader.parameters_free.eq(sequencer.parameters_free),
@@ -136,6 +137,7 @@ class Top(wiring.Component):
             "tile_load",
             "tile_by_row",
             "tile_index",
+            "tile_columns",
             "tile_data",
             "parameters_load",
             "parameters_index",

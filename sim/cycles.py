@@ -33,9 +33,9 @@ from compiler.program import Program, Task, command_table
 from hw import axi, dma
 from hw.datapath import Datapath
 from hw.epilogue import parameters_at_once
+from hw.router import Router
 from hw.scratchpad import Scratchpad
 from hw.storer import Storer
-from hw.tables import Exp2, Reciprocal
 from hw.verilog import digest
 from sim import toolchain
 from sim.device import NATIVE, SimulatedDevice
@@ -118,25 +118,28 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
         "outputs": config.outputs,
         "lanes": config.lanes,
         "max_experts": config.max_experts,
+        "max_top_k": config.max_top_k,
         "fifo_beats": config.fifo_beats,
         "beat_bytes": config.beat_bytes,
         "bus_width": config.bus_width,
+        "word_width": config.word_width,
+        "word_beats": config.word_beats,
+        "word_commands": config.word_commands,
         "command_width": COMMAND_BITS,
         "chunk_width": config.lanes * ELEMENT_WIDTH,
-        "column_width": column,
+        "columns_width": max(column, config.word_width),
+        "columns_at_once": config.columns_at_once,
         "words_width": words * PARAMETER_BITS,
         "parameters_at_once": words,
-        "whole_beats": int(column * config.outputs % config.bus_width == 0),
         "splits_streamed": int(config.activation_width < ELEMENT_WIDTH),
-        "command_bytes": COMMAND_BYTES,
         "command_beats": max(1, COMMAND_BITS // config.bus_width),
         "first_beat": task * config.command_depth * COMMAND_BYTES // config.beat_bytes,
         "datapath_latency": Datapath.latency(config),
         "period": Datapath.PERIOD,
         "read_latency": Scratchpad.READ_LATENCY,
         "write_latency": Scratchpad.WRITE_LATENCY,
-        "exp_latency": Exp2.LATENCY,
-        "reciprocal_latency": Reciprocal.LATENCY,
+        "router_rows": Router.ROWS,
+        "router_latency": Router.latency(config),
         "storer_buffer": Storer.BUFFER,
         "read_chunk": min(most, config.fifo_beats // 4),
         "write_chunk": most,
@@ -279,6 +282,8 @@ MACHINES = (
     replace(_SMALL, inputs=12, outputs=4, lanes=4, bus_width=32, fifo_beats=32, max_top_k=2),
     replace(_SMALL, inputs=16, outputs=8, lanes=8, bus_width=256, activation_width=16, max_rows=24, max_experts=12),
     replace(_SMALL, inputs=8, outputs=12, lanes=4, bus_width=128, weight_width=16, fifo_beats=32, max_experts=16),
+    replace(_SMALL, inputs=16, outputs=16, lanes=8, bus_width=128, word_beats=4, fifo_beats=1024, max_experts=10),
+    replace(_SMALL, inputs=8, outputs=12, lanes=4, bus_width=512, word_beats=4, fifo_beats=128, max_experts=8),
 )
 MEMORIES = {"latency": (0, 1, 2, 20, 60, 200), "cycles_per_beat": (1, 1, 2, 3, 7), "outstanding": (1, 2, 3, 8, 32)}
 
@@ -317,8 +322,8 @@ class _Commands:
         )
 
     def chunks(self, most: int) -> int:
-        """A number that fills whole beats."""
-        step = max(1, self.config.beat_bytes // (self.config.lanes * 2))
+        """A number that fills whole words."""
+        step = max(1, self.config.word_width // (self.config.lanes * ELEMENT_WIDTH))
         return self.up_to(max(1, most // step)) * step
 
     def load_or_store(self) -> None:
@@ -343,6 +348,8 @@ class _Commands:
             where = self.tensor("b", columns, depth)
         else:
             where = self.tensor("b", depth, columns)
+        if source != Stationary.MEMORY:
+            queue |= {"expected": 0} if queue else {}
         fields = where | self.tensor("a", rows, depth) | self.tensor("o", rows, columns) | queue
         self.commands.append(
             Command(kind=Kind.MATMUL, rows=rows, depth=depth, columns=columns, b_source=source, b_digits=digits,
@@ -353,7 +360,7 @@ class _Commands:
         """Logits straight from the input, a ROUTE, and some experts in any order."""
         config = self.config
         rows, experts = self.up_to(config.max_rows), self.one_of(*range(2, config.max_experts + 1))
-        step = max(1, config.beat_bytes // (config.lanes * 2))
+        step = max(1, config.word_width // (config.lanes * ELEMENT_WIDTH))
         logits = self.tensor("a", rows + step, experts)
         self.transfer(Kind.LOAD, logits["a_address"], -(-rows * logits["a_stride"] // step) * step)
         most = min(config.max_top_k, experts)
@@ -362,10 +369,11 @@ class _Commands:
                     score_all=self.one_of(0, 1), exp_shift=3, **logits)
         )  # fmt: skip
         for expert in self.rng.permutation(experts)[: self.one_of(1, experts)].tolist():
+            expected = self.one_of(0, 1)
             for queue in (Queue.GATHER, Queue.SCATTER)[: self.one_of(1, 2)]:
                 if self.rng.random() < 0.2:
                     self.matmul()
-                self.matmul(rows, queue=queue, expert=expert)
+                self.matmul(rows, queue=queue, expert=expert, expected=expected)
 
     def task(self, name: str) -> Task:
         longest = 3 * 2 * self.config.max_experts + 2  # of a mixture

@@ -4,6 +4,7 @@
 // It is written as the RTL is: `now` holds all registers, a unit's function sets their next values and the signals
 // (`Wires`) that units asked after it look at. States and signals bear the RTL's names.
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -86,7 +87,7 @@ struct Walker {
 };
 
 struct Boot {
-    enum State { FIRST, CHECK, REST, STORE, RUN } state = FIRST;
+    enum State { FIRST, CHECK, REST, STORE, CLEAR, RUN } state = FIRST;
     Gearbox box;
     Count left = 0;
 };
@@ -98,19 +99,18 @@ struct Issuer : Walker {
 };
 
 struct Loader {
-    enum State { IDLE, LOAD, SETTLE, PARAMETERS, COLUMNS, CLEAR, TILE, READ, WAIT } state = IDLE;
+    enum State { IDLE, DROP, LOAD, SETTLE, PARAMETERS, COLUMNS, TILE, READ, WAIT } state = IDLE;
     Gearbox chunks, columns, words;
     Count digit = 0, feature = 0, channel = 0, index = 0, count = 0;
     Delay read_last;
 };
 
 struct Router {
-    enum Scan { SCAN_IDLE, READ, SCAN, HAND } scan = SCAN_IDLE;
-    enum Score { SCORE_IDLE, EXP, SUM, SCORE, FLUSH } score = SCORE_IDLE;
-    Count row = 0, expert = 0, lane = 0, age = 0;
-    bool again = false, over = false;
-    Count place = 0, wait = 0, stored = 0;
-    Delay feeding, scoring;
+    enum Scan { SCAN_IDLE, READ, SCAN, HAND, WAIT } scan = SCAN_IDLE;
+    enum Turns { FREE, ASK, FEED, TURN } turns = FREE;
+    Count row = 0, expert = 0, lane = 0, asked = 0;
+    Count left = 0, place = 0, other = 0, other_lane = 0, age = 0, settle = 0;
+    Delay arrived, selected;
 };
 
 struct Storer {
@@ -123,8 +123,8 @@ struct Storer {
 
 struct Reader {
     Bursts bursts;
-    Buffer buffer;
-    Count free = 0;
+    Buffer buffer;  // of words
+    Count free = 0, place = 0;
 };
 
 struct Writer {
@@ -246,13 +246,13 @@ public:
 private:
     static Registers initial(const Machine& m, Count commands) {
         Registers r{
-            .boot = {.box = {m.bus_width, m.command_width}, .left = commands - 1},
+            .boot = {.box = {m.word_width, m.command_width}, .left = commands},
             .issuer = {},
             .stager = {},
             .fetcher = {},
-            .loader = {.chunks = {m.bus_width, m.chunk_width},
-                       .columns = {m.bus_width, m.column_width},
-                       .words = {m.bus_width, m.words_width},
+            .loader = {.chunks = {m.word_width, m.chunk_width},
+                       .columns = {m.word_width, m.columns_width},
+                       .words = {m.word_width, m.words_width},
                        .read_last = {}},
             .router = {},
             .storer = {.box = {m.chunk_width, m.bus_width}, .buffer = {}, .read = {}},
@@ -303,8 +303,10 @@ private:
     void read() {
         Reader& n = next.reader;
         const bool do_leave = w.data_valid && w.data_ready;
-        n.free += do_leave - (w.do_read_burst ? now.reader.bursts.size(m.read_chunk) : 0);
-        n.buffer.update(m.fifo_beats + 1, w.rvalid, do_leave);
+        const bool whole = w.rvalid && now.reader.place == m.word_beats - 1;
+        n.free += do_leave * m.word_beats - (w.do_read_burst ? now.reader.bursts.size(m.read_chunk) : 0);
+        if (w.rvalid) n.place = whole ? 0 : now.reader.place + 1;
+        n.buffer.update(m.fifo_beats / m.word_beats + 1, whole, do_leave);
         n.bursts.update(
             m.read_chunk, w.arready, w.do_read_burst, w.read_valid && w.read_ready, w.read_beat, w.read_beats);
     }
@@ -353,15 +355,16 @@ private:
             return;
         }
         const bool beat = w.data_valid && (r.state == Boot::CHECK || r.state == Boot::STORE), item = r.box.valid(beat);
-        w.data_ready = r.box.ready(beat, item);
-        n.box.update(beat, item);
+        const bool clear = r.state == Boot::REST || r.state == Boot::CLEAR;
+        w.data_ready = r.box.ready(beat, item, clear);
+        n.box.update(beat, item, clear);
         switch (r.state) {
         case Boot::FIRST:
         case Boot::REST: {
             const bool first = r.state == Boot::FIRST;
             w.read_valid = true;
-            w.read_beat = first ? m.first_beat : m.first_beat + m.command_bytes / m.beat_bytes;
-            w.read_beats = (first ? 1 : r.left) * m.command_beats;
+            w.read_beat = m.first_beat;
+            w.read_beats = (first ? 1 : (r.left - 1) / m.word_commands + 1) * m.word_commands * m.command_beats;
             if (w.read_ready) n.state = first ? Boot::CHECK : Boot::STORE;
             break;
         }
@@ -370,8 +373,9 @@ private:
             break;
         case Boot::STORE:
             if (item) n.left = r.left - 1;
-            if (item && r.left == 1) n.state = Boot::RUN;
+            if (item && r.left == 1) n.state = Boot::CLEAR;
             break;
+        case Boot::CLEAR: n.state = Boot::RUN; break;
         case Boot::RUN: break;
         }
     }
@@ -388,9 +392,9 @@ private:
         const bool streams = c.kind == KIND_LOAD || (c.kind == KIND_MATMUL && c.b_source == STATIONARY_MEMORY);
         if (c.kind == KIND_END) {
             n.state = Walker::END;
-        } else if (!known(r) && (empty(r) || r.seen != now.issuer.routes_begun)) {
+        } else if (!c.expected && !known(r) && (empty(r) || r.seen != now.issuer.routes_begun)) {
             w.fetcher_waits = FETCHER_ROUTE;
-        } else if (streams && !empty(r)) {
+        } else if (streams && (c.expected || !empty(r))) {
             w.read_valid = true, w.read_beat = c.dma_address / m.beat_bytes, w.read_beats = c.dma_beats;
             w.fetcher_waits = w.read_ready ? NO_WAIT : FETCHER_READER;
             if (w.read_ready) advance(r, n);
@@ -416,9 +420,9 @@ private:
             n.state = Walker::END;
         } else if (!known(r)) {
             w.stager_waits = STAGER_ROUTE;
-        } else if ((c.kind == KIND_LOAD || c.kind == KIND_MATMUL) && !empty(r)) {
+        } else if ((c.kind == KIND_LOAD || c.kind == KIND_MATMUL) && (c.expected || !empty(r))) {
             // The loader, asked before, begins with the next cycle.
-            next.loader.state = first_state(c);
+            next.loader.state = empty(r) ? Loader::DROP : first_state(c);
             n.state = Walker::LOAD;
         } else {
             advance(r, n);
@@ -454,7 +458,7 @@ private:
             break;
         case Walker::ROUTE:
             w.issuer_waits = ISSUER_ROUTE;
-            if (now.router.scan == Router::SCAN_IDLE && now.router.score == Router::SCORE_IDLE) {
+            if (now.router.scan == Router::SCAN_IDLE && now.router.turns == Router::FREE && !now.router.settle) {
                 n.routes = (r.routes + 1) % ROUTES;
                 advance(r, n);
             }
@@ -558,6 +562,13 @@ private:
             n.digit = n.feature = n.channel = n.index = n.count = 0;
             w.loader_waits = LOADER_STAGER;
             break;
+        case Loader::DROP:
+            w.weights_ready = true;
+            w.starved = !weights_valid();
+            if (w.starved) w.loader_waits = LOADER_WEIGHTS;
+            else n.count = r.count + m.word_beats;
+            if (n.count == c.dma_beats) n.state = Loader::IDLE;
+            break;
         case Loader::LOAD:
             if (!w.loader_allowed) {
                 w.loader_waits = LOADER_ISSUER;
@@ -587,17 +598,9 @@ private:
                 w.loader_waits = LOADER_TILE;
             } else if (take(r.columns, n.columns)) {
                 w.tile_load = true;
-                n.index = r.index + 1;
-                if (r.index == m.outputs - 1) {
-                    if (m.whole_beats) next_tile(c, stored);
-                    else n.state = Loader::CLEAR;
-                }
+                n.index = r.index + m.columns_at_once;
+                if (n.index >= m.outputs) next_tile(c, stored);
             }
-            break;
-        case Loader::CLEAR:
-            w.weights_ready = r.columns.ready(w.data_valid, false, true);
-            n.columns.update(w.data_valid, false, true);
-            next_tile(c, stored);
             break;
         case Loader::TILE:
             if (w.tile_free && w.loader_allowed) n.state = Loader::READ;
@@ -650,81 +653,76 @@ private:
 
     void route() {
         const Command& c = at(now.issuer);
-        const bool free = now.router.score == Router::SCORE_IDLE;
-        const bool hand = now.router.scan == Router::HAND && free && !now.router.again;
-        scan(c, free, hand);
-        score(c, hand);
+        const bool free = now.router.turns == Router::FREE, hand = now.router.scan == Router::HAND && free;
+        scan(c, free);
+        turns(c, hand);
     }
 
-    void scan(const Command& c, bool free, bool hand) {
+    void scan(const Command& c, bool free) {
         const Router& r = now.router;
         Router& n = next.router;
-        const bool sum_feed = r.scan == Router::SCAN && r.again;
-        if (r.age != m.read_latency) n.age = r.age + 1;
+        bool last_asked = false;
         switch (r.scan) {
         case Router::SCAN_IDLE:
-            n.row = n.expert = n.lane = n.age = 0;
-            n.again = false;
+            n.row = n.expert = n.lane = n.asked = 0;
             if (w.router_start) n.scan = Router::READ;
             break;
         case Router::READ:
-            if (r.age == m.read_latency) n.age = 0, n.scan = Router::SCAN;
+            last_asked = r.asked == m.router_rows - 1;
+            if (r.asked != m.router_rows) n.asked = r.asked + 1;
+            if (r.arrived.out(m.read_latency)) n.scan = Router::SCAN;
             break;
         case Router::SCAN:
             n.expert = r.expert + 1;
             n.lane = (r.lane + 1) % m.lanes;
             if (r.expert + 1 == c.columns) n.scan = Router::HAND;
-            else if (r.lane == m.lanes - 1) n.scan = Router::READ;
+            else if (r.lane == m.lanes - 1) n.scan = Router::READ, n.asked = 0;
             break;
         case Router::HAND:
-            if (!free && !r.again) break;
-            n.expert = n.lane = n.age = 0;
-            n.scan = Router::READ;
-            n.again = c.score_all && !r.again;
-            if (n.again) break;
-            n.row = r.row + 1;
-            if (r.row + 1 == c.rows) n.scan = Router::SCAN_IDLE;
+            if (!free) break;
+            n.row = r.row + m.router_rows;
+            n.expert = n.lane = n.asked = 0;
+            n.scan = c.score_all || n.row >= c.rows ? Router::WAIT : Router::READ;
+            break;
+        case Router::WAIT:
+            if (free) n.scan = r.row >= c.rows ? Router::SCAN_IDLE : Router::READ;
             break;
         }
-        if (hand) n.over = false;
-        if (sum_feed && r.expert + 1 == c.columns) n.over = true;
+        n.arrived.shift(last_asked);
     }
 
-    void score(const Command& c, bool hand) {
+    void turns(const Command& c, bool hand) {
         const Router& r = now.router;
         Router& n = next.router;
-        const bool summed = !c.score_all || r.over, scoring = r.score == Router::SCORE;
-        bool feeding = false;
-        if (r.feeding.out(m.exp_latency + 1)) n.stored = r.stored + 1;
-        switch (r.score) {
-        case Router::SCORE_IDLE:
-            n.place = n.wait = n.stored = 0;
-            if (hand) n.score = Router::EXP;
+        const bool turn = r.turns == Router::TURN;
+        switch (r.turns) {
+        case Router::FREE:
+            n.place = n.other = n.other_lane = n.age = 0;
+            n.left = std::min(m.router_rows, c.rows - r.row);
+            if (hand) n.turns = c.score_all ? Router::ASK : Router::TURN;
             break;
-        case Router::EXP:
-            if (!summed) break;
-            feeding = true;
+        case Router::ASK:
+            n.age = r.age + 1;
+            if (r.age == m.read_latency) n.turns = Router::FEED;
+            break;
+        case Router::FEED:
+            n.other = r.other + 1;
+            n.other_lane = (r.other_lane + 1) % m.lanes;
+            if (r.other + 1 == c.columns) n.turns = Router::TURN;
+            else if (r.other_lane == m.lanes - 1) n.turns = Router::ASK, n.age = 0;
+            break;
+        case Router::TURN:
             n.place = r.place + 1;
-            if (r.place + 1 == c.top_k) n.score = Router::SUM;
-            break;
-        case Router::SUM:
-            n.place = 0;
-            if (r.stored == c.top_k) n.wait = r.wait + 1;
-            if (r.wait == m.reciprocal_latency) n.score = Router::SCORE;
-            break;
-        case Router::SCORE:
-            n.place = r.place + 1;
-            n.wait = 0;
-            if (r.place + 1 == c.top_k) n.score = Router::FLUSH;
-            break;
-        case Router::FLUSH:
-            n.wait = r.wait + 1;
-            if (r.wait == 2) n.score = Router::SCORE_IDLE;
+            if (n.place != m.max_top_k) break;
+            n.place = n.other = n.other_lane = n.age = 0;
+            n.left = r.left - 1;
+            if (!n.left) n.turns = Router::FREE;
+            else if (c.score_all) n.turns = Router::ASK;
             break;
         }
-        w.push = r.scoring.out(2);
-        n.feeding.shift(feeding);
-        n.scoring.shift(scoring);
+        n.settle = turn ? m.router_latency + 1 : std::max<Count>(r.settle - 1, 0);
+        w.push = r.selected.out(m.router_latency);
+        n.selected.shift(turn && r.place < c.top_k);
     }
 
     // hw.router.Queues. Until the ROUTE is done only whether a queue is empty is looked at.

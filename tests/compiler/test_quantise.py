@@ -228,5 +228,5 @@ def test_the_gate_keeps_sixteen_bits():
     numbers = quantised(graph, precision="w4a8")
     [moe] = [n for n in numbers.numbers.values() if isinstance(n, MoeNumbers)]
     assert (moe.gate.bits, moe.gate.operand.format.width, moe.logits.width) == (16, 16, 16)
-    assert all((a.bits, b.bits) == (4, 4) for a, b in moe.experts)
+    assert all((e.first.bits, e.second.bits) == (4, 4) for e in moe.experts)
     assert all(n.width == 8 for n in numbers.numbers.values() if isinstance(n, AttentionNumbers))

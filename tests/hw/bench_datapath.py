@@ -48,8 +48,9 @@ def beats(c: Command, rows: int) -> Iterator[Beat]:
                         yield flags | {"valid": 1, "row": row, "tile": tile, "channels": channels}
 
 
-def loads(c: Command, matrix: np.ndarray) -> list[list[tuple[int, int, int]]]:
-    """For each tile the writes (by row, index, digits) that make it."""
+def loads(c: Command, matrix: np.ndarray) -> list[list[tuple[int, int, int, int]]]:
+    """For each tile the writes (by row, index, columns, digits) that make it: row by row, column or columns at once."""
+    at_once = CONFIG.columns_at_once if c.b_source == Stationary.MEMORY else 1
     padded = np.zeros((matrix.shape[0] + CONFIG.inputs, matrix.shape[1] + CONFIG.outputs), np.int64)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     planes, by_row = split_digits(padded, CONFIG.weight_width, c.b_digits), int(c.b_source == Stationary.ROWS)
@@ -58,8 +59,13 @@ def loads(c: Command, matrix: np.ndarray) -> list[list[tuple[int, int, int]]]:
         for feature in range(0, c.depth, CONFIG.inputs):
             for plane in planes:
                 tile = plane[feature : feature + CONFIG.inputs, channel : channel + CONFIG.outputs]
-                lines = tile if by_row else tile.T
-                out.append([(by_row, i, joined(line, CONFIG.weight_width)) for i, line in enumerate(lines)])
+                lines, width = tile if by_row else tile.T, CONFIG.weight_width
+                out.append([])
+                for i in range(0, len(lines), at_once):
+                    place = i % CONFIG.columns_at_once
+                    digits = joined(lines[i : i + at_once].reshape(-1), width) << place * CONFIG.inputs * width
+                    word = joined(lines[i], width) if by_row else digits
+                    out[-1].append((by_row, i, ((1 << at_once) - 1) << place, word))
     return out
 
 
@@ -193,7 +199,7 @@ class Bench:
             piece, word = tiles.piece(), words.piece()
             dut.tile_load.value, dut.parameters_load.value = piece is not None, word is not None
             if piece is not None:
-                dut.tile_by_row.value, dut.tile_index.value, dut.tile_data.value = piece
+                dut.tile_by_row.value, dut.tile_index.value, dut.tile_columns.value, dut.tile_data.value = piece
             if word is not None:
                 dut.parameters_index.value, dut.parameters_words.value = word
             tiles.since, words.since = tiles.since + 1, words.since + 1

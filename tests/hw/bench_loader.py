@@ -14,7 +14,7 @@ from tests.hw.pipelines import command_bits, config_of, parted
 
 CASE = case()
 CONFIG, SEED = config_of(CASE), int(CASE["seed"])
-AT_ONCE = max(1, CONFIG.bus_width // 64)  # channels whose parameters come together
+AT_ONCE = max(1, CONFIG.word_width // 64)  # channels whose parameters come together
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
         cocotb.start_soon(self._run())
 
     async def execute(self, command: Command, stream: bytes) -> None:
-        dut, beat = self.dut, CONFIG.beat_bytes
+        dut, beat = self.dut, CONFIG.word_width // 8
         beats = [int.from_bytes(stream[i : i + beat], "little") for i in range(0, len(stream), beat)]
         self.weights.queue.extend(beats)
         dut.command.value = command_bits(command)
@@ -81,7 +81,11 @@ class Bench:
             if dut.tile_by_row.value:
                 self.tile[:, index] = parted(digits, CONFIG.weight_width, CONFIG.outputs)
             else:
-                self.tile[index] = parted(digits, CONFIG.weight_width, CONFIG.inputs)
+                at_once = CONFIG.columns_at_once
+                columns = np.reshape(parted(digits, CONFIG.weight_width, at_once * CONFIG.inputs), (at_once, -1))
+                for place, written in enumerate(parted(int(dut.tile_columns.value), 1, at_once)):
+                    if written and (column := index // at_once * at_once + place) < CONFIG.outputs:
+                        self.tile[column] = columns[place]
         if self.tile_pending:  # the last write may come a cycle after `tile_done`
             self.tiles.append(self.tile.copy())
         self.tile_pending = bool(dut.tile_done.value)

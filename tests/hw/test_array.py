@@ -15,6 +15,7 @@ from tests.hw.pipelines import drive, joined, parted
 CONFIGS = {
     "8 x 4": Config(inputs=8, outputs=4, lanes=4, max_rows=16),
     "4 x 12": Config(inputs=4, outputs=12, lanes=4, max_rows=16, bus_width=32),
+    "4 x 12, 4 columns at once": Config(inputs=4, outputs=12, lanes=4, max_rows=16, bus_width=32, word_beats=4),
     "12 x 4, 16 bits": Config(
         inputs=12, outputs=4, lanes=4, max_rows=16, bus_width=64, weight_width=16, activation_width=16
     ),
@@ -30,7 +31,8 @@ class TileCase:
     """Random loads of rows and columns, and swaps, in every cycle."""
 
     config: Config
-    steps: list[tuple[int, int, int, Ints, int]] = field(default_factory=list)  # load, by row, index, digits, swap
+    # load, by row, index, columns, digits, swap
+    steps: list[tuple[int, int, int, Ints, Ints, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -38,8 +40,9 @@ class TileCase:
         for _ in range(600):
             by_row = int(rng.integers(2))
             index = int(rng.integers(c.inputs if by_row else c.outputs))
-            digits = rng.integers(-half, half, max(c.inputs, c.outputs))
-            self.steps.append((int(rng.random() < 0.8), by_row, index, digits, int(rng.random() < 0.3)))
+            digits = rng.integers(-half, half, max(c.columns_at_once * c.inputs, c.outputs))
+            columns = rng.integers(2, size=c.columns_at_once)
+            self.steps.append((int(rng.random() < 0.8), by_row, index, columns, digits, int(rng.random() < 0.3)))
 
 
 def tile_rtl(case: TileCase) -> list[list[int]]:
@@ -48,6 +51,7 @@ def tile_rtl(case: TileCase) -> list[list[int]]:
         "load": [load for load, *_ in case.steps],
         "load_by_row": [by_row for _, by_row, *_ in case.steps],
         "load_index": [index for _, _, index, *_ in case.steps],
+        "load_columns": [joined(columns, 1) for _, _, _, columns, *_ in case.steps],
         "load_data": [joined(digits, c.weight_width) for *_, digits, _ in case.steps],
         "swap": [swap for *_, swap in case.steps],
     }
@@ -59,13 +63,15 @@ def tile_reference(case: TileCase) -> list[list[int]]:
     c = case.config
     written, used = np.zeros((2, c.outputs, c.inputs), np.int64)
     out = []
-    for load, by_row, index, digits, swap in case.steps:
+    for load, by_row, index, columns, digits, swap in case.steps:
         if swap:
             used = written.copy()
         if load and by_row:
             written[:, index] = digits[: c.outputs]
         elif load:
-            written[index] = digits[: c.inputs]
+            first = index // c.columns_at_once * c.columns_at_once
+            for place in np.flatnonzero(columns[: c.outputs - first]):
+                written[first + place] = digits[place * c.inputs :][: c.inputs]
         out.append(used.reshape(-1).tolist())
     return out
 

@@ -81,6 +81,9 @@ def test_gearbox_clear():
 CONFIGS = {
     "a column is a beat": Config(inputs=8, outputs=4, lanes=4, bus_width=64, scratchpad_chunks=256),
     "4 beats a column": Config(inputs=8, outputs=16, lanes=8, bus_width=32, weight_width=16, scratchpad_chunks=256),
+    "several columns a word": Config(
+        inputs=16, outputs=12, lanes=4, bus_width=64, word_beats=8, scratchpad_chunks=1024
+    ),
     "padded tiles": Config(inputs=8, outputs=12, lanes=4, bus_width=512, scratchpad_chunks=256),
 }
 
@@ -109,7 +112,7 @@ class Case:
                 fields = {"b_address": int(rng.integers(100)), "b_stride": stride, "b_digits": digits}
                 command = Command(kind=Kind.MATMUL, depth=depth, columns=columns, b_source=source, **fields)
                 self.steps.append((command, None))
-        for rows in (c.bus_width // (c.lanes * ELEMENT_WIDTH) or 1, 32):
+        for rows in (c.word_width // (c.lanes * ELEMENT_WIDTH) or 1, 32):
             chunks = rng.integers(-(1 << 15), 1 << 15, (rows, c.lanes)).astype(np.int16)
             at = int(rng.integers(c.scratchpad_chunks - rows))
             self.steps.append((Command(kind=Kind.LOAD, rows=rows, a_address=at), chunks))

@@ -61,14 +61,14 @@ class Maker:
         c = self.config
         return int(self.rng.choice([1, c.lanes, c.inputs, c.outputs + 1, int(self.rng.integers(1, 2 * c.inputs + 3))]))
 
-    def whole_beats(self, chunks: int) -> int:
-        unit = max(self.config.beat_bytes // (2 * self.config.lanes), 1)
+    def whole_words(self, chunks: int) -> int:
+        unit = max(self.config.word_width // (16 * self.config.lanes), 1)
         return -(-chunks // unit) * unit
 
     def place(self, rows: int, columns: int, *, wide: bool, gap: bool = False) -> Tensor:
         stride = -(-columns // self.config.lanes) + gap
         tensor = Tensor(self.free, stride, rows, columns, wide, not gap)
-        self.free += self.whole_beats(rows * stride)
+        self.free += self.whole_words(rows * stride)
         if self.free > self.config.scratchpad_chunks:
             raise MemoryError("scratchpad")
         return tensor
@@ -103,7 +103,7 @@ class Maker:
         tensor = self.place(self.rows, columns, wide=wide)
         padded = np.zeros((self.rows, tensor.stride * self.config.lanes), np.int16)
         padded[:, :columns] = self.random(wide, (self.rows, columns))
-        chunks = self.whole_beats(self.rows * tensor.stride)
+        chunks = self.whole_words(self.rows * tensor.stride)
         raw = padded.tobytes().ljust(chunks * self.config.lanes * 2, b"\0")
         if self.chance(0.3):
             space, address = Space.PROGRAM, self.image.add("constant", raw)
@@ -126,7 +126,7 @@ class Maker:
     def store_all(self) -> None:
         for tensor in self.tensors:
             if tensor.whole:
-                chunks = self.whole_beats(tensor.rows * tensor.stride)
+                chunks = self.whole_words(tensor.rows * tensor.stride)
                 self.transfer(Kind.STORE, tensor, chunks, Space.OUTPUT, self.output_bytes)
                 self.output_bytes += chunks * self.config.lanes * 2
 
@@ -305,7 +305,8 @@ class Maker:
             normalised = {"prologue": Prologue.NORMALISE, "a_statistics": x.statistics, "depth": x.columns}
             normalised |= self.normalise(x)
         for expert in range(experts):
-            queue, buffer = {"rows": tokens, "expert": expert}, buffers[expert % 2]
+            expected = {"expected": int(self.rng.integers(2))}
+            queue, buffer = {"rows": tokens, "expert": expert} | expected, buffers[expert % 2]
             gather = queue | {"queue": Queue.GATHER, "out": buffer, "columns": hidden}
             self.matmul(x, Stationary.MEMORY, **gather, **normalised)
             scatter = queue | {"queue": Queue.SCATTER, "out": out, "columns": columns, "depth": hidden}
