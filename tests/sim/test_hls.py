@@ -21,6 +21,7 @@ from tests.sim.test_machine import CONFIGS, PRECISIONS, SIZES
 # an eighth of one, sums of products that take more than 32 bits.
 MACHINES = CONFIGS | {
     "64 x 32, bus of 512": Config(inputs=64, outputs=32, lanes=32, bus_width=512, **SIZES),
+    "8 x 24, words of four beats of 32": Config(inputs=8, outputs=24, lanes=8, bus_width=32, word_beats=4, **SIZES),
     "16 x 4 of 16 x 8 bits, bus of 64": Config(
         inputs=16, outputs=4, lanes=4, bus_width=64, weight_width=16, activation_width=8, **SIZES
     ),
