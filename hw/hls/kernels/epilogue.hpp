@@ -47,7 +47,8 @@ inline Element requantise(
     const ap_int<BIAS_WIDTH + 1> biased = sum + (own ? p.bias[n] : ap_int<BIAS_WIDTH>(0));
     const auto scaled = product<BIAS_WIDTH + MULTIPLIER_WIDTH + 2>(biased, multiplier);
     constexpr int HIGH = (1 << (EPILOGUE_WIDTH - 1)) - 1;
-    const EpilogueWord word = limit(shift_round(scaled, shift < MAX_SHIFT ? shift : MAX_SHIFT), -HIGH - 1, HIGH, clipped);
+    const auto rounded = shift_round(scaled, shift < MAX_SHIFT ? shift : MAX_SHIFT);
+    const EpilogueWord word = limit(rounded, -HIGH - 1, HIGH, clipped);
     const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activate(word, c.post), target.factor);
     const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + residual;
     const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;

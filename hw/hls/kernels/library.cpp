@@ -10,8 +10,8 @@ extern "C" int patchloom_run(
     const void *program, const void *input, void *output, int task, int64_t *saturations) {
     using patchloom::Word;
     const auto machine = std::make_unique<patchloom::Machine>();
-    const int error = patchloom::run(
-        *machine, static_cast<const Word *>(program), static_cast<const Word *>(input), static_cast<Word *>(output), task);
+    const auto words = [](const void *data) { return static_cast<const Word *>(data); };
+    const int error = patchloom::run(*machine, words(program), words(input), static_cast<Word *>(output), task);
     *saturations = machine->saturations.to_int64();
     return error;
 }

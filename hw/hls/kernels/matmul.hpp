@@ -23,7 +23,8 @@ inline Pass pass_of(const Command &c, int group, int tile, int tiles) {
 
 // All rows through one tile, a row a cycle: prologue, array, and behind the group's last product the epilogue.
 // A command writes nothing that it reads but the element it replaces, so that rows do not wait for each other.
-inline void stream_rows(Machine &m, const Command &c, const Pass &pass, const Tile &tile, const Parameters &parameters) {
+inline void stream_rows(
+    Machine &m, const Command &c, const Pass &pass, const Tile &tile, const Parameters &parameters) {
     const int rows = rows_of(m, c);
     const int digits = c.a_wide ? A_DIGITS : 1;
 digits:

@@ -70,8 +70,8 @@ send:
     for (int e = 0; e < MAX_EXPERTS; ++e) {
 #pragma HLS PIPELINE II=1
         if (e >= c.columns) break;
-        const auto score = shift_round(product<ELEMENT_WIDTH + FACTOR_WIDTH + 1>(exponential[e], inverse.mantissa), inverse.exponent);
-        if (chosen[e]) push(m, e, {row, score, e == first});
+        const auto share = product<ELEMENT_WIDTH + FACTOR_WIDTH + 1>(exponential[e], inverse.mantissa);
+        if (chosen[e]) push(m, e, {row, shift_round(share, inverse.exponent), e == first});
     }
 }
 

@@ -1,6 +1,8 @@
 // The vendor's types, and the compilers' complaints that HLS sources cannot avoid.
 #pragma once
 
+#include <cstdint>
+
 #ifndef __SYNTHESIS__
 #pragma GCC diagnostic ignored "-Wunused-label"  // labels are the names of loops
 #endif
