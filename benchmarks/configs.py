@@ -1,13 +1,25 @@
-"""Three sizes of the same machine, each with as little memory as the reference workload needs."""
+"""Three sizes of the same machine; the small one has as little memory as the reference workload needs."""
 
 from compiler.config import Config
 
-# 129 tokens of 1152 elements live while a dense feed-forward block runs.
+# The image of 129 x 768 elements, the position embeddings that it is added to, and some more.
 ELEMENTS = 129 * 1152
+# Attentions head by head and the image in two parts: 129 tokens of 612 elements, in 20 memories of 1024 words.
+FEWEST_ELEMENTS = 80 * 1024
 
 
-def sized(*, inputs: int, outputs: int, lanes: int, bus_width: int, fifo_beats: int, packed: bool = False) -> Config:
-    """Rows, experts and commands of M3ViT-T."""
+def sized(
+    *,
+    inputs: int,
+    outputs: int,
+    lanes: int,
+    bus_width: int,
+    fifo_beats: int = 512,
+    elements: int = ELEMENTS,
+    command_depth: int = 320,
+    packed: bool = False,
+) -> Config:
+    """Rows and experts of M3ViT-T."""
     return Config(
         inputs=inputs,
         outputs=outputs,
@@ -15,21 +27,21 @@ def sized(*, inputs: int, outputs: int, lanes: int, bus_width: int, fifo_beats: 
         bus_width=bus_width,
         fifo_beats=fifo_beats,
         multipliers_packed=packed,
-        scratchpad_chunks=-(-ELEMENTS // lanes // 2) * 2,
+        scratchpad_chunks=-(-elements // lanes // 2) * 2,
         accumulator_width=38,  # 16-bit gates
         max_rows=129,
         statistics_rows=258,
         max_experts=16,
         max_top_k=4,
-        command_depth=320,
+        command_depth=command_depth,
     )
 
 
 CONFIGS = {
-    "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, fifo_beats=512),
-    "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128, fifo_beats=512),
-    # A column of 64 weights is one bus beat, an attention head one slice. A longer buffer gains nothing.
-    "zcu102": sized(inputs=64, outputs=32, lanes=32, bus_width=512, fifo_beats=512, packed=True),
+    "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, command_depth=384),
+    "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128),
+    # A column of 64 weights is one bus beat, an attention head one slice. A buffer of more beats gains nothing.
+    "zcu102": sized(inputs=64, outputs=32, lanes=32, bus_width=512, packed=True),
 }
 
 # What Yosys maps each to, and what there is of it: the ULX3S has an LFE5U-85F, the ZCU102 an XCZU9EG.

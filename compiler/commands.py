@@ -1,8 +1,8 @@
 """The command set: five commands on tensors, one encoding of 512 bits, read alike by every engine.
 
 A tensor in the scratchpad is `address` (its first chunk) and `stride` (chunks from row to row); a row's
-elements fill consecutive chunks of `Config.lanes`, 16 bits each. What each command does, exactly, is
-`sim/interpret.py`.
+elements fill consecutive chunks of `Config.lanes`, 16 bits each; a packed tensor has two elements of 8 bits in
+each of these, the first in the low bits. What each command does, exactly, is `sim/interpret.py`.
 """
 
 from dataclasses import dataclass, fields
@@ -79,6 +79,7 @@ FIELDS: dict[str, tuple[int, bool]] = {
     "a_address": (24, False),
     "a_stride": (12, False),
     "a_wide": (1, False),  # streamed operand of 16 bits, not 8
+    "a_packed": (1, False),  # stored with 8 bits
     "b_source": (2, False),
     "b_address": (24, False),
     "b_stride": (12, False),
@@ -108,6 +109,7 @@ FIELDS: dict[str, tuple[int, bool]] = {
     "o_address": (24, False),
     "o_stride": (12, False),
     "o_wide": (1, False),  # output of 16 bits, not 8
+    "o_packed": (1, False),  # stored with 8 bits
     "statistics": (1, False),  # gather sum and sum of squares of the output's rows
     "o_statistics": (13, False),
     "row_maximum": (1, False),  # gather the maximum of the output's rows
@@ -128,6 +130,7 @@ class Command:
     a_address: int = 0
     a_stride: int = 0
     a_wide: int = 0
+    a_packed: int = 0
     b_source: Stationary = Stationary.MEMORY
     b_address: int = 0
     b_stride: int = 0
@@ -157,6 +160,7 @@ class Command:
     o_address: int = 0
     o_stride: int = 0
     o_wide: int = 0
+    o_packed: int = 0
     statistics: int = 0
     o_statistics: int = 0
     row_maximum: int = 0

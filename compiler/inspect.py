@@ -106,11 +106,11 @@ def _matmul(c: Command) -> Words:
             c.queue, {Queue.GATHER: f"tokens of expert {c.expert}", Queue.SCATTER: f"to tokens of expert {c.expert}"}
         ),
         *_part(c.prologue, {Prologue.NORMALISE: "normalise", Prologue.EXP: "exp"}),
-        f"{bits}-bit a x {c.b_digits}-digit b",
+        f"{bits}-bit{' packed' * c.a_packed} a x {c.b_digits}-digit b",
         *_part(c.post, {Post.RELU: "relu", Post.GELU: "gelu"}),
         *_part(c.row_scale, {RowScale.SOFTMAX: "/ row sum", RowScale.GATE: "* gate score"}),
         *_part(c.residual, {Residual.ADD: "+ r", Residual.CHAIN: "+ r, then itself", Residual.CHAIN_ZERO: "+ itself"}),
-        f"to {16 if c.o_wide else 8} bits",
+        f"to {16 if c.o_wide else 8}{' packed' * c.o_packed} bits",
         *(["statistics"] if c.statistics else []),
         *(["maxima"] if c.row_maximum else []),
     ]

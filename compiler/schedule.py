@@ -5,20 +5,21 @@ all commands of a task are known, so are the buffers' lifetimes, and `allocate` 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from compiler.allocate import Span, allocate
+from compiler.allocate import Span, alive, allocate
 from compiler.commands import COMMAND_BYTES, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
 from compiler.config import Config
 from compiler.fixed import EXP_ONE, NORMALISED_FEATURES, SUM_WIDTH, Ints, operand_limits
 from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
-from compiler.layout import Weights, pack
+from compiler.layout import Weights, pack, stream_beats
 from compiler.program import Buffer, Port, Program, Segment, Task, command_table
 from compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
 from compiler.verify import verify
@@ -72,7 +73,7 @@ class Image:
         self.segments: list[Segment] = []
         self.names: Counter[str] = Counter()
         self.known: dict[bytes, int] = {}
-        self.packed: dict[object, tuple[Linear, int, int]] = {}
+        self.packed: dict[object, tuple[Linear, int]] = {}
 
     def add(self, name: str, data: bytes) -> int:
         """Its address."""
@@ -87,13 +88,13 @@ class Image:
             self.end += len(padded)
         return self.known[digest]
 
-    def linear(self, name: str, linear: Linear, rows: Ints, columns: Ints) -> tuple[int, int]:
-        """(address, bus beats) of a product's weights, whose features and channels lie at `rows` and `columns`."""
+    def linear(self, name: str, linear: Linear, rows: Ints, columns: Ints) -> int:
+        """Address of a product's weights, whose features and channels lie at `rows` and `columns`."""
         key = id(linear), rows.tobytes(), columns.tobytes()
         if key not in self.packed:
             data = pack(self.config, _laid_out(linear, rows, columns), digits(self.config, linear.bits))
-            self.packed[key] = linear, self.add(name, data), len(data) // self.config.beat_bytes
-        return self.packed[key][1:]
+            self.packed[key] = linear, self.add(name, data)
+        return self.packed[key][1]
 
 
 def _laid_out(linear: Linear, rows: Ints, columns: Ints) -> Weights:
@@ -118,8 +119,27 @@ def extent(positions: Ints) -> int:
     return int(positions.max()) + 1
 
 
-def layouts(graph: Graph, lanes: int) -> dict[Node, Ints]:
-    """Position of every column of every tensor, such that each attention head starts a chunk."""
+def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node]:
+    """Tensors of 8 bits that products write, gaps included, and that nothing but products reads, as they stream."""
+    nodes = list(graph.nodes())
+    others = {x for node in nodes for x in node.inputs if not _streams(node, x)}
+    return {
+        node
+        for node in nodes
+        if isinstance(node, Matmul | Attention) and formats[node].width == 8 and node not in others
+        if (node.residual is None if isinstance(node, Matmul) else -(-node.value_dim // lanes) % 2 == 0)
+    }
+
+
+def _streams(node: Node, x: Node) -> bool:
+    """Whether it reads x as nothing but its streamed operand."""
+    if isinstance(node, Attention):
+        return x is node.q and x is not node.k and x is not node.v
+    return isinstance(node, Matmul) and node.epsilon is None and x is not node.residual
+
+
+def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -> dict[Node, Ints]:
+    """Position of every column of every tensor, such that each attention head starts a chunk; `halved` are packed."""
     nodes = [node for node in graph.nodes() if not isinstance(node, Output)]
     starts: dict[Node, set[int]] = {node: set() for node in nodes}
     chains = {node: [node] for node in nodes}  # tensors that residual adds align column by column
@@ -130,7 +150,7 @@ def layouts(graph: Graph, lanes: int) -> dict[Node, Ints]:
             chains[node] += chains[node.residual]
             for member in chains[node.residual]:
                 chains[member] = chains[node]
-    out = {node: _positions(chains[node], starts, lanes) for node in nodes}
+    out = {node: _positions(chains[node], starts, lanes << (node in halved)) for node in nodes}
     for node in nodes:
         _check_heads(node, out)
     return out
@@ -144,17 +164,22 @@ def _heads(node: Node) -> Iterator[tuple[Node, tuple[int, ...], int]]:
         yield node.v, node.v_columns, node.value_dim
 
 
-def _positions(chain: list[Node], starts: dict[Node, set[int]], lanes: int) -> Ints:
+def _positions(chain: list[Node], starts: dict[Node, set[int]], chunk: int) -> Ints:
     features = chain[0].shape[1]
     cuts = {0}.union(*(starts[node] for node in chain))
     for node in chain:
         if isinstance(node, Attention):  # its heads are written chunk by chunk
             cuts.update(range(0, features, node.value_dim))
+    return _spread(features, cuts, chunk)
+
+
+def _spread(features: int, cuts: set[int], chunk: int) -> Ints:
+    """Positions of columns; each of `cuts` begins a chunk."""
     positions, free = np.zeros(features, np.int64), 0
     edges = [*sorted(cuts), features]
     for first, last in pairwise(edges):
         positions[first:last] = free + np.arange(last - first)
-        free = _aligned(free + last - first, lanes)
+        free = _aligned(free + last - first, chunk)
     return positions
 
 
@@ -171,15 +196,18 @@ def _check_heads(node: Node, positions: dict[Node, Ints]) -> None:
 
 @dataclass(eq=False)
 class Draft:
-    """A command whose addresses are still places: (span, units from its start)."""
+    """A command whose addresses are still places: (span, units from its start). Weights are not yet in the image."""
 
     kind: Kind
     note: str
     fields: dict[str, Any]
     places: dict[str, tuple[Span, int]]
+    weights: tuple[Linear, Ints, Ints] | None = None  # with the positions of its features and channels
 
-    def command(self) -> Command:
+    def command(self, image: Image) -> Command:
         addresses: dict[str, Any] = {name: span.address + offset for name, (span, offset) in self.places.items()}
+        if self.weights is not None:
+            addresses["dma_address"] = image.linear(self.note, *self.weights)
         return Command(kind=self.kind, **self.fields, **addresses)
 
 
@@ -190,12 +218,18 @@ class Tensor:
     span: Span
     rows: int
     positions: Ints
-    stride: int
+    chunk: int  # elements
     width: int
+    packed: bool = False
     statistics: Span | None = None
 
-    def at(self, row: int = 0, chunk: int = 0) -> tuple[Span, int]:
-        return self.span, row * self.stride + chunk
+    @property
+    def stride(self) -> int:
+        return -(-extent(self.positions) // self.chunk)
+
+    def at(self, row: int = 0, column: int = 0) -> tuple[Span, int]:
+        """The column begins a chunk."""
+        return self.span, row * self.stride + int(self.positions[column]) // self.chunk
 
 
 def _blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
@@ -207,19 +241,24 @@ def _blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(eq=False)
 class Drafting:
-    """Drafts the commands of one task. `query_blocks` is how many parts an attention's queries are cut into."""
+    """Drafts the commands of one task.
+
+    Where memory is short, `cuts` says how often something is cut: an attention into its heads if they can be
+    computed one by one, then each time its queries in two; an input's rows in two.
+    """
 
     quantised: Quantised
     graph: Graph
     config: Config
     image: Image
-    query_blocks: dict[Node, int]
+    cuts: Mapping[Node, int]
     drafts: list[Draft] = field(default_factory=list)
     tensors: dict[Node, Tensor] = field(default_factory=dict)
     normalisable: dict[Node, Tensor] = field(default_factory=dict)  # with statistics and without gaps
     spans: list[Span] = field(default_factory=list)
     statistics: list[Span] = field(default_factory=list)
-    score_spans: dict[Span, Node] = field(default_factory=dict)
+    divisible: dict[Span, Node] = field(default_factory=dict)  # what another cut of the node makes smaller
+    waiting: dict[Node, int] = field(default_factory=dict)  # inputs that are loaded part by part: their bytes
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     stored: dict[tuple[Node, int, int], int] = field(default_factory=dict)
@@ -227,42 +266,97 @@ class Drafting:
     output_bytes: int = 0
     experts: list[tuple[int, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
 
     def run(self) -> None:
-        self.layouts = layouts(self.graph, self.config.lanes)
+        self.packed = packed(self.graph, self.quantised.formats, self.config.lanes)
+        self.layouts = layouts(self.graph, self.config.lanes, self.packed)
         self.normalised = {
             n.x for n in self.graph.nodes() if isinstance(n, Matmul | Moe) and n.epsilon is not None
         }  # fmt: skip
+        self.readers = Counter(x for node in self.graph.nodes() for x in node.inputs)
+        self.unread.update(self.readers)
+        self.separable = {n for n in self.graph.nodes() if isinstance(n, Attention) and self.separates(n)}
+        self.by_head = self.separable & self.cuts.keys()
+        late = {x for node in self.by_head for x in node.inputs}  # are computed head by head
         self.draft(Kind.BEGIN, f"task {self.graph.task}", epsilon=self.config.fingerprint)
         for node in self.graph.nodes():
+            if node in late:
+                continue
+            self.unread.subtract(node.inputs)
+            for x in late.intersection(node.inputs):
+                self.unread.subtract(x.inputs)
             _DRAFTS[type(node)](self, node)
             self.make_normalisable(node)
         self.draft(Kind.END, "done")
         self.drafts[0].fields["rows"] = len(self.drafts)
 
-    def draft(self, kind: Kind, note: str, places: dict[str, tuple[Span, int]] | None = None, **fields: Any) -> None:
+    def draft(
+        self,
+        kind: Kind,
+        note: str,
+        places: dict[str, tuple[Span, int]] | None = None,
+        *,
+        weights: tuple[Linear, Ints, Ints] | None = None,
+        **fields: Any,
+    ) -> None:
         for span, _ in (places or {}).values():
             span.use(len(self.drafts))
-        self.drafts.append(Draft(kind, note, fields, places or {}))
+        self.drafts.append(Draft(kind, note, fields, places or {}, weights))
 
     def demand(self, what: str, need: int, have: int, remedy: str) -> None:
         if need > have:
             self.problems.append(does_not_fit(what, need, have, remedy))
 
+    # Cuts
+
+    def separates(self, node: Attention) -> bool:
+        """Its operands can be computed head by head: nothing else reads them, each column is one head's."""
+
+        def alone(x: Node) -> bool:
+            heads = [(tensor, first, width) for tensor, starts, width in _heads(node) for first in starts]
+            columns = sorted(c for y, first, width in heads if y is x for c in range(first, first + width))
+            unshared = self.readers[x] == node.inputs.count(x) and columns == list(range(x.shape[1]))
+            return unshared and isinstance(x, Matmul) and x.residual is None
+
+        return len(node.q_columns) > 1 and all(alone(x) for x in node.inputs)
+
+    def most_rows(self, node: Node) -> int:
+        """That one command takes of an attention's queries, or of an input."""
+        cuts = self.cuts.get(node, 0) - (node in self.by_head)
+        return min(-(-node.shape[0] // (1 << cuts)), self.config.max_rows if isinstance(node, Attention) else 1 << 16)
+
+    def cuttable(self, node: Node, *tensors: Tensor) -> None:
+        """Another cut of the node makes these smaller."""
+        self.divisible |= {tensor.span: node for tensor in tensors}
+
     # Buffers
 
-    def buffer(self, name: str, rows: int, positions: Ints, width: int) -> Tensor:
-        stride = -(-extent(positions) // self.config.lanes)
-        self.spans.append(Span(name, self.whole_beats(rows * stride)))
-        return Tensor(self.spans[-1], rows, positions, stride, width)
+    def buffer(self, name: str, rows: int, positions: Ints, width: int, *, packed: bool = False) -> Tensor:
+        span = Span(name, 0)
+        self.spans.append(span)
+        out = Tensor(span, rows, positions, self.config.lanes << packed, width, packed)
+        span.size = self.whole_beats(rows * out.stride)
+        return out
 
-    def tensor(self, node: Node, *, gathers: bool) -> Tensor:
-        """A node's buffer. `gathers`: its commands see whole rows and so can gather their statistics."""
-        out = self.buffer(node.name, node.shape[0], self.layouts[node], self.quantised.formats[node].width)
+    def tensor(self, node: Node, *, gathers: bool, over: Tensor | None = None) -> Tensor:
+        """A node's buffer, or `over` another one's. `gathers`: its commands see whole rows, hence their statistics."""
+        if over is None:
+            form, here = self.quantised.formats[node], self.layouts[node]
+            out = self.buffer(node.name, node.shape[0], here, form.width, packed=node in self.packed)
+        else:
+            out = replace(over, statistics=None)
+            out.span.name += f", {node.name}"
         if gathers and node in self.normalised and extent(out.positions) == node.shape[1]:
             self.gather(node, out)
         self.tensors[node] = out
         return out
+
+    def free(self, residual: Node | None, x: Tensor | None) -> Tensor | None:
+        """The residual of a product of x, if its sum may take its place: nothing will read it any more."""
+        if residual is None or self.unread[residual] or (x and self.tensors[residual].span is x.span):
+            return None
+        return self.tensors[residual]
 
     def gather(self, node: Node, tensor: Tensor) -> None:
         tensor.statistics = Span(node.name, tensor.rows)
@@ -306,8 +400,7 @@ class Drafting:
             Operand(Format(before.width, 1.0)), np.eye(features, dtype=np.int16), 8, np.zeros(features, np.int64),
             np.full(features, 1 << 15), np.full(features, 15), "none", 0,
         )  # fmt: skip
-        for first, rows in _blocks(before.rows, self.config.max_rows):
-            self.product(f"{node.name}: statistics", identity, before, after, rows=rows, first=first, o_first=first)
+        self.products(f"{node.name}: statistics", identity, before, after)
         if len(before.positions) == extent(before.positions):
             self.tensors[node] = after
 
@@ -319,6 +412,15 @@ class Drafting:
 
     # Products
 
+    def products(
+        self, note: str, linear: Linear, a: Tensor, out: Tensor, *, first: int = 0, added: Tensor | None = None
+    ) -> None:
+        """Rows from `first` of a to all of out, by as many commands as it takes."""
+        blocks = list(_blocks(out.rows, self.config.max_rows))
+        for begin, rows in blocks:
+            part = note if len(blocks) == 1 else f"{note}: rows {begin} to {begin + rows - 1}"
+            self.product(part, linear, a, out, rows=rows, first=first + begin, o_first=begin, added=added)
+
     def product(
         self, note: str, linear: Linear, a: Tensor, out: Tensor, *,
         rows: int, first: int = 0, o_first: int = 0, added: Tensor | None = None, **fields: Any,
@@ -326,7 +428,6 @@ class Drafting:
         """One MATMUL with weights from memory: rows from `first` of a to rows from `o_first` of out."""
         fields = {"residual": Residual.NONE if added is None else Residual.ADD} | fields
         self.prove(note, linear)
-        address, beats = self.image.linear(note, linear, a.positions, out.positions)
         places = {"a_address": a.at(first), "o_address": out.at(o_first)}
         if added is not None:
             places["r_address"] = added.at(o_first)
@@ -338,11 +439,14 @@ class Drafting:
         if out.statistics is not None:
             places["o_statistics"] = out.statistics, o_first
             fields |= {"statistics": 1}
+        depth, columns, count = extent(a.positions), extent(out.positions), digits(self.config, linear.bits)
         self.draft(
-            Kind.MATMUL, note, places, rows=rows, depth=extent(a.positions), columns=extent(out.positions),
-            a_stride=a.stride, a_wide=int(linear.operand.format.width == 16), b_digits=digits(self.config, linear.bits),
-            dma_address=address, dma_beats=beats, post=POST[linear.activation], post_shift=linear.post_shift,
-            o_stride=out.stride, o_wide=int(out.width == 16), **fields,
+            Kind.MATMUL, note, places, weights=(linear, a.positions, out.positions),
+            rows=rows, depth=depth, columns=columns, a_stride=a.stride,
+            a_wide=int(linear.operand.format.width == 16), a_packed=int(a.packed),
+            b_digits=count, dma_beats=stream_beats(self.config, depth, columns, count),
+            post=POST[linear.activation], post_shift=linear.post_shift,
+            o_stride=out.stride, o_wide=int(out.width == 16), o_packed=int(out.packed), **fields,
         )  # fmt: skip
 
     def prove(self, note: str, linear: Linear) -> None:
@@ -366,10 +470,20 @@ def accumulator_bounds(matrix: Ints | np.ndarray[Any, Any], bias: Ints, width: i
 
 
 def _input(d: Drafting, node: Input) -> None:
-    size = d.loaded(node, Space.INPUT, d.input_bytes)
-    tensor = d.tensors[node]
-    index = np.full((tensor.rows, tensor.stride * d.config.lanes), -1, np.int64)
-    index[:, tensor.positions] = node.index
+    """Loaded at once, or part by part for the only product that reads it."""
+    positions, lanes = d.layouts[node], d.config.lanes
+    stride = -(-extent(positions) // lanes)
+    if node in d.cuts:
+        d.waiting[node], size = d.input_bytes, 2 * lanes * d.whole_beats(node.shape[0] * stride)
+    else:
+        size = d.loaded(node, Space.INPUT, d.input_bytes)
+        readers = {x for x in d.graph.nodes() if node in x.inputs}
+        heads = {x for attention in d.separable for x in attention.inputs}
+        alone = len(readers - heads) == 1 == len(readers) and all(_streams(x, node) for x in readers)
+        if alone and stride == d.whole_beats(stride):
+            d.cuttable(node, d.tensors[node])
+    index = np.full((node.shape[0], stride * lanes), -1, np.int64)
+    index[:, positions] = node.index
     flat = np.full(size // 2, -1, np.int64)
     flat[: index.size] = index.reshape(-1)
     form = d.quantised.formats[node]
@@ -390,12 +504,27 @@ def _constant(d: Drafting, node: Constant) -> None:
 def _matmul(d: Drafting, node: Matmul) -> None:
     linear = d.quantised.numbers[node]
     assert isinstance(linear, Linear)
-    x, out = d.operand(node), d.tensor(node, gathers=True)
+    x = None if node.x in d.waiting else d.operand(node)
     added = None if node.residual is None else d.tensors[node.residual]
-    blocks = list(_blocks(out.rows, d.config.max_rows))
-    for first, rows in blocks:
-        note = node.name if len(blocks) == 1 else f"{node.name}: rows {first} to {first + rows - 1}"
-        d.product(note, linear, x, out, rows=rows, first=node.rows[0] + first, o_first=first, added=added)
+    out = d.tensor(node, gathers=True, over=d.free(node.residual, x))
+    if x is not None:
+        d.products(node.name, linear, x, out, first=node.rows[0], added=added)
+        return
+    for first, rows in _blocks(out.rows, min(d.most_rows(node.x), d.config.max_rows)):
+        part = _input_rows(d, node.x, node.rows[0] + first, rows)
+        note = f"{node.name}: rows {first} to {first + rows - 1}"
+        d.product(note, linear, part, out, rows=rows, o_first=first, added=added)
+
+
+def _input_rows(d: Drafting, node: Node, first: int, rows: int) -> Tensor:
+    """Loaded where the input is read; each row begins at a bus beat."""
+    note = f"{node.name}: rows {first} to {first + rows - 1}"
+    part = d.buffer(note, rows, d.layouts[node], d.quantised.formats[node].width)
+    address = d.waiting[node] + 2 * d.config.lanes * first * part.stride
+    d.transfer(Kind.LOAD, f"{note}: load", part, Space.INPUT, address, first=0, rows=rows)
+    if rows > 1:
+        d.cuttable(node, part)
+    return part
 
 
 def _attention(d: Drafting, node: Attention) -> None:
@@ -403,45 +532,76 @@ def _attention(d: Drafting, node: Attention) -> None:
     assert isinstance(numbers, AttentionNumbers)
     out = d.tensor(node, gathers=False)
     _prove_attention(d, node, numbers)
-    most = min(-(-out.rows // d.query_blocks.get(node, 1)), d.config.max_rows)
+    if node in d.separable - d.by_head:
+        d.cuttable(node, *(d.tensors[x] for x in node.inputs))
     for head in range(len(node.q_columns)):
-        for first, rows in _blocks(out.rows, most):
+        operands = _operands(d, node, head)
+        for first, rows in _blocks(out.rows, d.most_rows(node)):
             note = f"{node.name}: head {head}" + (f" rows {first} to {first + rows - 1}" if rows < out.rows else "")
-            _head(d, node, numbers, head, note, first, rows)
+            _head(d, node, operands, (out, head * node.value_dim), note, first, rows)
 
 
-def _head(d: Drafting, node: Attention, n: AttentionNumbers, head: int, note: str, first: int, rows: int) -> None:
-    q, k, v, out = (d.tensors[x] for x in (node.q, node.k, node.v, node))
-    q_chunk, k_chunk, v_chunk, o_chunk = (
-        int(tensor.positions[column]) // d.config.lanes
-        for tensor, column in (
-            (q, node.q_columns[head]),
-            (k, node.k_columns[head]),
-            (v, node.v_columns[head]),
-            (out, head * node.value_dim),
-        )
+Columns = tuple[Tensor, int]  # of one head: their tensor and the first one
+
+
+def _operands(d: Drafting, node: Attention, head: int) -> list[Columns]:
+    """q, k and v of a head: as they lie, or computed now."""
+    parts = [(x, starts[head], width) for x, starts, width in _heads(node)]
+    if node not in d.by_head:
+        return [(d.tensors[x], first) for x, first, _ in parts]
+    made: dict[Node, tuple[Tensor, Ints]] = {}
+    for x in dict.fromkeys(node.inputs):
+        assert isinstance(x, Matmul)
+        columns = np.concatenate([np.arange(first, first + width) for y, first, width in parts if y is x])
+        made[x] = _some_columns(d, x, f"{x.name}: head {head}", columns), columns
+    return [(made[x][0], int(np.flatnonzero(made[x][1] == first)[0])) for x, first, _ in parts]
+
+
+def _some_columns(d: Drafting, node: Matmul, note: str, columns: Ints) -> Tensor:
+    """Of a product, each run of them from the start of a chunk on."""
+    linear = d.quantised.numbers[node]
+    assert isinstance(linear, Linear)
+    per_channel = {name: getattr(linear, name)[columns] for name in ("bias", "multiplier", "shift")}
+    part, halved = replace(linear, matrix=linear.matrix[:, columns], **per_channel), node in d.packed
+    positions = _spread(
+        len(columns), {0, *(np.flatnonzero(np.diff(columns) != 1) + 1).tolist()}, d.config.lanes << halved
     )
+    out = d.buffer(note, node.shape[0], positions, d.quantised.formats[node].width, packed=halved)
+    d.products(note, part, d.operand(node), out, first=node.rows[0])
+    return out
+
+
+def _head(
+    d: Drafting, node: Attention, operands: list[Columns], out: Columns, note: str, first: int, rows: int
+) -> None:  # fmt: skip
+    """Some rows of a head: scores, then what they make of the values."""
+    n = d.quantised.numbers[node]
+    assert isinstance(n, AttentionNumbers)
+    (q, q_column), (k, k_column), (v, v_column), (o, o_column) = *operands, out
+    q_at, k_at, v_at, o_at = q.at(first, q_column), k.at(0, k_column), v.at(0, v_column), o.at(first, o_column)
     scores = d.buffer(f"{note} scores", rows, np.arange(k.rows), 16)
-    d.score_spans[scores.span] = node
+    if rows > 1:
+        d.cuttable(node, scores)
     d.draft(
         Kind.MATMUL, f"{note} scores",
-        {"a_address": q.at(first, q_chunk), "b_address": k.at(0, k_chunk), "o_address": scores.at()},
-        rows=rows, depth=node.head_dim, columns=k.rows, a_stride=q.stride, a_wide=int(q.width == 16),
+        {"a_address": q_at, "b_address": k_at, "o_address": scores.at()},
+        rows=rows, depth=node.head_dim, columns=k.rows, a_stride=q.stride,
+        a_wide=int(q.width == 16), a_packed=int(q.packed),
         b_source=Stationary.COLUMNS, b_stride=k.stride, b_digits=digits(d.config, k.width),
         multiplier=n.score_multiplier, shift=n.score_shift, o_stride=scores.stride, o_wide=1, row_maximum=1,
     )  # fmt: skip
     d.draft(
         Kind.MATMUL, f"{note} values",
-        {"a_address": scores.at(), "b_address": v.at(0, v_chunk), "o_address": out.at(first, o_chunk)},
+        {"a_address": scores.at(), "b_address": v_at, "o_address": o_at},
         rows=rows, depth=k.rows, columns=node.value_dim, a_stride=scores.stride, a_wide=int(n.width == 16),
         b_source=Stationary.ROWS, b_stride=v.stride, b_digits=digits(d.config, v.width), prologue=Prologue.EXP,
         exp_shift=n.exp_shift, multiplier=n.multiplier, shift=n.shift, row_scale=RowScale.SOFTMAX,
-        post_shift=n.post_shift, o_stride=out.stride, o_wide=int(out.width == 16),
+        post_shift=n.post_shift, o_stride=o.stride, o_wide=int(o.width == 16), o_packed=int(o.packed),
     )  # fmt: skip
 
 
 def _prove_attention(d: Drafting, node: Attention, n: AttentionNumbers) -> None:
-    q, k, v = (d.tensors[x].width for x in node.inputs)
+    q, k, v = (d.quantised.formats[x].width for x in node.inputs)
     exp_one = EXP_ONE >> (16 - n.width)
     keys = node.k.shape[0]
     remedy = "Config(accumulator_width) up to 40, or 8-bit activations for this layer"
@@ -475,8 +635,10 @@ def _moe(d: Drafting, node: Moe) -> None:
     added = None if node.residual is None else d.tensors[node.residual]
     chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
     for queue, e in enumerate(numbers.experts):
-        note, fields = f"{node.name}: expert {e.number}", {"expert": queue, "expected": int(e.expected)}
-        hidden = d.buffer(f"{note} hidden", rows, np.arange(e.first.matrix.shape[1]), numbers.hidden.width)
+        note = f"{node.name}: expert {e.number}"
+        fields: dict[str, Any] = {"expert": queue, "expected": int(e.expected)}
+        here, width = np.arange(e.first.matrix.shape[1]), numbers.hidden.width
+        hidden = d.buffer(f"{note} hidden", rows, here, width, packed=width == 8)
         d.product(f"{note} first", e.first, x, hidden, rows=rows, queue=Queue.GATHER, **fields)
         d.product(
             f"{note} second", e.second, hidden, out, rows=rows, added=added, residual=chain,
@@ -516,23 +678,15 @@ _DRAFTS: dict[type[Node], Callable[[Drafting, Any], None]] = {
 
 
 def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, problems: dict[str, None]) -> Task:
-    query_blocks: dict[Node, int] = {}
-    while True:
-        d = Drafting(quantised, graph, config, image, query_blocks)
-        d.run()
-        needed = allocate(d.spans)
-        shrinkable = _shrinkable(d) if needed > config.scratchpad_chunks else set()
-        if not shrinkable:
-            break
-        query_blocks |= {node: 2 * query_blocks.get(node, 1) for node in shrinkable}
+    d, needed, count, enough = _plan(quantised, graph, config, image)
     name = f"task '{graph.task}'"
-    d.demand(f"{name}: scratchpad (chunks)", needed, config.scratchpad_chunks, f"Config(scratchpad_chunks={needed})")
+    remedy = f"Config(scratchpad_chunks={needed})" + (f" or Config(command_depth={_aligned(enough)})" if enough else "")
+    d.demand(f"{name}: scratchpad (chunks)", needed, config.scratchpad_chunks, remedy)
     rows = allocate(d.statistics)
     d.demand(f"{name}: row statistics (rows)", rows, config.statistics_rows, f"Config(statistics_rows={rows})")
-    count = len(d.drafts)
     d.demand(f"{name}: commands", count, config.command_depth, f"Config(command_depth={_aligned(count)})")
-    commands = tuple(_encodable(draft, d.problems) for draft in d.drafts)
     problems |= dict.fromkeys(d.problems)
+    commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
     return Task(
         graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(macs(node) for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
@@ -540,22 +694,48 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     )  # fmt: skip
 
 
-def _shrinkable(d: Drafting) -> set[Node]:
-    """Attentions whose scores live when the scratchpad is too small, and whose queries can be cut further."""
-    over = [span for span in d.spans if span.address + span.size > d.config.scratchpad_chunks]
+def _plan(quantised: Quantised, graph: Graph, config: Config, image: Image) -> tuple[Drafting, int, int, int]:
+    """Commands with the fewest cuts such that all fits; the chunks and the commands needed, and 0.
+
+    Where nothing fits: the fewest chunks that do with as many commands as there can be, the fewest commands, and
+    the number of commands that would do, if they are all that is missing.
+    """
+    d = Drafting(quantised, graph, config, image, {})
+    d.run()
+    fewest = len(d.drafts)
+    needed = allocate(d.spans, config.scratchpad_chunks)
+    best = d, needed
+    while needed > config.scratchpad_chunks:
+        more = {node: d.cuts.get(node, 0) + 1 for node in _divisible(d)}
+        if not more:
+            return *best, fewest, 0
+        d = Drafting(quantised, graph, config, image, {**d.cuts, **more})
+        d.run()
+        needed = allocate(d.spans, config.scratchpad_chunks)
+        if len(d.drafts) > max(config.command_depth, fewest):
+            return *best, fewest, len(d.drafts) if needed <= config.scratchpad_chunks else 0
+        best = min(best, (d, needed), key=lambda plan: plan[1])
+    return d, needed, len(d.drafts), 0
+
+
+def _divisible(d: Drafting) -> set[Node]:
+    """What lives when the scratchpad is too small, or lies beyond it, and can be cut."""
+    size = d.config.scratchpad_chunks
+    full = {position for position, units in enumerate(alive(d.spans)) if units > size}
+    beyond = [span for span in d.spans if span.address + span.size > size]
     return {
         node
-        for span, node in d.score_spans.items()
-        if any(span.meets(other) for other in over) and d.query_blocks.get(node, 1) < node.shape[0]
+        for span, node in d.divisible.items()
+        if (not full.isdisjoint(range(span.first, span.last + 1)) if full else any(map(span.meets, beyond)))
     }
 
 
-def _encodable(draft: Draft, problems: list[str]) -> Command:
-    command = draft.command()
+def _encodable(draft: Draft, image: Image, problems: dict[str, None]) -> Command:
+    command = draft.command(image)
     try:
         command.encode()
     except ValueError as error:
-        problems.append(f"does not fit: '{draft.note}': {error}; try a smaller layer")
+        problems[f"does not fit: '{draft.note}': {error}; try a smaller layer"] = None
     return command
 
 

@@ -86,7 +86,7 @@ class _Walk:
 
     program: Program
     task: Task
-    written: Bools = field(init=False)  # chunks
+    written: Bools = field(init=False)  # half chunks, the piece that a packed tensor is written in
     gathered: Bools = field(init=False)  # statistics rows
     maxima: int = 0  # rows
     experts: int = 0
@@ -94,7 +94,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         self.config = self.program.config
-        self.written = np.zeros(self.config.scratchpad_chunks, np.bool_)
+        self.written = np.zeros(2 * self.config.scratchpad_chunks, np.bool_)
         self.gathered = np.zeros(self.config.statistics_rows, np.bool_)
 
     def problems(self) -> list[str]:
@@ -106,20 +106,21 @@ class _Walk:
                 return [f"task '{self.task.name}': command {position}, {command.kind.name}{note}: {broken}"]
         return []
 
-    def chunks(self, c: Command, name: str, rows: int, columns: int) -> Ints:
-        """Of a tensor."""
+    def halves(self, c: Command, name: str, rows: int, columns: int) -> Ints:
+        """Half chunks of a tensor."""
         address, stride = getattr(c, f"{name}_address"), getattr(c, f"{name}_stride")
-        at: Ints = address + np.arange(rows)[:, None] * stride + np.arange(-(-columns // self.config.lanes))
+        pieces = -(-columns // self.config.lanes) * (1 if getattr(c, f"{name}_packed", 0) else 2)
+        at: Ints = 2 * (address + np.arange(rows)[:, None] * stride) + np.arange(pieces)
         return at.reshape(-1)
 
     def inside(self, name: str, at: Ints) -> tuple[bool, str]:
-        last, size = int(at.max()), self.config.scratchpad_chunks
+        last, size = int(at.max()) // 2, self.config.scratchpad_chunks
         return last < size, f"{name} reaches chunk {last} of a scratchpad of {size}"
 
     def readable(self, name: str, at: Ints) -> Rules:
         yield self.inside(name, at)
         missing = at[~self.written[at]]
-        yield not missing.size, f"{name} reads chunk {missing[:1].sum()} that nothing has written"
+        yield not missing.size, f"{name} reads chunk {missing[:1].sum() // 2} that nothing has written"
 
     def statistics(self, first: int, rows: int) -> tuple[bool, str]:
         size = self.config.statistics_rows
@@ -143,12 +144,12 @@ def _transfer(w: _Walk, c: Command) -> Rules:
     words = not load or c.dma_beats % config.word_beats == 0
     yield words, f"{c.dma_beats} beats are not whole words of {config.word_beats}"
     yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
-    at = c.a_address + np.arange(c.rows)
+    at = 2 * c.a_address + np.arange(2 * c.rows)
     yield w.inside("a", at)
     if load:
         w.written[at] = True
     else:  # the padding of the last beat may be anything
-        yield bool(w.written[c.a_address]), f"a reads chunk {c.a_address} that nothing has written"
+        yield bool(w.written[at[0]]), f"a reads chunk {c.a_address} that nothing has written"
 
 
 def _route(w: _Walk, c: Command) -> Rules:
@@ -158,7 +159,8 @@ def _route(w: _Walk, c: Command) -> Rules:
     most = min(c.columns, config.max_top_k)
     yield 1 <= c.top_k <= most, f"top_k must be 1 to {most}, not {c.top_k}"
     yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
-    yield from w.readable("a", w.chunks(c, "a", c.rows, c.columns))
+    yield not c.a_packed, "must not read packed logits"
+    yield from w.readable("a", w.halves(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
 
 
@@ -170,7 +172,7 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     yield from _queue(w, c)
     yield from _stationary(w, c)
     yield from _prologue(w, c)
-    yield from w.readable("a", w.chunks(c, "a", c.rows, c.depth))
+    yield from w.readable("a", w.halves(c, "a", c.rows, c.depth))
     yield from _output(w, c)
     yield from _accumulator(w, c)
 
@@ -199,10 +201,12 @@ def _stationary(w: _Walk, c: Command) -> Rules:
         yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
         yield c.dma_beats == beats, f"its weights take {beats} beats, not {c.dma_beats}"
         yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
-    elif c.b_source == Stationary.COLUMNS:
-        yield from w.readable("b", w.chunks(c, "b", c.columns, c.depth))
+        return
+    yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
+    if c.b_source == Stationary.COLUMNS:
+        yield from w.readable("b", w.halves(c, "b", c.columns, c.depth))
     else:
-        yield from w.readable("b", w.chunks(c, "b", c.depth, c.columns))
+        yield from w.readable("b", w.halves(c, "b", c.depth, c.columns))
 
 
 def _prologue(w: _Walk, c: Command) -> Rules:
@@ -224,22 +228,27 @@ def _prologue(w: _Walk, c: Command) -> Rules:
 
 
 def _output(w: _Walk, c: Command) -> Rules:
-    out = w.chunks(c, "o", c.rows, c.columns)
-    others = {"a": w.chunks(c, "a", c.rows, c.depth)}
+    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
+    yield not (c.o_packed and c.o_wide), "packs an output of 16 bits"
+    yield not (c.o_packed and chained), "chains a residual in a packed output"
+    out = w.halves(c, "o", c.rows, c.columns)
+    others = {"a": w.halves(c, "a", c.rows, c.depth)}
     if c.b_source == Stationary.COLUMNS:
-        others["b"] = w.chunks(c, "b", c.columns, c.depth)
+        others["b"] = w.halves(c, "b", c.columns, c.depth)
     elif c.b_source == Stationary.ROWS:
-        others["b"] = w.chunks(c, "b", c.depth, c.columns)
+        others["b"] = w.halves(c, "b", c.depth, c.columns)
     if c.residual in (Residual.ADD, Residual.CHAIN):
-        others["r"] = w.chunks(c, "r", c.rows, c.columns)
+        others["r"] = w.halves(c, "r", c.rows, c.columns)
         yield from w.readable("r", others["r"])
     yield w.inside("o", out)
+    yield len(np.unique(out)) == out.size, f"its output's rows overlap: stride {c.o_stride}"
     ours = np.zeros(w.config.scratchpad_chunks, np.bool_)
-    ours[out] = True
-    yield int(ours.sum()) == out.size, f"its output's rows overlap: stride {c.o_stride}"
+    ours[out // 2] = True
+    if _in_place(c):
+        others.pop("r")
     for name, at in others.items():
-        both = at[ours[at]]
-        yield not both.size, f"writes chunk {both[:1].sum()} that it reads as {name}"
+        both = at[ours[at // 2]]
+        yield not both.size, f"writes chunk {both[:1].sum() // 2} that it reads as {name}"
     w.written[out] = True
     if c.statistics:
         yield c.columns <= NORMALISED_FEATURES, f"gathers {c.columns} columns, at most {NORMALISED_FEATURES} can be"
@@ -249,6 +258,12 @@ def _output(w: _Walk, c: Command) -> Rules:
         yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
     if c.row_maximum:
         w.maxima = c.rows
+
+
+def _in_place(c: Command) -> bool:
+    """Each element is read, once, some cycles before its sum takes its place."""
+    whole = c.residual == Residual.ADD and not c.o_packed
+    return whole and (c.r_address, c.r_stride) == (c.o_address, c.o_stride)
 
 
 def _largest(c: Command) -> int:

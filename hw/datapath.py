@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import Queue
+from compiler.commands import Queue, Residual
 from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
 from hw.array import Accumulators, Multipliers, Tile, tile_word
 from hw.command import CommandLayout, beat_layout
@@ -23,8 +23,9 @@ class Datapath(wiring.Component):
     next parameters may begin with the first beat that uses the present ones, those of the next tile a cycle
     after it, and either must end before the first beat of their own, the tile's at the latest with it.
 
-    While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data
-    `Scratchpad.READ_LATENCY` cycles later; and `write`.
+    `stationary_data` follow their address by `Scratchpad.READ_LATENCY` cycles, while the command adds no residual.
+    While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data as
+    much later; and `write`.
     """
 
     PERIOD = max(Accumulators.PERIOD, Epilogue.PERIOD, Statistics.GATHER_PERIOD)
@@ -118,7 +119,8 @@ class Datapath(wiring.Component):
         m.d.comb += self.source_row.eq(beat.row)
         row = Mux(c.queue == Queue.GATHER, self.source_entry.token, delay(m, beat.row, 1, name="row"))
         offset = register(m, row * c.a_stride, name="offset")
-        chunk = delay(m, beat.slice * self.config.input_chunks, 2, name="chunk")
+        pieces = beat.slice * self.config.input_chunks  # half chunks if packed
+        chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 2, name="chunk")
         address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a_address)], name="address")
         ahead = self.OPERAND - Scratchpad.READ_LATENCY
         own = delay(m, address, ahead - 3, name="address")
@@ -127,8 +129,6 @@ class Datapath(wiring.Component):
             self.read_data.eq(scratchpad.a_data),
             statistics.command.eq(c),
             statistics.read_row.eq(register(m, c.a_statistics + row, name="statistics_row")),
-            scratchpad.b_address.eq(self.stationary_address),
-            self.stationary_data.eq(scratchpad.b_data),
             # Cycle 14: elements meet the constants of their row.
             self.operand.command.eq(c),
             self.operand.beat.eq(delay(m, beat, self.OPERAND, name="beat")),
@@ -144,8 +144,9 @@ class Datapath(wiring.Component):
         """Accumulators to the scratchpad."""
         config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
         before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
-        external = Signal(config.output_chunks)
-        m.d.comb += external[0].eq(self.write)
+        external = Signal(2 * config.output_chunks)
+        adds = self.command.residual != Residual.NONE
+        m.d.comb += external[:2].eq(self.write.replicate(2))
         for name, port in {
             "parameters_load": parameters.load,
             "parameters_index": parameters.load_index,
@@ -163,14 +164,15 @@ class Datapath(wiring.Component):
             epilogue.shift.eq(parameters.shift),
             self.target_row.eq(epilogue.queue_row),
             epilogue.entry.eq(self.target_entry),
-            scratchpad.r_address.eq(epilogue.residual_address),
-            epilogue.residual.eq(scratchpad.r_data),
+            scratchpad.b_address.eq(Mux(adds, epilogue.residual_address, self.stationary_address)),
+            epilogue.residual.eq(scratchpad.b_data),
+            self.stationary_data.eq(scratchpad.b_data),
             scratchpad.write_address.eq(Mux(self.write, self.write_address, epilogue.write_address)),
             scratchpad.write_data.eq(Mux(self.write, self.write_data, epilogue.write_data)),
             scratchpad.write_enable.eq(Mux(self.write, external, epilogue.write_enable)),
             self.statistics.gather.eq(epilogue.gather),
             self.statistics.begin.eq(epilogue.gather_begin),
             self.statistics.gather_row.eq(epilogue.gather_row),
-            self.statistics.elements.eq(epilogue.write_data),
+            self.statistics.elements.eq(epilogue.elements),
         ]
         m.d.sync += self.saturations.eq(self.operand.saturations + epilogue.saturations)

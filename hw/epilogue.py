@@ -97,7 +97,8 @@ class Epilogue(wiring.Component):
                 "residual": In(n * ELEMENT_WIDTH),
                 "write_address": Out(address),
                 "write_data": Out(n * ELEMENT_WIDTH),
-                "write_enable": Out(config.output_chunks),
+                "write_enable": Out(2 * config.output_chunks),  # one bit for half a chunk
+                "elements": Out(n * ELEMENT_WIDTH),  # that are written, not packed
                 "gather": Out(1),
                 "gather_begin": Out(1),
                 "gather_row": Out(range(config.statistics_rows)),
@@ -129,10 +130,12 @@ class Epilogue(wiring.Component):
         row1 = delay(m, beat.row, 1, name="row")
         output_row = register(m, Mux(c.queue == Queue.SCATTER, entry.token, row1), name="output_row")
         self.output_row = output_row
-        offset = delay(m, beat.group * self.config.output_chunks, 2, name="offset")
+        pieces = beat.group * self.config.output_chunks  # half chunks if packed
+        offset = delay(m, pieces, 2, name="offset")
+        place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 2, name="place")
         chained = c.residual >= Residual.CHAIN
         again = register(m, chained & ~entry.first, name="again")
-        own = register(m, c.o_address + output_row * c.o_stride + offset, name="own")
+        own = register(m, c.o_address + output_row * c.o_stride + place, name="own")
         other = c.r_address + output_row * c.r_stride + offset
         residual = register(m, Mux(again, c.o_address + output_row * c.o_stride + offset, other), name="other")
         ahead = 13 - Scratchpad.READ_LATENCY
@@ -181,10 +184,7 @@ class Epilogue(wiring.Component):
             register(m, delay(m, valid & (left > i * lanes), 1, name=f"chunk_{i}"), name=f"write_{i}")
             for i in range(n // lanes)
         ]
-        m.d.comb += [
-            self.write_data.eq(Cat(out[:ELEMENT_WIDTH] for out in outputs)),
-            self.write_enable.eq(Cat(written)),
-        ]
+        m.d.comb += self.elements.eq(Cat(out[:ELEMENT_WIDTH] for out in outputs))
         counts, _ = popcount(
             m, [register(m, bit, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
         )
@@ -197,6 +197,21 @@ class Epilogue(wiring.Component):
             self.gather_begin.eq(last.group == 0),
             self.gather_row.eq(c.o_statistics + delay(m, self.output_row, 13, name="output_row")),
         ]
+        self._pack(m, written)
+
+    def _pack(self, m: Module, written: list[Signal]) -> None:
+        """Chunks as they are, or half as many packed ones, which may begin in the middle of one."""
+        c, lanes, count = self.command, self.config.lanes, self.config.output_chunks
+        packed = Cat(self.elements.word_select(j, ELEMENT_WIDTH)[:8] for j in range(self.config.outputs))
+        late = self.out_beat.group[0] if count % 2 else Const(0)
+        data, enables = [], []
+        for half in range(2 * count):
+            early, before = min(half, count - 1), min(max(half - 1, 0), count - 1)
+            piece = Mux(late, packed.word_select(before, lanes * 8), packed.word_select(early, lanes * 8))
+            taken = Mux(late, written[before] & (0 < half <= count), written[early] & (half < count))
+            data.append(Mux(c.o_packed, piece, self.elements.word_select(half, lanes * 8)))
+            enables.append(Mux(c.o_packed, taken, written[half // 2]))
+        m.d.comb += [self.write_data.eq(Cat(data)), self.write_enable.eq(Cat(enables))]
 
     def _requantise(self, m: Module, j: int) -> tuple[Signal, Signal]:
         c, width = self.command, self.config.accumulator_width
@@ -222,7 +237,7 @@ class Epilogue(wiring.Component):
         scores = [
             register(
                 m,
-                Mux(self.out_left > j, self.write_data.word_select(j, ELEMENT_WIDTH).as_signed(), lowest),
+                Mux(self.out_left > j, self.elements.word_select(j, ELEMENT_WIDTH).as_signed(), lowest),
                 name=f"score_{j}",
             )
             for j in range(config.outputs)

@@ -4,7 +4,7 @@ In the stream it is normalised, or becomes the exponential of a score, is limite
 and cut into digits. A whole slice passes each cycle; nothing stalls.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -60,7 +60,7 @@ class Operand(wiring.Component):
         shift = delay(m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), 3, name="shift")
         values, limited = [], []
         for i in range(lanes):
-            x = self.elements.word_select(i, ELEMENT_WIDTH).as_signed()
+            x = self._element(i)
             value = Mux(
                 exponentiates,
                 self._exponential(m, x, i),
@@ -86,6 +86,14 @@ class Operand(wiring.Component):
         digit = delay(m, self.beat.digit, 7, name="digit")
         m.d.sync += self.digits.eq(Cat(self._digit(value, digit) for value in values))
         return m
+
+    def _element(self, lane: int) -> Value:
+        """One of the slice's; a packed slice fills half as many chunks, and may begin in the middle of one."""
+        word = self.elements.word_select(lane, ELEMENT_WIDTH).as_signed()
+        byte = self.elements.word_select(lane, 8).as_signed()
+        if self.config.input_chunks % 2:
+            byte = Mux(self.beat.slice[0], self.elements.word_select(self.config.lanes + lane, 8).as_signed(), byte)
+        return Mux(self.command.a_packed, byte, word)
 
     def _exponential(self, m: Module, x: Signal, lane: int) -> Signal:
         m.submodules[f"exp_{lane}"] = exp = Exp2()

@@ -1,5 +1,8 @@
 """On-chip activation memory, addressed in chunks of `Config.lanes` elements of 16 bits."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,7 +12,7 @@ from hw.pipeline import delay, register
 
 
 class Scratchpad(wiring.Component):
-    """Three read ports and one write port, each of consecutive chunks from any chunk on; addresses wrap.
+    """Two read ports and one write port, each of consecutive chunks from any chunk on; addresses wrap.
 
     Chunk c lives in bank c % banks, so an access of up to `banks` chunks touches each bank once. Data leave
     `READ_LATENCY` cycles after the address; a write lands `WRITE_LATENCY` cycles after it is given. Nothing
@@ -31,14 +34,14 @@ class Scratchpad(wiring.Component):
             | {
                 "write_address": In(address),
                 "write_data": In(config.output_chunks * chunk),
-                "write_enable": In(config.output_chunks),  # one bit a chunk
+                "write_enable": In(2 * config.output_chunks),  # one bit for half a chunk
             }
         )
 
     @staticmethod
     def readers(config: Config) -> dict[str, int]:
-        """Chunks that each read port takes at once: streamed operand, stationary operand, residual."""
-        return {"a": config.input_chunks, "b": config.banks, "r": config.output_chunks}
+        """Chunks that each read port takes at once: streamed operand; stationary operand or residual."""
+        return {"a": config.input_chunks, "b": config.banks}
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -69,13 +72,13 @@ class Scratchpad(wiring.Component):
         # Cycle 1: rotate chunks to their banks. Cycle 2: write.
         offset = self.write_address[:bits]
         for i, bank in enumerate(banks):
-            port = bank.write_port()
+            port = bank.write_port(granularity=width // 2)
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank
             words = [self.write_data.word_select(j, width) for j in range(c.output_chunks)]
-            taken = [(source == j) & self.write_enable[j] for j in range(c.output_chunks)]
+            enables = [Mux(source == j, self.write_enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
             data = words[-1]
-            for word, hit in zip(reversed(words[:-1]), reversed(taken[:-1]), strict=True):
-                data = Mux(hit, word, data)
+            for word, enable in zip(reversed(words[:-1]), reversed(enables[:-1]), strict=True):
+                data = Mux(enable.any(), word, data)
             m.d.comb += port.addr.eq(row(self.write_address, i))
-            m.d.sync += [port.data.eq(data), port.en.eq(Cat(taken).any())]
+            m.d.sync += [port.data.eq(data), port.en.eq(reduce(or_, enables))]
         return m

@@ -23,6 +23,7 @@ from compiler.fixed import (
 )
 from compiler.program import Program
 
+Elements = NDArray[np.int16] | NDArray[np.int8]
 Observer = Callable[[int, Command, "State"], None]
 
 
@@ -55,20 +56,24 @@ class State:
         self.maximum = np.zeros(c.max_rows, np.int64)
         self.queues = []
 
-    def read(self, address: int, stride: int, rows: Ints, columns: int) -> Ints:
+    def pieces(self, address: int, stride: int, rows: Ints, columns: int, packed: int) -> tuple[Elements, Ints]:
+        """The scratchpad in pieces of `lanes` elements (chunks, or half ones if packed); those of a tensor's rows."""
+        lanes = self.config.lanes
+        memory: Elements = self.scratchpad.view(np.int8).reshape(-1, lanes) if packed else self.scratchpad
+        return memory, (address + rows[:, None] * stride << packed) + np.arange(-(-columns // lanes))
+
+    def read(self, address: int, stride: int, rows: Ints, columns: int, packed: int = 0) -> Ints:
         """[len(rows), columns] of a tensor."""
-        chunks = -(-columns // self.config.lanes)
-        at = address + rows[:, None] * stride + np.arange(chunks)
-        value: Ints = self.scratchpad[at].reshape(len(rows), -1)[:, :columns].astype(np.int64)
+        memory, at = self.pieces(address, stride, rows, columns, packed)
+        value: Ints = memory[at].reshape(len(rows), -1)[:, :columns].astype(np.int64)
         return value
 
-    def write(self, address: int, stride: int, rows: Ints, value: Ints) -> None:
-        """Lanes of the last chunk beyond the tensor's columns become zero."""
-        lanes = self.config.lanes
-        chunks = -(-value.shape[1] // lanes)
-        padded = np.zeros((len(rows), chunks * lanes), np.int16)
-        padded[:, : value.shape[1]] = value
-        self.scratchpad[address + rows[:, None] * stride + np.arange(chunks)] = padded.reshape(len(rows), chunks, lanes)
+    def write(self, address: int, stride: int, rows: Ints, value: Ints, packed: int = 0) -> None:
+        """Elements of the last piece beyond the tensor's columns become zero."""
+        memory, at = self.pieces(address, stride, rows, value.shape[1], packed)
+        padded = np.zeros((*at.shape, self.config.lanes), memory.dtype)
+        padded.reshape(len(rows), -1)[:, : value.shape[1]] = value
+        memory[at] = padded
 
     def clip(self, value: Ints, low: int, high: int) -> Ints:
         clipped = np.clip(value, low, high)
@@ -89,7 +94,7 @@ def _normalise(s: State, c: Command, a: Ints, rows: Ints) -> Ints:
 def _stream(s: State, c: Command, rows: Ints) -> tuple[Ints, Ints]:
     """The streamed operand [rows, depth] behind the prologue, and its row sums."""
     width = 16 if c.a_wide else 8
-    a = s.read(c.a_address, c.a_stride, rows, c.depth)
+    a = s.read(c.a_address, c.a_stride, rows, c.depth, c.a_packed)
     if c.prologue == Prologue.NORMALISE:
         a = _normalise(s, c, a, rows)
     elif c.prologue == Prologue.EXP:
@@ -150,7 +155,7 @@ def _matmul(s: State, program: Program, c: Command) -> None:
         y = y + before
     limit = 1 << (15 if c.o_wide else 7)
     y = s.clip(y, -limit, limit - 1)
-    s.write(c.o_address, c.o_stride, rows, y)
+    s.write(c.o_address, c.o_stride, rows, y, c.o_packed)
     if c.statistics:
         s.total[c.o_statistics + rows] = y.sum(axis=1)
         s.squares[c.o_statistics + rows] = (y * y).sum(axis=1)

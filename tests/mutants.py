@@ -28,6 +28,8 @@ MUTANTS = (
     ("sim/interpret.py", "<< MEAN_GUARD) - mean[:, None]", "<< MEAN_GUARD) + mean[:, None]", "sim/test_interpret.py"),
     ("hw/tables.py", "magnitude[GELU_FRACTION + 3 :]", "magnitude[GELU_FRACTION + 4 :]", "hw/test_tables.py"),
     ("hw/operand.py", "delay(m, taken > i, 5, name", "delay(m, taken >= i, 5, name", "hw/test_operand.py"),
+    ("hw/operand.py", "self.config.lanes + lane, 8", "lane, 8", "hw/test_operand.py"),
+    ("hw/epilogue.py", "packed.word_select(before,", "packed.word_select(early,", "hw/test_epilogue.py"),
     ("hw/array.py", "old = Mux(later.first, 0, read.data)", "old = Mux(beat.first, 0, read.data)", "hw/test_array.py"),
     ("hw/epilogue.py", "(later.group == 0) | (highest", "(highest", "hw/test_epilogue.py"),
     ("hw/scratchpad.py", "wraps = bank < address", "wraps = bank <= address", "hw/test_scratchpad.py"),

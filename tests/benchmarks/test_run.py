@@ -6,6 +6,8 @@ import torch
 from benchmarks.area import shell
 from benchmarks.configs import BUDGET, CONFIGS, DEVICES
 from benchmarks.m3vit_t.weights import assignment, loads
+from benchmarks.run import workload
+from compiler.schedule import schedule
 
 ROW_KEYS = {
     "config", "task", "memory_latency", "cycles", "utilisation", "roofline_share", "identical", "bytes_read", "dsp",
@@ -40,6 +42,14 @@ end
     made = shell(text)
     assert "top top(.clk(clk), .rst(rst), .a(given[0 +: 8]), .b(made_b));" in made
     assert "reg [7:0] given;" in made
+
+
+def test_the_small_machine_has_what_the_workload_needs():
+    config = CONFIGS["ulx3s"]
+    program = schedule(workload().quantised, config)
+    for task in program.tasks:
+        assert len(task.commands) <= config.command_depth < len(task.commands) + 64
+        assert max(buffer.address + buffer.chunks for buffer in task.buffers) <= config.scratchpad_chunks
 
 
 def test_names():

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.allocate import Span, allocate
+from compiler.allocate import Span, alive, allocate
 
 spans = st.lists(
     st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 10)).map(
@@ -14,9 +14,9 @@ spans = st.lists(
 
 
 @settings(deadline=None)
-@given(spans)
-def test_never_overlaps(several):
-    needed = allocate(several)
+@given(spans, st.integers(0, 400))
+def test_never_overlaps(several, room):
+    needed = allocate(several, room)
     assert needed == max((s.address + s.size for s in several), default=0)
     for i, a in enumerate(several):
         assert a.address >= 0
@@ -29,13 +29,23 @@ def test_never_overlaps(several):
 @given(spans)
 def test_never_worse_than_no_reuse_nor_better_than_what_lives(several):
     needed = allocate(several)
-    alive = [sum(s.size for s in several if s.first <= t <= s.last) for t in range(31)]
-    assert max(alive) <= needed <= sum(s.size for s in several)
+    living = [sum(s.size for s in several if s.first <= t <= s.last) for t in range(31)]
+    assert max(living) <= needed <= sum(s.size for s in several)
+    assert max(alive(several)) == max(living)
 
 
 def test_reuses_what_is_dead():
     several = [Span("a", 10, 0, 1), Span("b", 10, 2, 3), Span("c", 4, 1, 2)]
     assert allocate(several) == 14
+
+
+def test_what_lives_on_goes_from_end_to_end():
+    """A tensor after another, and a large one in the time of each: without holes only if they take turns."""
+    several = [
+        span for i in range(6) for span in (Span(f"x{i}", 6, 3 * i, 3 * i + 4), Span("t", 12, 3 * i + 2, 3 * i + 2))
+    ]
+    assert alive(several)[:6] == [6, 6, 18, 12, 12, 18]
+    assert allocate(several) == 18
 
 
 def test_use_widens_the_life():

@@ -254,6 +254,28 @@ RULES = {
     "no digits": (is_matmul, {"b_digits": 0}, "its stationary operand must have 1 to 2 digits, not 0"),
     "many digits": (is_matmul, {"b_digits": 3}, "its stationary operand must have 1 to 2 digits, not 3"),
     "r unwritten": (lambda c: c.residual == Residual.ADD, {"r_address": 9000}, "r reads chunk 9000"),
+    "o over r, rows apart": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"o_stride": 3}, "writes chunk .* that it reads as r",
+    ),
+    "o over r, chained": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"residual": Residual.CHAIN, "queue": Queue.NONE}, "chains a residual without scattering",
+    ),
+    "packed twice": (is_matmul, {"a_packed": 1, "a_stride": 5}, "a reads chunk .* that nothing has written"),
+    "o packed and wide": (is_matmul, {"o_packed": 1}, "packs an output of 16 bits"),
+    "o packed and chained": (
+        lambda c: c.queue == Queue.SCATTER, {"o_packed": 1, "o_wide": 0}, "chains a residual in a packed output",
+    ),
+    "o packed over r": (
+        lambda c: c.residual == Residual.ADD and (c.r_address, c.r_stride) == (c.o_address, c.o_stride),
+        {"o_packed": 1, "o_wide": 0}, "writes chunk .* that it reads as r",
+    ),
+    "packed logits": (lambda c: c.kind == Kind.ROUTE, {"a_packed": 1}, "must not read packed logits"),
+    "r beside b": (
+        lambda c: c.row_maximum == 1, {"residual": Residual.ADD},
+        "must not add a residual to a product whose stationary operand is on chip",
+    ),
     "b unwritten": (lambda c: c.row_maximum == 1, {"b_address": 9000}, "b reads chunk 9000"),
     "queue early": (is_matmul, {"queue": Queue.GATHER}, "uses a queue before any ROUTE"),
     "expert": (lambda c: c.queue == Queue.GATHER, {"expert": 9}, "uses the queue of expert 9 of 3"),

@@ -1,7 +1,7 @@
 """Small random graphs of every kind, compiled for several machines, run by the interpreter, against floats."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from compiler.commands import Kind, Residual, Stationary
 from compiler.config import Config
 from compiler.evaluate import evaluate
 from compiler.ir import Attention, Constant, Graph, Input, Matmul, Node, Output
+from compiler.program import Program
 from compiler.quantise import Precision, quantise
 from compiler.schedule import FitError, ScheduleError, macs, schedule
 from sim.interpret import execute
@@ -215,14 +216,102 @@ def test_more_rows_than_the_accumulator():
     assert np.array_equal(run(small, inputs)["y"], run(large, inputs)["y"])
 
 
-def test_queries_are_cut_when_scores_do_not_fit():
-    graph = transformer(tokens=100, layers=1)
-    large = compiled(graph, "w8a8")
-    needed = max(b.address + b.chunks for b in large.tasks[0].buffers)
-    small = compiled(graph, "w8a8", Config(scratchpad_chunks=needed * 3 // 4))
-    assert max(b.address + b.chunks for b in small.tasks[0].buffers) <= needed * 3 // 4
+def chunks(program: Program) -> int:
+    return max(b.address + b.chunks for b in program.tasks[0].buffers)
+
+
+def shrunk(graph: Graph, config: Config, size: int) -> Program:
+    """For a scratchpad of `size` chunks; it computes what one for a large scratchpad does, from the same weights."""
+    small, large = (compiled(graph, "w8a8", c) for c in (replace(config, scratchpad_chunks=size), config))
+    assert chunks(small) <= size < chunks(large)
     inputs = {name: array[0] for name, array in samples(graph, 1).items()}
     assert np.array_equal(run(small, inputs)["y"], run(large, inputs)["y"])
+    return small
+
+
+def test_attention_goes_head_by_head_then_queries_are_cut():
+    b = Builder()
+    x = b.matmul("x", b.input(100, 8), 32)
+    qkv = b.matmul("qkv", x, 96, epsilon=1e-5)
+    graph = one(b.matmul("proj", b.attention("attention", qkv, 2, 16), 32, residual=x))
+    config = Config(inputs=4, outputs=4, lanes=4)
+    scores, head = 100 * 25, 100 * 3 * 4
+    large = chunks(compiled(graph, "w8a8", config))
+    by_head = shrunk(graph, config, large - 1)
+    assert [note for note in by_head.tasks[0].notes if "qkv" in note] == ["qkv: head 0", "qkv: head 1"]
+    assert chunks(by_head) == large - head
+    assert in_place(graph, by_head) == in_place(graph) == ["proj"]
+    streamed = [sum(c.dma_beats for c in p.tasks[0].commands) for p in (by_head, compiled(graph, "w8a8", config))]
+    assert streamed[0] == streamed[1]  # weights are fetched once, too
+    halved = shrunk(graph, config, large - head - 1)
+    assert "attention: head 1 rows 50 to 99 values" in halved.tasks[0].notes
+    assert chunks(halved) == large - head - scores // 2
+    quarter = shrunk(graph, config, large - head - scores * 3 // 4)
+    assert "attention: head 1 rows 75 to 99 values" in quarter.tasks[0].notes
+
+
+def test_heads_of_separate_tensors_one_by_one():
+    """Padded to chunks; the queries are packed."""
+    b = Builder()
+    x, y = b.input(40, 24), b.input(30, 16, "y")
+    q, k, v = b.matmul("q", x, 36), b.matmul("k", y, 36), b.matmul("v", y, 36)
+    columns = (12, 24, 0)  # in whatever order
+    attention = Attention(
+        name="attention", q=q, k=k, v=v, q_columns=columns, k_columns=columns, v_columns=columns,
+        head_dim=12, value_dim=12, scale=0.3,
+    )  # fmt: skip
+    graph, config = one(b.matmul("proj", attention, 16)), Config(lanes=8, inputs=8, outputs=8)
+    small = shrunk(graph, config, chunks(compiled(graph, "w8a8", config)) - 1)
+    assert {f"{name}: head {head}" for name in "qkv" for head in range(3)} <= set(small.tasks[0].notes)
+
+
+def test_keys_that_heads_share_are_computed_once():
+    b = Builder()
+    x = b.matmul("x", b.input(60, 8), 32)
+    q, kv = b.matmul("q", x, 64), b.matmul("kv", x, 32)
+    attention = Attention(
+        name="attention", q=q, k=kv, v=kv, q_columns=(0, 16, 32, 48), k_columns=(0,) * 4, v_columns=(16,) * 4,
+        head_dim=16, value_dim=16, scale=0.25,
+    )  # fmt: skip
+    graph = one(b.matmul("proj", attention, 32, residual=x))
+    small = shrunk(graph, Config(), chunks(compiled(graph, "w8a8")) - 1)
+    assert not any("kv: head" in note for note in small.tasks[0].notes)
+    assert any("rows 30 to 59 values" in note for note in small.tasks[0].notes)
+
+
+def test_what_an_attention_normalises_stays_until_its_last_head():
+    """Nothing may take its place, though the product that reads it stands earlier in the graph."""
+    b = Builder()
+    x = b.matmul("x", b.input(60, 8), 32)
+    attention = b.attention("attention", b.matmul("qkv", x, 96, epsilon=1e-5), 2, 16)
+    y = b.matmul("y", b.matmul("z", b.constant(60, 8), 8), 32, residual=x)
+    graph = Graph("main", (b.output("y", b.matmul("proj", attention, 32, residual=y)),))
+    shrunk(graph, Config(), chunks(compiled(graph, "w8a8")) - 1)
+
+
+@pytest.mark.parametrize("bus_width", [64, 512])
+def test_an_input_is_loaded_part_by_part(bus_width):
+    b = Builder()
+    x = b.matmul("x", b.input(50, 128), 16, residual=b.constant(44, 16), rows=(3, 47))
+    graph, config = one(b.matmul("y", x, 16)), Config(inputs=8, outputs=8, lanes=4, bus_width=bus_width)
+    large = chunks(compiled(graph, "w8a8", config))
+    small = shrunk(graph, config, large * 5 // 8)
+    assert "x: rows 3 to 24: load" in small.tasks[0].notes
+
+
+def test_an_input_of_heads_stays_whole():
+    b = Builder()
+    graph = one(b.matmul("proj", b.attention("attention", b.matmul("qkv", b.input(60, 64), 96), 2, 16), 32))
+    small = shrunk(graph, Config(), chunks(compiled(graph, "w8a8")) - 1)
+    assert "x: load" in small.tasks[0].notes
+
+
+def test_an_input_of_broken_beats_stays_whole():
+    b = Builder()
+    config = Config(inputs=8, outputs=8, lanes=4, bus_width=512, scratchpad_chunks=512)
+    assert "scratchpad (chunks) needs 712, has 512" in fit_error(
+        one(b.matmul("x", b.input(50, 50), 4)), **asdict(config)
+    )
 
 
 def test_a_row_that_does_not_end_at_a_beat():
@@ -269,7 +358,8 @@ def test_notes_and_buffers_name_the_models_parts():
     task = program.tasks[0]
     assert len(task.notes) == len(task.commands)
     assert "layer1.moe: expert 2 second" in task.notes
-    assert {b.name for b in task.buffers} >= {"x", "position", "layer0.qkv", "layer1.moe logits"}
+    residuals = "position, embed, layer0.proj, layer0.fc2, layer1.proj"
+    assert {b.name for b in task.buffers} >= {"x", residuals, "layer0.qkv", "layer1.moe logits"}
 
 
 def test_macs_are_the_models():
@@ -287,6 +377,77 @@ def test_mixture_chains_on_its_own_output():
     assert [c.expert for c in chained] == [0, 1, 2] * 2
     assert all(c.o_address != c.r_address for c in chained)
     assert all(c.b_source == Stationary.MEMORY for c in chained)
+
+
+def in_place(graph: Graph, program: Program | None = None) -> list[str]:
+    task = (program or check(graph)).tasks[0]
+    return [
+        note
+        for note, c in zip(task.notes, task.commands, strict=True)
+        if c.residual == Residual.ADD and c.o_address == c.r_address
+    ]
+
+
+def test_a_sum_takes_its_residuals_place_if_nothing_reads_that_any_more():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    first = b.matmul("first", b.matmul("hidden", x, 40, epsilon=1e-5), 24, residual=x)
+    second = b.matmul("second", first, 24, residual=x)  # x is read for the last time
+    streamed = b.matmul("streamed", second, 24, residual=second)
+    assert in_place(one(streamed)) == ["second"]
+
+
+def test_an_output_is_not_overwritten_before_it_is_stored():
+    b = Builder()
+    x = b.matmul("x", b.input(9, 20), 24)
+    added = b.matmul("added", b.matmul("hidden", x, 40), 24, residual=x)
+    assert in_place(Graph("main", (b.output("y", added), b.output("x", x)))) == []
+    assert in_place(Graph("main", (b.output("x", x), b.output("y", added)))) == ["added"]
+
+
+def packings(graph: Graph, config: Config, precision: str = "w8a8") -> dict[str, tuple[int, int]]:
+    task = check(graph, config, bound=25, precision=precision).tasks[0]
+    found = {note: (c.a_packed, c.o_packed) for note, c in zip(task.notes, task.commands, strict=True)}
+    return {note: flags for note, flags in found.items() if any(flags)}
+
+
+def test_what_products_alone_read_is_packed():
+    small, large = Config(lanes=8, inputs=8, outputs=8), Config(lanes=16)
+    b = Builder()
+    graph = one(b.block("layer", b.matmul("x", b.input(9, 20), 32), 2, experts=2))
+    experts = {f"layer.moe: expert {e} first": (0, 1) for e in (0, 1)}
+    experts |= {f"layer.moe: expert {e} second": (1, 0) for e in (0, 1)}
+    attention = {f"layer.attention: head {h} values": (0, 1) for h in (0, 1)} | {"layer.proj": (1, 0)}
+    assert packings(graph, small) == experts | attention
+    assert packings(graph, large) == experts  # a head fills half a chunk
+    assert packings(graph, small, "w8a16") == {}
+
+
+def test_separate_queries_are_packed():
+    b = Builder()
+    x = b.input(9, 24)
+    q, k, v = (b.matmul(name, x, 36) for name in "qkv")
+    columns = (0, 12, 24)
+    attention = Attention(
+        name="attention", q=q, k=k, v=v, q_columns=columns, k_columns=columns, v_columns=columns,
+        head_dim=12, value_dim=12, scale=0.3,
+    )  # fmt: skip
+    for lanes, whole in ((4, 0), (8, 1)):
+        found = packings(one(b.matmul("proj", attention, 16)), Config(lanes=lanes))
+        expected = {"q": (0, 1)} | {f"attention: head {h} scores": (1, 0) for h in range(3)}
+        expected |= {"proj": (1, 0)} if whole else {}
+        expected |= {f"attention: head {h} values": (0, 1) for h in range(3 * whole)}
+        assert found == expected
+
+
+def test_what_is_stored_added_or_normalised_is_not_packed():
+    b = Builder()
+    x = b.input(9, 24)
+    hidden, added, normalised = (b.matmul(name, x, 24) for name in ("hidden", "added", "normalised"))
+    y = b.matmul("y", b.matmul("z", hidden, 24, residual=added), 24)
+    z = b.matmul("w", normalised, 24, epsilon=1e-5, residual=y)
+    graph = Graph("main", (b.output("z", z), b.output("hidden", hidden)))
+    assert packings(graph, Config()) == {}
 
 
 # --- What does not fit ---
@@ -338,8 +499,24 @@ def test_scratchpad():
     b = Builder()
     graph = one(b.matmul("a", b.input(100, 16), 16))
     assert fit_error(graph, scratchpad_chunks=64) == (
-        "does not fit: task 'main': scratchpad (chunks) needs 200, has 64; try Config(scratchpad_chunks=200)"
+        "does not fit: task 'main': scratchpad (chunks) needs 101, has 64; try Config(scratchpad_chunks=101)"
     )
+    assert chunks(compiled(graph, "w8a8", Config(scratchpad_chunks=101))) == 101
+
+
+def test_scratchpad_that_more_commands_would_spare():
+    b = Builder()
+    graph = one(b.matmul("a", b.input(100, 16), 16))
+    assert fit_error(graph, scratchpad_chunks=140, command_depth=8) == (
+        "does not fit: task 'main': scratchpad (chunks) needs 150, has 140; "
+        "try Config(scratchpad_chunks=150) or Config(command_depth=64)"
+    )
+
+
+def test_commands_are_not_what_a_scratchpad_lacks():
+    """Queries cut down to rows would take thousands of commands."""
+    text = fit_error(transformer(tokens=100, layers=1), scratchpad_chunks=64)
+    assert re.fullmatch(r"does not fit: task 'main': scratchpad \(chunks\) needs \d+, .*; try .*chunks=\d+\)", text)
 
 
 def test_statistics_rows():

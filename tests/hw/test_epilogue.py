@@ -67,14 +67,14 @@ class Case:
         return row, group, valid
 
 
-Written = tuple[int, int, list[int], tuple[int, int] | None]
+Written = tuple[int, int, list[int], list[int], tuple[int, int] | None]
 Result = tuple[list[Written], list[int], int]
 WRITES = ["write_address", "write_enable", "write_data", "gather", "gather_begin", "gather_row"]
-OTHERS = ["residual_address", "maximum", "saturations", "queue_row"]
+OTHERS = ["elements", "residual_address", "maximum", "saturations", "queue_row"]
 
 
 def rtl(cases: Sequence[Case]) -> list[Result]:
-    """(address, enable, elements, gathered (begin, row)) of every beat; the rows' maxima; saturations."""
+    """(address, enable, half chunks, elements, gathered (begin, row)) of every beat; the rows' maxima; saturations."""
     settle, config = Epilogue.settle(cases[0].config), cases[0].config
     runs = [(inputs(case), len(case.row) + settle + case.rows + 1) for case in cases]
     seen = drive_each(Epilogue(config), runs, WRITES + OTHERS)
@@ -107,8 +107,10 @@ def result(case: Case, seen: Seen) -> Result:
     written: list[Written] = []
     for i in np.flatnonzero(case.valid):
         address, enable, data, gather, begin, row = (seen[name][i + late] for name in WRITES)
-        elements = parted(data, ELEMENT_WIDTH, case.config.outputs)
-        written.append((address, enable, elements, (begin, row) if gather else None))
+        pieces = parted(data, case.config.lanes * ELEMENT_WIDTH // 2, 2 * case.config.output_chunks, signed=False)
+        pieces = [piece if enable >> k & 1 else 0 for k, piece in enumerate(pieces)]
+        elements = parted(seen["elements"][i + late], ELEMENT_WIDTH, case.config.outputs)
+        written.append((address, enable, pieces, elements, (begin, row) if gather else None))
     idle = np.flatnonzero(case.valid == 0) + late
     assert not any(seen["write_enable"][i] or seen["gather"][i] for i in idle)
     assert seen["queue_row"][:count] == case.row.tolist()
@@ -138,18 +140,27 @@ def reference(case: Case) -> Result:
     limit = 1 << (15 if c.o_wide else 7)
     out = np.where(inside, np.clip(y, -limit, limit - 1), 0)
     saturations = np.count_nonzero((np.clip(y, -limit, limit - 1) != y) & inside) + np.count_nonzero(words & inside)
-    address = (c.o_address + output_rows(case) * c.o_stride + case.group * config.output_chunks) % (
-        config.scratchpad_chunks
-    )
-    chunks = inside[:, :: config.lanes]
-    enable = (chunks << np.arange(config.output_chunks)).sum(axis=1)
     written: list[Written] = []
     for i in np.flatnonzero(case.valid):
         gathered = (int(case.group[i] == 0), c.o_statistics + int(output_rows(case)[i])) if c.statistics else None
-        written.append((int(address[i]), int(enable[i]), out[i].tolist(), gathered))
+        row = c.o_address + int(output_rows(case)[i]) * c.o_stride
+        half, pieces = halves(case, int(case.group[i]), out[i], int(inside[i].sum()))
+        window = [pieces.get(2 * (half // 2) + k, 0) for k in range(2 * config.output_chunks)]
+        enable = sum(1 << k - 2 * (half // 2) for k in pieces)
+        written.append(((row + half // 2) % config.scratchpad_chunks, enable, window, out[i].tolist(), gathered))
     lowest = np.where(inside, out, -(1 << 15)).max(axis=1)
     maxima = [int(lowest[(case.row == row) & (case.valid == 1)].max()) for row in range(case.rows)]
     return written, maxima if c.row_maximum else [], int(saturations)
+
+
+def halves(case: Case, group: int, elements: Ints, inside: int) -> tuple[int, dict[int, int]]:
+    """The first half chunk of its row that a beat writes, and what it writes to each."""
+    lanes, count, packed = case.config.lanes, case.config.output_chunks, case.command.o_packed
+    first = group * count if packed else 2 * group * count
+    size, bits = (lanes, 8) if packed else (lanes // 2, ELEMENT_WIDTH)
+    written = -(-inside // lanes) * (1 if packed else 2)
+    parts = elements.reshape(-1, size)[:written]
+    return first, {first + k: joined(part, bits) for k, part in enumerate(parts)}
 
 
 def values(case: Case) -> tuple[Ints, Ints]:
@@ -235,6 +246,19 @@ def test_groups(config):
         [
             Case(config, command(columns=columns, o_wide=columns % 2, **fields), rows, seed=columns)
             for rows, columns in itertools.product((1, 4, 16), (1, 4, 5, 12, 13, 24))
+        ]
+    )
+
+
+@every_config
+def test_packed(config):
+    """Half chunks of a group of channels, in the order of the elements; what is gathered is not packed."""
+    fields = {"statistics": 1, "o_statistics": 40, "row_maximum": 1, "o_packed": 1, "r_address": 200, "r_stride": 9}
+    check(
+        [
+            Case(config, command(columns=columns, residual=residual, **fields), rows, seed=columns)
+            for rows, columns in itertools.product((4, 16), (1, 4, 5, 8, 12, 13, 24, 37))
+            for residual in (Residual.NONE, Residual.ADD)
         ]
     )
 

@@ -25,6 +25,7 @@ from tests.hw.pipelines import command_bits, drive, joined, parted
 CONFIGS = {
     "8 x 8 bits": Config(inputs=8, outputs=4, lanes=4, bus_width=64),
     "12 x 8 bits": Config(inputs=12, outputs=4, lanes=4, bus_width=32),
+    "4 x 8 bits": Config(inputs=4, outputs=4, lanes=4, bus_width=32),
     "8 x 16 bits": Config(inputs=8, outputs=4, lanes=4, bus_width=64, activation_width=16),
 }
 BEATS = 150
@@ -50,8 +51,8 @@ class Case:
         self.scale = rng.integers(0, 1 << 17, BEATS)
         self.shift = rng.integers(4, 40, BEATS)
         above = np.where(rng.random(BEATS) < 0.5, rng.integers(0, 1 << 12, BEATS), 1 << 16)
-        self.maximum = np.minimum(self.elements.max(axis=1) + above, half - 1)
         self.slice = rng.integers(0, -(-self.command.depth // n), BEATS)
+        self.maximum = np.minimum(stored(self).max(axis=1) + above, half - 1)
         self.group = rng.integers(0, 3, BEATS)
         self.digit = rng.integers(0, 1 + self.command.a_wide * (self.config.activation_width == 8), BEATS)
         self.fresh = rng.integers(0, 2, BEATS)
@@ -77,8 +78,19 @@ def rtl(case: Case) -> tuple[list[list[int]], list[int], int]:
     return digits, seen["row_sum"][sums:][:BEATS], sum(seen["saturations"])
 
 
+def stored(case: Case) -> Ints:
+    """The slice's elements; of 8 bits each, if packed, from the chunk that they begin in, maybe in its middle."""
+    config = case.config
+    if not case.command.a_packed:
+        return case.elements
+    octets = case.elements.astype("<i2").view(np.int8).astype(np.int64)
+    begin = (case.slice * config.input_chunks % 2) * config.lanes
+    return np.take_along_axis(octets, begin[:, None] + np.arange(config.inputs), axis=1)
+
+
 def reference(case: Case) -> tuple[list[list[int]], list[int], int]:
-    c, config, x = case.command, case.config, case.elements
+    c, config = case.command, case.config
+    x = stored(case)
     width = 16 if c.a_wide else 8
     if c.prologue == Prologue.NORMALISE:
         x = shift_round(((x << MEAN_GUARD) - case.mean[:, None]) * case.scale[:, None], case.shift[:, None])
@@ -109,9 +121,18 @@ PROLOGUES = {
 @pytest.mark.parametrize(("prologue", "exp_shift"), PROLOGUES.values(), ids=PROLOGUES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_operand(config, prologue, exp_shift, wide):
-    depth = config.inputs * (1 + wide) + exp_shift - 5
+    depth = max(config.inputs * (1 + wide) + exp_shift - 5, 1)
     case = Case(config, Command(kind=Kind.MATMUL, depth=depth, prologue=prologue, exp_shift=exp_shift, a_wide=wide))
     assert rtl(case) == reference(case)
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_packed(config, prologue):
+    for wide in (0, 1):
+        command = Command(kind=Kind.MATMUL, depth=5 * config.inputs - 3, prologue=prologue, a_wide=wide, a_packed=1)
+        case = Case(config, command, seed=wide)
+        assert rtl(case) == reference(case)
 
 
 @pytest.mark.parametrize("depth", [1, 7, 8, 9, 21])

@@ -26,7 +26,7 @@ class Case:
     def __init__(self, config: Config):
         rng = np.random.default_rng(3)
         self.config, self.depth = config, config.scratchpad_chunks
-        self.chunk = config.lanes * ELEMENT_WIDTH
+        self.chunk, halves = config.lanes * ELEMENT_WIDTH, 2 * config.output_chunks
         self.readers = Scratchpad.readers(config)
         self.writes, self.reads = [], []
         fresh: deque[set[int]] = deque([set()] * WRITE, WRITE)
@@ -34,11 +34,11 @@ class Case:
             address = int(rng.integers(self.depth))
             # all chunks are written once, then any
             every = cycle < self.depth
-            enable = (1 << config.output_chunks) - 1 if every else int(rng.integers(1 << config.output_chunks))
+            enable = (1 << halves) - 1 if every else int(rng.integers(1 << halves))
             address = cycle if every else address
             words = [int.from_bytes(rng.bytes(self.chunk // 8), "little") for _ in range(config.output_chunks)]
             self.writes.append((address, enable, words))
-            fresh.append({(address + i) % self.depth for i in range(config.output_chunks) if enable >> i & 1})
+            fresh.append({(address + i) % self.depth for i in range(config.output_chunks) if enable >> 2 * i & 3})
             self.reads.append({name: self._apart(rng, set().union(*fresh), n) for name, n in self.readers.items()})
 
     def _apart(self, rng: np.random.Generator, fresh: set[int], chunks: int) -> int:
@@ -69,8 +69,10 @@ def reference(case: Case) -> dict[str, list[int]]:
         if len(landing) > WRITE:
             address, enable, words = landing.popleft()
             for i, word in enumerate(words):
-                if enable >> i & 1:
-                    memory[(address + i) % case.depth] = word
+                half = (1 << case.chunk // 2) - 1
+                taken = (enable >> 2 * i & 1) * half | (enable >> 2 * i + 1 & 1) * half << case.chunk // 2
+                at = (address + i) % case.depth
+                memory[at] = word & taken | memory[at] & ~taken
         for name, chunks in case.readers.items():
             at = [(read[name] + i) % case.depth for i in range(chunks)]
             out[name].append(sum(memory[a] << (case.chunk * i) for i, a in enumerate(at)))

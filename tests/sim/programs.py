@@ -28,10 +28,12 @@ class Tensor:
     columns: int
     wide: bool
     whole: bool = True
+    packed: bool = False
     statistics: int | None = None
 
     def fields(self, name: str, row: int = 0) -> dict[str, int]:
-        return {f"{name}_address": self.address + row * self.stride, f"{name}_stride": self.stride}
+        packed = {f"{name}_packed": int(self.packed)} if name in "ao" else {}
+        return {f"{name}_address": self.address + row * self.stride, f"{name}_stride": self.stride} | packed
 
 
 @dataclass
@@ -65,9 +67,12 @@ class Maker:
         unit = max(self.config.word_width // (16 * self.config.lanes), 1)
         return -(-chunks // unit) * unit
 
-    def place(self, rows: int, columns: int, *, wide: bool, gap: bool = False) -> Tensor:
-        stride = -(-columns // self.config.lanes) + gap
-        tensor = Tensor(self.free, stride, rows, columns, wide, not gap)
+    def place(self, rows: int, columns: int, *, wide: bool, gap: bool = False, packs: bool = True) -> Tensor:
+        """`packs`: it may be packed if it has 8 bits."""
+        packed = packs and not wide and self.chance(0.5)
+        pieces = -(-columns // self.config.lanes)
+        stride = (-(-pieces // 2) if packed else pieces) + gap
+        tensor = Tensor(self.free, stride, rows, columns, wide, not gap and not (packed and pieces % 2), packed)
         self.free += self.whole_words(rows * stride)
         if self.free > self.config.scratchpad_chunks:
             raise MemoryError("scratchpad")
@@ -79,7 +84,8 @@ class Maker:
 
         def observe(position: int, command: Command, state: State) -> None:
             if position == len(self.commands) - 1:
-                seen.append(state.read(tensor.address, tensor.stride, np.arange(tensor.rows), tensor.columns))
+                rows = np.arange(tensor.rows)
+                seen.append(state.read(tensor.address, tensor.stride, rows, tensor.columns, int(tensor.packed)))
 
         execute(self.program(tuple(self.commands)), None, self.region, observe)
         return seen[0]
@@ -92,15 +98,16 @@ class Maker:
     def spread(self, tensor: Tensor) -> float:
         return float(np.sqrt(np.mean(self.values(tensor).astype(np.float64) ** 2))) + 1
 
-    def pick(self, rows: int = 1, columns: int = 1) -> Tensor | None:
-        fitting = [t for t in self.tensors if t.rows >= rows and t.columns >= columns]
+    def pick(self, rows: int = 1, columns: int = 1, *, packed: bool = False) -> Tensor | None:
+        """`packed`: it may be."""
+        fitting = [t for t in self.tensors if t.rows >= rows and t.columns >= columns and packed >= t.packed]
         return fitting[self.rng.integers(len(fitting))] if fitting else None
 
     # --- Commands ---
 
     def load(self) -> None:
         wide, columns = self.chance(0.5), self.size()
-        tensor = self.place(self.rows, columns, wide=wide)
+        tensor = self.place(self.rows, columns, wide=wide, packs=False)
         padded = np.zeros((self.rows, tensor.stride * self.config.lanes), np.int16)
         padded[:, :columns] = self.random(wide, (self.rows, columns))
         chunks = self.whole_words(self.rows * tensor.stride)
@@ -216,7 +223,7 @@ class Maker:
 
     def plain(self) -> None:
         """A product with options at random."""
-        a = self.pick()
+        a = self.pick(packed=True)
         assert a is not None
         fields: dict = {}
         if a.statistics is not None and self.chance(0.7):
@@ -230,9 +237,14 @@ class Maker:
         out = self.matmul(a, source, **fields)
         if out is None:
             return
-        added = self.pick(out.rows, out.columns) if self.chance(0.4) else None
+        added = self.pick(out.rows, out.columns) if not source and self.chance(0.4) else None
         if added is not None:
             self.amend(residual=Residual.ADD, **added.fields("r"))
+            apart = not added.address <= a.address < added.address + added.rows * added.stride
+            if apart and self.chance(0.4):  # in its place
+                out, added.statistics = added, None
+                self.amend(o_wide=int(out.wide), **out.fields("o"))
+                self.tensors.remove(out)
         self.gather(out)
         if self.chance(0.3):
             self.amend(row_maximum=1)
@@ -249,14 +261,15 @@ class Maker:
         self.commands[-1] = replace(self.commands[-1], **fields)
 
     def gather(self, out: Tensor) -> None:
-        if self.chance(0.4) and self.free_statistics + out.rows <= self.config.statistics_rows:
+        whole = self.commands[-1].rows == out.rows
+        if whole and self.chance(0.4) and self.free_statistics + out.rows <= self.config.statistics_rows:
             out.statistics = self.free_statistics
             self.amend(statistics=1, o_statistics=out.statistics)
             self.free_statistics += out.rows
 
     def attention(self) -> None:
         """Scores with their maxima, then exponentials times values."""
-        q = self.pick()
+        q = self.pick(packed=True)
         assert q is not None
         scores = self.matmul(q, Stationary.COLUMNS, post=Post.NONE)
         if scores is None:
@@ -286,11 +299,11 @@ class Maker:
                 **logits.fields("a"),
             )
         )  # fmt: skip
-        x, added = self.pick(tokens), self.pick(tokens)
+        x, added = self.pick(tokens, packed=True), self.pick(tokens)
         assert x is not None
         assert added is not None
         hidden, columns = self.size(), added.columns
-        out = self.place(tokens, columns, wide=self.chance(0.7))
+        out = self.place(tokens, columns, wide=self.chance(0.7), packs=False)
         buffers = [self.place(tokens, hidden, wide=self.chance(0.5)) for _ in range(2)]
         if self.chance(0.5):
             chain = {"residual": Residual.CHAIN, **added.fields("r")}

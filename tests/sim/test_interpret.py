@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compiler.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
 from compiler.config import Config
@@ -118,6 +120,37 @@ def test_relu_and_gelu():
     )
     exact = torch.nn.functional.gelu(torch.from_numpy(a[:, 0] / 256)).numpy()
     assert np.abs(out[:, 0] / 4096 - exact).max() < 2.0**-12
+
+
+@given(st.integers(1, 5), st.integers(1, 27), st.integers(1, 21), st.integers(0, 2), st.randoms())
+def test_packed(rows, columns, outputs, gap, random):
+    """Half a chunk holds as many elements as a chunk does of 16 bits; the other half stays as it is."""
+    value = np.array([[random.randint(-128, 127) for _ in range(columns)] for _ in range(rows)])
+    second = np.array([[random.randint(-2, 2) for _ in range(outputs)] for _ in range(columns)])
+    stride, before = -(-columns // (2 * CONFIG.lanes)) + gap, tensor([-1] * CONFIG.lanes) * np.ones((60, 1), np.int64)
+    identity, wide = linear(np.eye(columns, dtype=np.int64)), -(-columns // CONFIG.lanes)
+    bench = Bench().put(0, value).put(60, before)
+    bench.matmul(identity, rows=rows, a_stride=wide, a_wide=1, o_address=60, o_stride=stride, o_wide=0, o_packed=1)
+    fields = {"a_address": 60, "a_stride": stride, "a_packed": 1, "a_wide": 1, "o_stride": -(-outputs // CONFIG.lanes)}
+    seen = []
+    got, _ = bench.matmul(linear(second), rows=rows, **fields).run(
+        rows, outputs, observe=lambda position, command, state: seen.append(state.scratchpad[60:120].copy())
+    )
+    assert np.array_equal(got, value @ second)
+    octets = seen[-1].view(np.int8).reshape(-1)
+    for row in range(rows):
+        begin, end = row * stride * 2 * CONFIG.lanes, (row + 1) * stride * 2 * CONFIG.lanes
+        padded = np.full(end - begin, -1)
+        padded[: -(-columns // CONFIG.lanes) * CONFIG.lanes] = 0
+        padded[:columns] = value[row]
+        assert octets[begin:end].tolist() == padded.tolist()
+
+
+def test_residual_in_place():
+    value, other, identity = tensor([100, -100], [30000, 7]), tensor([3, 4], [-5, -6]), linear(tensor([1, 0], [0, 1]))
+    bench = Bench().put(0, value).put(OUT, other)
+    out, _ = bench.matmul(identity, rows=2, a_wide=1, residual=Residual.ADD, r_address=OUT, r_stride=1).run(2, 2)
+    assert np.array_equal(out, value + other)
 
 
 def test_residual():

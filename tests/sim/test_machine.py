@@ -4,7 +4,7 @@ cocotb runs it behind AXI drivers of another make (bench_machine.py); the sweeps
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +150,19 @@ def test_random_programs(config, temper):
 def test_random_models(config):
     jobs = models(config, range(10, 14))
     with SimulatedDevice(config, stalls=0.1, jitter=20, seed=2) as device:
+        for got, job in zip(native(device, jobs), jobs, strict=True):
+            assert [got] == reference([job])
+
+
+def test_models_in_little_memory():
+    """Attentions head by head, queries in parts: none of these fits a scratchpad of this size otherwise."""
+    config = replace(SQUARE, scratchpad_chunks=128)
+    jobs = []
+    for model in map(Model, (0, 4, 7, 10, 26)):
+        program = model.compiled(config, "w8a8")
+        assert "qkv: head 0" in program.tasks[0].notes
+        jobs += [Job(program, task, model.region(program, task, 3)) for task in range(len(TASKS))]
+    with SimulatedDevice(config, stalls=0.1, jitter=20, seed=7) as device:
         for got, job in zip(native(device, jobs), jobs, strict=True):
             assert [got] == reference([job])
 

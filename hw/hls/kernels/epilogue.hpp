@@ -73,7 +73,7 @@ inline void finish(Machine &m, const Command &c, int group, const Parameters &p,
             y = requantise(c, m.sums[i][n], p, n, target, before(m, c, target, column), clipped);
             highest = y > highest ? y : highest;
         }
-        if (column < padded) element(m, address, column) = y;
+        if (column < padded) write_element(m, address, column, c.o_packed, y);
         total += y;
         squares += y * y;
     }

@@ -31,4 +31,24 @@ inline Element &element(Machine &m, int address, int column) {
     return m.scratchpad[address + column / LANES][column % LANES];
 }
 
+// A packed tensor has two elements in each of these places, the first in the low bits.
+inline Element read_element(Machine &m, int address, int column, bool packed) {
+#pragma HLS INLINE
+    const Element place = element(m, address, packed ? column / 2 : column);
+    const ap_int<ELEMENT_WIDTH / 2> half = column % 2 ? place >> (ELEMENT_WIDTH / 2) : place;
+    return packed ? Element(half) : place;
+}
+
+inline void write_element(Machine &m, int address, int column, bool packed, const Element &value) {
+#pragma HLS INLINE
+    Element &place = element(m, address, packed ? column / 2 : column);
+    constexpr int HALF = ELEMENT_WIDTH / 2;
+    if (!packed)
+        place = value;
+    else if (column % 2)
+        place.range(ELEMENT_WIDTH - 1, HALF) = value;
+    else
+        place.range(HALF - 1, 0) = value;
+}
+
 }  // namespace patchloom

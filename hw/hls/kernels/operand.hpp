@@ -41,7 +41,7 @@ inline Slice stream(Machine &m, const Command &c, const Pass &pass, int i, int a
         const int feature = pass.slice * INPUTS + k;
         Element x = 0;
         if (feature < int(c.depth)) {
-            const Element raw = element(m, address, feature);
+            const Element raw = read_element(m, address, feature, c.a_packed);
             Prepared value = raw;
             if (c.prologue == PROLOGUE_NORMALISE) value = normalise(raw, by);
             if (c.prologue == PROLOGUE_EXP) value = exp2_negative(difference(m.maximum[i], raw, c.exp_shift), wide);
