@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from compiler import fixed
 from compiler.commands import (
-    COMMAND_BITS,
     FIELDS,
     Kind,
     Post,
@@ -23,7 +22,7 @@ from compiler.commands import (
     Space,
     Stationary,
 )
-from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from compiler.config import BIAS_WIDTH, COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import TABLES, Table, operand_limits
 from compiler.program import Program
 from hw.epilogue import FACTOR_WIDTH

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler.commands import Command, Kind
+from compiler.commands import Command, Kind, Space
 from compiler.config import Config
 from compiler.program import command_table
 from sim.hls import HlsError, HlsMachine
@@ -74,6 +74,21 @@ def with_commands(program, commands):
     table = command_table(program.config, [commands, *(task.commands for task in program.tasks[1:])])
     tasks = replace(program.tasks[0], commands=commands), *program.tasks[1:]
     return replace(program, tasks=tasks, image=table + program.image[len(table) :])
+
+
+def test_on_a_scratchpad_full_of_something():
+    """Elements beyond a tensor's columns become zero, whatever was there before."""
+    config = CONFIGS["8 x 8, bus of 64"]
+    noise = np.random.default_rng(0).integers(-(1 << 15), 1 << 15, config.scratchpad_chunks * config.lanes, np.int16)
+    for seed in range(12):
+        program, regions = random_program(config, seed)
+        begin, *others = program.tasks[0].commands
+        fill = Command(
+            kind=Kind.LOAD, rows=config.scratchpad_chunks, dma_space=Space.INPUT, dma_address=regions[0].nbytes,
+            dma_beats=noise.nbytes // config.beat_bytes,
+        )  # fmt: skip
+        region = np.concatenate([regions[0], noise])
+        assert_same(with_commands(program, (begin, fill, *others)), None, region)
 
 
 @pytest.mark.parametrize(
