@@ -14,6 +14,7 @@ commands:
 #pragma HLS LOOP_TRIPCOUNT min=2 max=COMMAND_DEPTH
         const int64_t at = int64_t(task) * COMMAND_DEPTH + i;
         const Command c = read_command(program, at * COMMAND_WORDS);
+        if ((c.kind == KIND_BEGIN) != (i == 0)) return ERRORCODE_BAD_COMMAND;
         switch (int(c.kind)) {
             case KIND_BEGIN:
                 if (c.epsilon != FINGERPRINT) return ERRORCODE_WRONG_CONFIG;
