@@ -1,4 +1,4 @@
-"""Three sizes of the same machine; the small one has as little memory as the reference workload needs."""
+"""Four sizes of the same machine; the small one has as little memory as the reference workload needs."""
 
 from compiler.config import Config
 
@@ -15,6 +15,7 @@ def sized(
     lanes: int,
     bus_width: int,
     fifo_beats: int = 512,
+    word_beats: int = 1,
     elements: int = ELEMENTS,
     command_depth: int = 320,
     packed: bool = False,
@@ -26,6 +27,7 @@ def sized(
         lanes=lanes,
         bus_width=bus_width,
         fifo_beats=fifo_beats,
+        word_beats=word_beats,
         multipliers_packed=packed,
         scratchpad_chunks=-(-elements // lanes // 2) * 2,
         accumulator_width=38,  # 16-bit gates
@@ -40,14 +42,18 @@ def sized(
 CONFIGS = {
     "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, command_depth=384),
     "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128),
-    # A column of 64 weights is one bus beat, an attention head one slice. A buffer of more beats gains nothing.
-    "zcu102": sized(inputs=64, outputs=32, lanes=32, bus_width=512, packed=True),
+    # A column of 64 weights is one bus beat, an attention head one slice. The buffer is filled during attention with
+    # the experts' weights, and tiles are written faster than beats come, so that small experts do not wait.
+    "zcu102": sized(inputs=64, outputs=16, lanes=16, bus_width=512, fifo_beats=8192, word_beats=2, packed=True),
+    # Twice the multipliers: fewest cycles, though more of them wait.
+    "zcu102-wide": sized(inputs=64, outputs=32, lanes=32, bus_width=512, fifo_beats=16384, word_beats=4, packed=True),
 }
 
 # What Yosys maps each to, and what there is of it: the ULX3S has an LFE5U-85F, the ZCU102 an XCZU9EG.
-DEVICES = {"ulx3s": "ecp5-85k", "mid": "xcup", "zcu102": "xcup"}
+DEVICES = {"ulx3s": "ecp5-85k", "mid": "xcup", "zcu102": "xcup", "zcu102-wide": "xcup"}
 BUDGET = {
     "ulx3s": {"dsp": 156, "bram": 208, "lut": 83640},
     "mid": {"dsp": 2520, "bram": 912, "lut": 274080},
     "zcu102": {"dsp": 1754, "bram": 912, "lut": 164448},
+    "zcu102-wide": {"dsp": 1754, "bram": 912, "lut": 164448},
 }

@@ -11,7 +11,7 @@ from compiler.commands import Queue, Residual, RowScale, Stationary
 from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
 from hw.command import CommandLayout, beat_layout
-from hw.pipeline import clip, delay, maximum, popcount, register, shift_round, tree, tree_latency
+from hw.pipeline import clip, delay, maximum, popcount, register, rounded, shifted, tree, tree_latency
 from hw.scratchpad import Scratchpad
 from hw.tables import Gelu, Reciprocal
 
@@ -146,7 +146,7 @@ class Epilogue(wiring.Component):
         # Softmax: exponent after one cycle, mantissa after five. Gate: score after one.
         m.d.comb += reciprocal.value.eq(self.row_total)
         softmax = c.row_scale == RowScale.SOFTMAX
-        self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 2, name="exponent"), 0)
+        self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 1, name="exponent"), 0)
         score = delay(m, entry.score, 9, name="score")
         mantissa = delay(m, reciprocal.mantissa, 5, name="mantissa")
         self.factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
@@ -164,16 +164,16 @@ class Epilogue(wiring.Component):
             m.submodules[f"post_{j}"] = post = Gelu()
             # Cycles 6 to 10: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
-            # Cycles 11 and 12: row factor. Cycle 13: shift.
+            # Cycles 11 and 12: row factor. Cycle 13: shift; whether to round up is known with the residual.
             product = delay(
                 m, register(m, post.value * self.factor.as_unsigned(), name=f"scaled_{j}"), 1, name=f"scaled_{j}"
             )
-            shifted = register(
-                m, shift_round(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 2].as_signed(), name=f"shifted_{j}"
+            halves = register(
+                m, shifted(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 3].as_signed(), name=f"halves_{j}"
             )
             # Cycle 14: residual.
             residual = Mux(self.absent, 0, self.residual.word_select(j, ELEMENT_WIDTH)).as_signed()
-            total = register(m, shifted + residual, name=f"total_{j}")
+            total = register(m, rounded(halves) + residual, name=f"total_{j}")
             # Cycle 15: limit, mask.
             narrow, narrowed = clip(total, -128, 127)
             wide, widened = clip(total, -(1 << 15), (1 << 15) - 1)
@@ -222,12 +222,12 @@ class Epilogue(wiring.Component):
         multiplier = register(m, Mux(stored, self.multiplier.word_select(j, 16), c.multiplier), name=f"multiplier_{j}")
         # Cycles 2 and 3: multiply.
         product = delay(m, register(m, total * multiplier, name=f"product_{j}"), 1, name=f"product_{j}")
-        shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 3, name=f"shift_{j}")
-        # Cycle 4: shift, the row's exponent included. Cycle 5: saturate.
+        shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 2, name=f"shift_{j}")
+        # Cycle 4: shift, the row's exponent included. Cycle 5: round, saturate.
         whole = shift + self.exponent
-        shifted = register(m, shift_round(product, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:6]), name=f"rounded_{j}")
+        amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:6], name=f"amount_{j}")
         low = -(1 << (EPILOGUE_WIDTH - 1))
-        word, clipped = clip(shifted, low, -low - 1)
+        word, clipped = clip(rounded(register(m, shifted(product, amount), name=f"halves_{j}")), low, -low - 1)
         return register(m, word, name=f"word_{j}"), register(m, clipped, name=f"clipped_{j}")
 
     def _maxima(self, m: Module) -> None:

@@ -12,7 +12,7 @@ from compiler.commands import Prologue
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import MEAN_GUARD, SUM_WIDTH, operand_limits
 from hw.command import CommandLayout, beat_layout
-from hw.pipeline import add, clip, delay, popcount, register, shift_round, tree, tree_latency
+from hw.pipeline import add, clip, delay, popcount, register, rounded, shifted, tree, tree_latency
 from hw.statistics import MEAN_WIDTH
 from hw.tables import DIFFERENCE_WIDTH, Exp2
 
@@ -104,13 +104,13 @@ class Operand(wiring.Component):
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
-        # Cycle 1: subtract the mean. Cycles 2 and 3: multiply. Cycle 5: shift.
+        # Cycle 1: subtract the mean. Cycles 2 and 3: multiply. Cycle 5: shift. Cycle 6: round, limit.
         centred = register(m, (x << MEAN_GUARD) - mean, name=f"centred_{lane}")
         product = register(m, centred * scale, name=f"product_{lane}")
         product = delay(m, product, 2, name=f"product_{lane}")
-        shifted, _ = clip(shift_round(product, shift), -(1 << 17), (1 << 17) - 1)
-        shifted = register(m, shifted, name=f"shifted_{lane}")
-        return delay(m, shifted, 1, name=f"shifted_{lane}")
+        halves = register(m, shifted(product, shift), name=f"halves_{lane}")
+        limited, _ = clip(rounded(halves), -(1 << 17), (1 << 17) - 1)
+        return register(m, limited, name=f"normal_{lane}")
 
     def _digit(self, value: Signal, digit: Signal) -> Signal:
         """Low or high signed byte on an 8-bit array; the value itself on a 16-bit one."""

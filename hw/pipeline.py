@@ -23,9 +23,19 @@ def register(m: Module, value: Value, *, name: str) -> Signal:
 
 def shift_round(value: Value, shift: Value | int) -> Value:
     """Add half, shift right arithmetically (`compiler.fixed.shift_round`); `shift` may be 0."""
+    return rounded(shifted(value, shift))
+
+
+def shifted(value: Value, shift: Value | int) -> Value:
+    """The first half of `shift_round`, for a register in between: one bit more than is wanted."""
     doubled = Cat(Const(0, 1), value)
     doubled = doubled.as_signed() if value.shape().signed else doubled
-    return ((doubled >> shift) + 1) >> 1
+    return doubled >> shift
+
+
+def rounded(value: Value) -> Value:
+    """The second half of `shift_round`."""
+    return (value + 1) >> 1
 
 
 def clip(value: Value, low: int, high: int) -> tuple[Value, Value]:

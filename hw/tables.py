@@ -80,10 +80,11 @@ class Exp2(wiring.Component):
         whole = register(m, Mux(above > 31, 31, above[:5]), name="whole")
         m.d.comb += [table.index.eq(code[6:]), table.fraction.eq(code[:6])]
         # Cycles 2 to 4: interpolate.
-        whole = delay(m, whole, Interpolator.LATENCY, name="whole")
+        whole = delay(m, whole, Interpolator.LATENCY - 1, name="whole")
+        wide = delay(m, self.wide, Interpolator.LATENCY, name="wide")
+        amount = register(m, whole + EXP2_GUARD + Mux(wide, 0, 8), name="amount")
         # Cycle 5: shift by exponent and format, rounding once.
-        wide = delay(m, self.wide, 1 + Interpolator.LATENCY, name="wide")
-        m.d.sync += self.value.eq(shift_round(table.value, whole + EXP2_GUARD + Mux(wide, 0, 8)))
+        m.d.sync += self.value.eq(shift_round(table.value, amount))
         return m
 
 
