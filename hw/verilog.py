@@ -106,8 +106,8 @@ def _loop_over_memories(verilog: str, shortest: int = 64) -> str:
 def emit_cached(
     make: Callable[[], wiring.Component], *key: str, name: str = "top", sources: tuple[Path, ...] = ()
 ) -> str:
-    """Verilog of `make()`, which is called only if `key`, `sources`, or any source that hw/ is made of has changed."""
-    texts = [file.read_bytes() for file in _with_imports({*(ROOT / "hw").rglob("*.py"), *sources})]
+    """Verilog of `make()`, which is called only if `key`, `sources`, or any source of the RTL has changed."""
+    texts = [file.read_bytes() for file in _with_imports({*(ROOT / "hw").glob("*.py"), *sources})]
     return cached_text(digest(WRITER, *PASSES, name, *key, *texts), lambda: emit(make(), name))
 
 

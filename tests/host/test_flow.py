@@ -40,6 +40,12 @@ def test_one_sample_is_a_batch_without_its_dimension(program, samples):
     np.testing.assert_array_equal(one.outputs["main"], batch.outputs["main"][0])
 
 
+def test_hls_kernels_agree_with_the_interpreter(program, samples):
+    expected, result = patchloom.run(program, samples), patchloom.run(program, samples, engine="hls")
+    np.testing.assert_array_equal(result.raw["main"], expected.raw["main"])
+    assert (result.saturations, result.clipped, result.cycles) == (expected.saturations, expected.clipped, None)
+
+
 @pytest.mark.parametrize(
     "give", [torch.from_numpy, lambda x: (x,), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"]
 )
@@ -90,7 +96,7 @@ def test_bad_inputs(program, samples):
 def test_unknown_task_and_engine(program, samples):
     assert message(InputError, patchloom.run, program, samples, task="depth") == "task must be one of main, not 'depth'"
     text = message(InputError, patchloom.run, program, samples, engine="gpu")
-    assert text == "engine must be one of interpreter, rtl, not 'gpu'"
+    assert text == "engine must be one of interpreter, hls, rtl, not 'gpu'"
 
 
 # --- Compiling ---
