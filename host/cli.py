@@ -1,4 +1,4 @@
-"""The command line: compile, run, inspect."""
+"""The command line: compile, run, inspect, hls."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -22,12 +23,14 @@ from host.arrays import InputError, read_arrays
 from host.design import DesignError, compile_design, load_design
 from host.progress import error_console as err
 from host.progress import progress_bar
+from hw.hls.emit import ProjectError
+from sim.hls import HlsError, write_project
 from sim.toolchain import ToolchainError
 
 # What a user can put right. Anything else is our fault.
 EXPECTED = (
-    CaptureError, ConfigError, DesignError, FitError, InputError, OSError, ProgramError, QuantiseError, ScheduleError,
-    ToolchainError,
+    CaptureError, ConfigError, DesignError, FitError, HlsError, InputError, OSError, ProgramError, ProjectError,
+    QuantiseError, ScheduleError, ToolchainError,
 )  # fmt: skip
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -61,7 +64,8 @@ def run(
     output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
     task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
     engine: Annotated[
-        flow.Engine, typer.Option(help="The reference interpreter, or the RTL in simulation.")
+        flow.Engine,
+        typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
     ] = "interpreter",
 ) -> None:
     """Run a Program on inputs from a file."""
@@ -107,6 +111,36 @@ def report(result: flow.Result, output: Path) -> None:
     if result.cycles:
         out.print(f"cycles a frame: {', '.join(map(str, sorted(set(result.cycles))))}")
     out.print(f"saturations: {result.saturations}; inputs out of range: {result.clipped}; written to {output}")
+
+
+@app.command()
+def hls(
+    program: Directory,
+    output: Annotated[Path, typer.Argument(help="Directory of the project; it must be empty, or not exist.")],
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="Inputs of the test bench by name: .npz, .safetensors, .npy.")
+    ] = None,
+) -> None:
+    """Write a Program's machine as a project for Vitis HLS, with a test bench.
+
+    The test bench runs every task on the first sample of --input, or on random numbers, and compares with the
+    reference interpreter.
+    """
+    loaded = load(program)
+    frames = {task.name: golden_input(task, input_) for task in loaded.tasks}
+    write_project(loaded, frames, output)
+    out.print(f"{output}: `vitis_hls -f vitis_hls.tcl` builds it, `make` simulates it with g++")
+
+
+def golden_input(task: Task, path: Path | None) -> NDArray[np.int16]:
+    """The input region of a test bench's frame."""
+    if path is None:
+        noise = np.random.default_rng(0)
+        inputs = {port.name: noise.normal(size=port.shape) for port in task.inputs}
+    else:
+        inputs = inputs_for(task, path)
+    frames, _ = flow.input_frames(task, inputs)
+    return flow.input_region(task, frames[0])[0]
 
 
 @app.command()

@@ -18,9 +18,10 @@ from compiler.schedule import schedule
 from host.arrays import InputError, as_floats, by_name
 from host.progress import Tell
 from sim.device import SimulatedDevice
+from sim.hls import HlsMachine
 from sim.interpret import Observer, execute
 
-Engine = Literal["interpreter", "rtl"]
+Engine = Literal["interpreter", "hls", "rtl"]
 Samples = dict[str, NDArray[np.floating[Any]]]
 # Input region -> output region, cycles, saturations.
 Frame = Callable[[NDArray[np.int16]], tuple[NDArray[np.int16], int | None, int]]
@@ -84,7 +85,7 @@ class Result:
 
     outputs: Samples
     raw: dict[str, NDArray[np.int16]] = field(repr=False)  # outputs as the machine's integers
-    cycles: tuple[int, ...] | None  # per frame; None from the interpreter
+    cycles: tuple[int, ...] | None  # per frame; only the RTL counts them
     saturations: int  # values that did not fit their format, over all frames
     clipped: int  # input values that did not fit theirs
 
@@ -133,6 +134,14 @@ def _engine(
 
     if engine == "interpreter":
         yield interpret
+    elif engine == "hls":
+        machine = HlsMachine(program)
+
+        def run_native(region: NDArray[np.int16]) -> tuple[NDArray[np.int16], None, int]:
+            output, saturations = machine.run(region, task.name)
+            return output, None, saturations
+
+        yield run_native
     elif engine == "rtl":
         with SimulatedDevice(program.config, **simulation) as device:
             yield lambda region: device.run(program, region, task.name)

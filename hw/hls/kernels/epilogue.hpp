@@ -1,0 +1,89 @@
+// What leaves the array: bias, requantise, GELU, row scale, residual; statistics and maxima as rows are written.
+#pragma once
+
+#include "array.hpp"
+#include "gelu.hpp"
+#include "machine.hpp"
+
+namespace patchloom {
+
+// A row on its way out.
+struct Target {
+    int row;  // of the output
+    Factor factor;
+    int extra;     // shift, beyond the channel's
+    bool chained;  // the output itself is the residual: not the token's first expert
+};
+
+inline Target target_of(const Machine &m, const Command &c, int i) {
+#pragma HLS INLINE
+    const Entry entry = m.queue[c.expert][i];
+    Target target = {i, Factor(ROW_ONE), 0, false};
+    if (c.queue == QUEUE_SCATTER) target.row = entry.token;
+    if (c.row_scale == ROWSCALE_GATE) target.factor = entry.score;
+    if (c.row_scale == ROWSCALE_SOFTMAX) {
+        const Scaled inverse = reciprocal(m.row_sum[i]);
+        target.factor = inverse.mantissa;
+        target.extra = inverse.exponent;
+    }
+    target.chained = (c.residual == RESIDUAL_CHAIN || c.residual == RESIDUAL_CHAIN_ZERO) && !entry.first;
+    return target;
+}
+
+inline Element before(Machine &m, const Command &c, const Target &target, int column) {
+#pragma HLS INLINE
+    if (target.chained) return element(m, c.o_address + target.row * c.o_stride, column);
+    if (c.residual == RESIDUAL_NONE || c.residual == RESIDUAL_CHAIN_ZERO) return 0;
+    return element(m, c.r_address + target.row * c.r_stride, column);
+}
+
+inline Element requantise(
+    const Command &c, const Sum &sum, const Parameters &p, int n, const Target &target, const Element &residual,
+    int &clipped) {
+#pragma HLS INLINE
+    const bool own = c.b_source == STATIONARY_MEMORY;
+    const ap_uint<MULTIPLIER_WIDTH> multiplier = own ? p.multiplier[n] : c.multiplier;
+    const int shift = (own ? int(p.shift[n]) : int(c.shift)) + target.extra;
+    const ap_int<BIAS_WIDTH + 1> biased = sum + (own ? p.bias[n] : ap_int<BIAS_WIDTH>(0));
+    const ap_int<BIAS_WIDTH + MULTIPLIER_WIDTH + 2> product = biased * multiplier;
+    constexpr int HIGH = (1 << (EPILOGUE_WIDTH - 1)) - 1;
+    const EpilogueWord word = limit(shift_round(product, shift < MAX_SHIFT ? shift : MAX_SHIFT), -HIGH - 1, HIGH, clipped);
+    const ap_int<EPILOGUE_WIDTH + Factor::width + 1> scaled = activate(word, c.post) * target.factor;
+    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(scaled, ROW_FRACTION + c.post_shift) + residual;
+    const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;
+    return limit(y, -high - 1, high, clipped);
+}
+
+// OUTPUTS channels of a row. Lanes of the last chunk beyond the tensor's columns become zero.
+inline void finish(Machine &m, const Command &c, int group, const Parameters &p, int i) {
+#pragma HLS INLINE
+    const Target target = target_of(m, c, i);
+    const int address = c.o_address + target.row * c.o_stride;
+    const int columns = c.columns, padded = (columns + LANES - 1) / LANES * LANES;
+    int clipped = 0;
+    Total total = 0;
+    Squares squares = 0;
+    Element highest = group == 0 ? Element(-(1 << (ELEMENT_WIDTH - 1))) : m.running_maximum[i];
+    for (int n = 0; n < OUTPUTS; ++n) {
+#pragma HLS UNROLL
+        const int column = group * OUTPUTS + n;
+        Element y = 0;
+        if (column < columns) {
+            y = requantise(c, m.sums[i][n], p, n, target, before(m, c, target, column), clipped);
+            highest = y > highest ? y : highest;
+        }
+        if (column < padded) element(m, address, column) = y;
+        total += y;
+        squares += y * y;
+    }
+    m.saturations += clipped;
+    if (c.statistics) {
+        const int at = c.o_statistics + target.row;
+        m.total[at] = (group == 0 ? Total(0) : m.total[at]) + total;
+        m.squares[at] = (group == 0 ? Squares(0) : m.squares[at]) + squares;
+    }
+    m.running_maximum[i] = highest;
+    if (c.row_maximum && (group + 1) * OUTPUTS >= columns) m.maximum[i] = highest;
+}
+
+}  // namespace patchloom

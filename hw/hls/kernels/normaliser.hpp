@@ -1,0 +1,40 @@
+// Layer normalisation of a token on its way into the array, from the row's exact integer sums.
+#pragma once
+
+#include "machine.hpp"
+#include "fixed.hpp"
+
+namespace patchloom {
+
+// (x - mean) * scale >> shift
+struct Normaliser {
+    Mean mean;
+    ap_uint<18> scale;
+    int shift;
+};
+
+inline Normaliser normaliser_of(const Machine &m, const Command &c, int row) {
+#pragma HLS INLINE
+    const Total total = m.total[c.a_statistics + row];
+    const Squares squares = m.squares[c.a_statistics + row];
+    const ap_int<Total::width + MULTIPLIER_WIDTH + 1> product = total * c.mean_multiplier;
+    const ap_int<2 * Total::width> squared = total * total;
+    const ap_uint<VARIANCE_WIDTH> variance = c.depth * squares - squared + c.epsilon;
+    const Scaled root = rsqrt(variance);
+    const ap_int<36> scale = root.mantissa * c.norm_scale;
+    const int shift = c.norm_shift + root.exponent;
+    return {
+        shift_round(product, c.mean_shift),
+        shift_round(scale, ROW_FRACTION),
+        shift < 0 ? 0 : shift > MAX_SHIFT ? MAX_SHIFT : shift,
+    };
+}
+
+inline Prepared normalise(const Element &x, const Normaliser &by) {
+#pragma HLS INLINE
+    const ap_int<Mean::width + 1> difference = (ap_int<Mean::width>(x) << MEAN_GUARD) - by.mean;
+    const Prepared product = difference * by.scale;
+    return shift_round(product, by.shift);
+}
+
+}  // namespace patchloom
