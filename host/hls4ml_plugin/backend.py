@@ -15,8 +15,9 @@ from hls4ml.model.layers import Input, Layer, Transpose, register_layer
 from hls4ml.model.optimizer import OptimizerPass
 from hls4ml.writer.vitis_writer import VitisWriter
 
+from host.arrays import InputError
 from host.hls4ml_plugin.check import check
-from host.hls4ml_plugin.emit import attach, fixed, header
+from host.hls4ml_plugin.emit import fixed, header, write_kernels
 from host.hls4ml_plugin.leaf import Leaf
 
 NAME = "Patchloom"
@@ -46,13 +47,18 @@ def parse(
     return description, [shapes[0][0], *leaf.output.shape]
 
 
-class FitInput(OptimizerPass):
-    """A model's input that only a leaf reads arrives in the leaf's format; in a finer one it would be rounded twice."""
+class FitLeaf(OptimizerPass):
+    """What a leaf asks of the model around it.
+
+    An input that only the leaf reads arrives in the leaf's format; in a finer one it would be rounded twice.
+    Layers follow each other as tasks: in a pipeline of cycles all loops of the kernels would be unrolled.
+    """
 
     def match(self, node: Layer) -> bool:
         return isinstance(node, PatchloomLayer)
 
     def transform(self, model: Any, node: Layer) -> bool:
+        model.config.pipeline_style = "dataflow"
         chain = [node.get_input_node()]
         while isinstance(chain[-1], Transpose):
             chain.append(chain[-1].get_input_node())
@@ -76,7 +82,7 @@ class CallTemplate(FunctionCallTemplate):
         super().__init__(PatchloomLayer)
 
     def transform(self, model: Any, node: Layer) -> bool:
-        self.include_header = [f"nnet_utils/{WRAPPER.name}", f"{node.name}_patchloom.h"]
+        self.include_header = [f"{node.name}_patchloom.h"]
         changed: bool = super().transform(model, node)
         return changed
 
@@ -92,16 +98,28 @@ class PatchloomWriter(VitisWriter):
         model.config.trace_output = True
         for layer in model.get_layers():
             layer.set_attr("trace", True)
-        firmware = Path(model.config.get_output_dir()) / "firmware"
-        firmware.mkdir(parents=True, exist_ok=True)
-        for name, layer in _leaves(model).items():
-            text = header(layer.get_attr("leaf"), name, channels_last=layer.get_attr("data_format") == "channels_last")
-            (firmware / f"{name}_patchloom.h").write_text(text)
         super().write_hls(model)
 
+    def write_project_dir(self, model: Any) -> None:
+        super().write_project_dir(model)
+        firmware = Path(model.config.get_output_dir()) / "firmware"
+        leaves = {layer.name: layer for layer in model.get_layers() if isinstance(layer, PatchloomLayer)}
+        configs = {layer.get_attr("leaf").program.config for layer in leaves.values()}
+        if len(configs) > 1:
+            raise InputError(
+                f"the leaves of one model must have the same Config, not {len(configs)}; wrap takes `config`"
+            )
+        for config in configs:
+            write_kernels(config, firmware / "patchloom")
+        for name, layer in leaves.items():
+            text = header(layer.get_attr("leaf"), name, channels_last=layer.get_attr("data_format") == "channels_last")
+            (firmware / f"{name}_patchloom.h").write_text(text)
 
-def _leaves(model: Any) -> dict[str, Layer]:
-    return {layer.name: layer for layer in model.get_layers() if isinstance(layer, PatchloomLayer)}
+    def write_build_prj_override(self, model: Any) -> None:
+        """The kernels are C++17, which is more than hls4ml asks of Vitis."""
+        super().write_build_prj_override(model)
+        script = Path(model.config.get_output_dir()) / "build_prj.tcl"
+        script.write_text(script.read_text().replace("-std=c++0x", "-std=c++17"))
 
 
 class PatchloomBackend(VitisBackend):
@@ -112,13 +130,13 @@ class PatchloomBackend(VitisBackend):
         self._register_layer_attributes()
         self.register_template(ConfigTemplate)
         self.register_template(CallTemplate)
-        self.register_pass("fit_input", FitInput)
+        self.register_pass("fit_leaf", FitLeaf)
         self.register_source(WRAPPER)
         self._register_flows()
 
     def _register_flows(self) -> None:
         """Vitis's flows; leaves give their formats before types are inferred, and have templates."""
-        fit = register_flow("fit", ["patchloom:fit_input"], requires=["vivado:init_layers"], backend=self.name)
+        fit = register_flow("fit", ["patchloom:fit_leaf"], requires=["vivado:init_layers"], backend=self.name)
         templates = register_flow(
             "apply_templates", self._get_layer_templates, requires=["vivado:init_layers"], backend=self.name
         )
@@ -132,9 +150,7 @@ class PatchloomBackend(VitisBackend):
     def compile(self, model: Any) -> str:
         """Build hls4ml's library and compare it with torch. Raises `MismatchError`; returns the library's path."""
         path: str = super().compile(model)
-        library = ctypes.CDLL(path)
-        model.patchloom_functions = attach(library, {n: layer.get_attr("leaf") for n, layer in _leaves(model).items()})
-        check(model, library)
+        check(model, ctypes.CDLL(path))
         return path
 
 

@@ -1,65 +1,76 @@
-"""The C++ of one leaf, beside hls4ml's own: index tables, formats and how the Program is run."""
+"""The C++ of leaves, beside hls4ml's own: the kernels once, and per leaf its Program, index tables and formats."""
 
-import ctypes
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.config import Config
 from compiler.program import Port
 from host.hls4ml_plugin.leaf import Leaf
-from sim.interpret import execute
+from hw.hls import emit
 
-HEADER = """// Written by Patchloom.
+HEADER = """\
+// Generated: a Program, and how it reads and writes hls4ml's arrays.
 #ifndef {guard}
 #define {guard}
 
-#include "ap_fixed.h"
+#include "nnet_utils/nnet_patchloom.h"
 
+static const patchloom::Word {name}_program[] = {{
+{program}
+}};
 static const int {name}_input_index[] = {{{input_index}}};
 static const int {name}_output_index[] = {{{output_index}}};
-extern "C" void (*{name}_run)(const short *input, short *output) = nullptr;
 
 struct {name}_patchloom {{
     typedef {input_t} input_t;
     typedef {output_t} output_t;
     static const int n_in = {n_in};
     static const int n_out = {n_out};
-    static const int input_elements = {input_elements};
-    static const int output_elements = {output_elements};
+    static const int input_words = {input_words};
+    static const int output_words = {output_words};
+    static const patchloom::Word *program() {{ return {name}_program; }}
     static int input_index(int i) {{ return {name}_input_index[i]; }}
     static int output_index(int i) {{ return {name}_output_index[i]; }}
-    static void run(const short *input, short *output) {{ {name}_run(input, output); }}
 }};
 
 #endif
 """
-RUN = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_int16), ctypes.POINTER(ctypes.c_int16))
+
+
+def write_kernels(config: Config, directory: Path) -> None:
+    """The machine's sources, for a Config."""
+    directory.mkdir(parents=True, exist_ok=True)
+    kernels = {name: text for name, text in emit.sources().items() if name.endswith(".hpp") and name != "top.hpp"}
+    for name, text in (kernels | {"facts.hpp": emit.facts(config)}).items():
+        (directory / name).write_text(text)
 
 
 def header(leaf: Leaf, name: str, *, channels_last: bool) -> str:
-    """The header that hls4ml's parameters.h includes for the layer `name`.
+    """What hls4ml's parameters.h includes for the layer `name`.
 
     hls4ml's arrays of this layer have the channels last where it has converted the model so.
     """
-    task = leaf.program.tasks[0]
+    task, beat = leaf.program.tasks[0], leaf.program.config.beat_bytes
+    words = -(-task.input_bytes // beat), -(-task.output_bytes // beat)
     places = np.append(_places(leaf.input, channels_last), -1)  # index -1 stays -1
-    taken = np.empty(leaf.output.index.size, np.int64)
-    taken[_places(leaf.output, channels_last)] = leaf.output.index.reshape(-1)
-    region = np.full(task.input_bytes // 2, -1, np.int64)
+    region = np.full(words[0] * beat // 2, -1, np.int64)
     region[leaf.input.offset // 2 :][: leaf.input.elements] = places[leaf.input.index]
+    taken = np.empty(leaf.output.index.size, np.int64)
+    taken[_places(leaf.output, channels_last)] = leaf.output.index.reshape(-1) + leaf.output.offset // 2
     return HEADER.format(
         guard=f"{name.upper()}_PATCHLOOM_H_",
         name=name,
+        program=",\n".join(_words(leaf.program.image, beat)),
         input_index=", ".join(map(str, region)),
-        output_index=", ".join(map(str, taken + leaf.output.offset // 2)),
+        output_index=", ".join(map(str, taken)),
         input_t=fixed(leaf.input),
         output_t=fixed(leaf.output),
         n_in=places.size - 1,
         n_out=taken.size,
-        input_elements=region.size,
-        output_elements=task.output_bytes // 2,
+        input_words=words[0],
+        output_words=words[1],
     )
 
 
@@ -78,22 +89,7 @@ def _places(port: Port, channels_last: bool) -> NDArray[np.int64]:
     return places
 
 
-def attach(library: ctypes.CDLL, leaves: Mapping[str, Leaf]) -> list[Any]:
-    """Let the library's leaves run on the reference interpreter; the caller keeps what is returned."""
-    functions = []
-    for name, leaf in leaves.items():
-        function = RUN(_interpreted(leaf))
-        ctypes.c_void_p.in_dll(library, f"{name}_run").value = ctypes.cast(function, ctypes.c_void_p).value
-        functions.append(function)
-    return functions
-
-
-def _interpreted(leaf: Leaf) -> Any:
-    task = leaf.program.tasks[0]
-
-    def run(source: Any, sink: Any) -> None:
-        region = np.ctypeslib.as_array(source, (task.input_bytes // 2,))
-        output, _ = execute(leaf.program, task.name, region)
-        np.ctypeslib.as_array(sink, (task.output_bytes // 2,))[:] = output
-
-    return run
+def _words(image: bytes, beat: int) -> list[str]:
+    """Bus words as C++ literals; those wider than any integer are strings."""
+    words = [int.from_bytes(image[at : at + beat], "little") for at in range(0, len(image), beat)]
+    return [f"{word:#x}ULL" if beat <= 8 else f'patchloom::Word("{word:x}", 16)' for word in words]
