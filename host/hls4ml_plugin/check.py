@@ -19,6 +19,7 @@ from compiler.quantise import Precision
 from host.hls4ml_plugin.leaf import Leaf
 
 MARGIN = 3
+TABLE_BITS = 14  # the machine's function tables err by up to 4e-5: no activation is better than this
 Outputs = dict[str, NDArray[np.floating[Any]]]
 
 
@@ -128,6 +129,7 @@ def coarse_leaf(leaf: Leaf) -> nn.Module:
     Steps are chosen as simply as can be: per row of a matrix, and for activations a power of two per tensor.
     """
     precision, module = Precision.parse(leaf.precision), copy.deepcopy(leaf.module)
+    bits = min(precision.activations, TABLE_BITS)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
@@ -136,7 +138,7 @@ def coarse_leaf(leaf: Leaf) -> nn.Module:
                 parameter.copy_((flat / step.clamp(min=1e-30)).round().mul(step).reshape(parameter.shape))
 
     def rounded(x: Tensor) -> Tensor:
-        step = 2.0 ** (torch.ceil(torch.log2(x.abs().amax().clamp(min=1e-30))) - (precision.activations - 1))
+        step = 2.0 ** (torch.ceil(torch.log2(x.abs().amax().clamp(min=1e-30))) - (bits - 1))
         return (x / step).round() * step
 
     module.register_forward_pre_hook(lambda _, arguments: tuple(map(rounded, arguments)))
