@@ -20,7 +20,7 @@ from host.hls4ml_plugin.leaf import Leaf
 
 MARGIN = 3
 TABLE_BITS = 14  # the machine's function tables err by up to 4e-5: no activation is better than this
-Outputs = dict[str, NDArray[np.floating[Any]]]
+Outputs = dict[str, NDArray[np.float64]]
 
 
 class MismatchError(RuntimeError):
@@ -38,18 +38,27 @@ def check(model: Any, library: ctypes.CDLL) -> None:
         return
     samples = leaves[0].calibration
     exact, rounded = torch_outputs(module, samples, model), torch_outputs(coarse(module, model), samples, model)
-    for name, actual in library_outputs(model, library, samples.double().numpy()).items():
+    for name, actual in library_outputs(model, library, _as_given(samples, model)).items():
         if name in exact:
             bound = MARGIN * rms(rounded[name] - exact[name]) + _step(model.graph[name].get_attr("result_t"))
-            value = rms(actual.reshape(exact[name].shape) - exact[name])
-            if not value <= bound:
-                raise MismatchError(
-                    f"layer '{name}' must differ from torch by at most {bound:.3g}, which its quantisation explains, "
-                    f"not {value:.3g} (root mean square over {len(samples)} calibration inputs)"
-                )
+            _compare(name, actual, exact[name].reshape(len(samples), -1), bound)
 
 
-def rms(x: NDArray[np.floating[Any]]) -> float:
+def _compare(name: str, actual: NDArray[np.float64], exact: NDArray[np.float64], bound: float) -> None:
+    if actual.shape != exact.shape:
+        raise MismatchError(
+            f"layer '{name}' must return {exact.shape[1]} values, as in torch, not {actual.shape[1]}: hls4ml has "
+            "dropped an operation between this layer and the one before"
+        )
+    value = rms(actual - exact)
+    if not value <= bound:
+        raise MismatchError(
+            f"layer '{name}' must differ from torch by at most {bound:.3g}, which its quantisation explains, not "
+            f"{value:.3g} (root mean square over {len(exact)} calibration inputs)"
+        )
+
+
+def rms(x: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.square(x).mean()))
 
 
@@ -78,9 +87,16 @@ def _parts(module: nn.Module, model: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in named.items() if name in model.graph}
 
 
-def _as_hls4ml(output: Tensor, layer: Any) -> NDArray[np.floating[Any]]:
-    array: NDArray[np.floating[Any]] = output.double().numpy()
+def _as_hls4ml(output: Tensor, layer: Any) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = output.double().numpy()
     return np.moveaxis(array, 1, -1) if layer.get_attr("data_format") == "channels_last" else array
+
+
+def _as_given(samples: Tensor, model: Any) -> NDArray[np.float64]:
+    """The model's inputs as its library takes them: conversion "internal" leaves it to the user to move channels."""
+    array: NDArray[np.float64] = samples.double().numpy()
+    moved = model.config.config["HLSConfig"]["Model"].get("ChannelsLastConversion") == "internal"
+    return np.moveaxis(array, 1, -1) if moved else array
 
 
 class _Traced(ctypes.Structure):

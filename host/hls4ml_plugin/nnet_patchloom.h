@@ -3,6 +3,7 @@
 
 #include "../patchloom/frame.hpp"
 #include "ap_fixed.h"
+#include "hls_stream.h"
 #include <cassert>
 
 namespace nnet {
@@ -37,6 +38,32 @@ Unpack:
         typename CONFIG_T::output_t value;
         value.range() = raw.range(CONFIG_T::output_t::width - 1, 0);
         res[i] = value;
+    }
+}
+
+// The same between streams of nnet::array.
+template <class data_T, class res_T, typename CONFIG_T>
+void patchloom(hls::stream<data_T> &data_stream, hls::stream<res_T> &res_stream) {
+    typename data_T::value_type data[CONFIG_T::n_in];
+    typename res_T::value_type res[CONFIG_T::n_out];
+
+Read:
+    for (int i = 0; i < CONFIG_T::n_in; i += data_T::size) {
+        #pragma HLS PIPELINE
+        const data_T pack = data_stream.read();
+        for (int j = 0; j < data_T::size; j++)
+            data[i + j] = pack[j];
+    }
+
+    patchloom<typename data_T::value_type, typename res_T::value_type, CONFIG_T>(data, res);
+
+Write:
+    for (int i = 0; i < CONFIG_T::n_out; i += res_T::size) {
+        #pragma HLS PIPELINE
+        res_T pack;
+        for (int j = 0; j < res_T::size; j++)
+            pack[j] = res[i + j];
+        res_stream.write(pack);
     }
 }
 
