@@ -32,9 +32,9 @@ inline Target target_of(const Machine &m, const Command &c, int i) {
 
 inline Element before(Machine &m, const Command &c, const Target &target, int column) {
 #pragma HLS INLINE
-    if (target.chained) return element(m, c.o_address + target.row * c.o_stride, column);
+    if (target.chained) return element(m, int(c.o_address) + target.row * int(c.o_stride), column);
     if (c.residual == RESIDUAL_NONE || c.residual == RESIDUAL_CHAIN_ZERO) return 0;
-    return element(m, c.r_address + target.row * c.r_stride, column);
+    return element(m, int(c.r_address) + target.row * int(c.r_stride), column);
 }
 
 inline Element requantise(
@@ -45,11 +45,11 @@ inline Element requantise(
     const ap_uint<MULTIPLIER_WIDTH> multiplier = own ? p.multiplier[n] : c.multiplier;
     const int shift = (own ? int(p.shift[n]) : int(c.shift)) + target.extra;
     const ap_int<BIAS_WIDTH + 1> biased = sum + (own ? p.bias[n] : ap_int<BIAS_WIDTH>(0));
-    const ap_int<BIAS_WIDTH + MULTIPLIER_WIDTH + 2> product = biased * multiplier;
+    const auto scaled = product<BIAS_WIDTH + MULTIPLIER_WIDTH + 2>(biased, multiplier);
     constexpr int HIGH = (1 << (EPILOGUE_WIDTH - 1)) - 1;
-    const EpilogueWord word = limit(shift_round(product, shift < MAX_SHIFT ? shift : MAX_SHIFT), -HIGH - 1, HIGH, clipped);
-    const ap_int<EPILOGUE_WIDTH + Factor::width + 1> scaled = activate(word, c.post) * target.factor;
-    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(scaled, ROW_FRACTION + c.post_shift) + residual;
+    const EpilogueWord word = limit(shift_round(scaled, shift < MAX_SHIFT ? shift : MAX_SHIFT), -HIGH - 1, HIGH, clipped);
+    const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activate(word, c.post), target.factor);
+    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + residual;
     const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;
     return limit(y, -high - 1, high, clipped);
 }
@@ -58,7 +58,7 @@ inline Element requantise(
 inline void finish(Machine &m, const Command &c, int group, const Parameters &p, int i) {
 #pragma HLS INLINE
     const Target target = target_of(m, c, i);
-    const int address = c.o_address + target.row * c.o_stride;
+    const int address = int(c.o_address) + target.row * int(c.o_stride);
     const int columns = c.columns, padded = (columns + LANES - 1) / LANES * LANES;
     int clipped = 0;
     Total total = 0;

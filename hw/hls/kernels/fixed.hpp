@@ -5,6 +5,17 @@
 
 namespace patchloom {
 
+// a * b of W <= 63 bits. The vendor's headers simulate a product of more than 32 bits word by word, on the heap.
+template <int W, typename A, typename B>
+ap_int<W> product(const A &a, const B &b) {
+#pragma HLS INLINE
+#ifdef __SYNTHESIS__
+    return a * b;
+#else
+    return a.to_int64() * b.to_int64();
+#endif
+}
+
 // Round to nearest, ties up: half is added at the last bit that the shift drops. A shift beyond the width gives zero.
 template <int W>
 ap_int<W> shift_round(const ap_int<W> &value, int shift) {
@@ -44,8 +55,9 @@ ap_int<W> digit_of(const Element &value, int index) {
 template <int FRACTION_BITS, typename Base, typename Slope, int SIZE>
 ap_uint<Base::width + 1> interpolate(const Base (&base)[SIZE], const Slope (&slope)[SIZE], int index, int fraction) {
 #pragma HLS INLINE
-    const ap_int<Slope::width + FRACTION_BITS + 1> product = slope[index] * ap_uint<FRACTION_BITS>(fraction);
-    return base[index] + shift_round(product, FRACTION_BITS);
+    constexpr int WIDTH = Slope::width + FRACTION_BITS + 1;
+    const ap_int<WIDTH> rise = product<WIDTH>(slope[index], ap_uint<FRACTION_BITS>(fraction));
+    return base[index] + shift_round(rise, FRACTION_BITS);
 }
 
 // Position of the highest set bit; 0 for 0.

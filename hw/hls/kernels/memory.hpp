@@ -71,17 +71,25 @@ words:
     }
 }
 
-// Epilogue parameters of a group of channels: bias, multiplier and shift, PARAMETER_BITS a channel.
+// Epilogue parameters of a group of channels: bias, multiplier and shift, PARAMETER_BITS a channel. They are taken in
+// pieces that both a word and a channel have a whole number of.
 inline void read_parameters(const Word *program, int64_t first, Parameters &parameters) {
-    ap_uint<PARAMETER_BEATS * BUS_WIDTH> bits = 0;
+    constexpr int PIECE = BUS_WIDTH < PARAMETER_BITS ? BUS_WIDTH : PARAMETER_BITS;
+    ap_uint<PARAMETER_BITS> channels[OUTPUTS] = {};
+#pragma HLS ARRAY_PARTITION variable=channels type=complete
 words:
     for (int beat = 0; beat < PARAMETER_BEATS; ++beat) {
 #pragma HLS PIPELINE II=1
-        bits.range(BUS_WIDTH * beat + BUS_WIDTH - 1, BUS_WIDTH * beat) = program[first + beat];
+        const Word word = program[first + beat];
+        for (int i = 0; i < BUS_WIDTH / PIECE; ++i) {
+#pragma HLS UNROLL
+            const int bit = beat * BUS_WIDTH + i * PIECE, n = bit / PARAMETER_BITS, low = bit % PARAMETER_BITS;
+            if (n < OUTPUTS) channels[n].range(low + PIECE - 1, low) = word.range(PIECE * i + PIECE - 1, PIECE * i);
+        }
     }
     for (int n = 0; n < OUTPUTS; ++n) {
 #pragma HLS UNROLL
-        const ap_uint<PARAMETER_BITS> channel = bits.range(PARAMETER_BITS * n + PARAMETER_BITS - 1, PARAMETER_BITS * n);
+        const ap_uint<PARAMETER_BITS> channel = channels[n];
         parameters.bias[n] = channel.range(BIAS_WIDTH - 1, 0);
         parameters.multiplier[n] = channel.range(BIAS_WIDTH + MULTIPLIER_WIDTH - 1, BIAS_WIDTH);
         parameters.shift[n] = channel.range(PARAMETER_BITS - 1, BIAS_WIDTH + MULTIPLIER_WIDTH);

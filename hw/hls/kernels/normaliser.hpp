@@ -17,15 +17,14 @@ inline Normaliser normaliser_of(const Machine &m, const Command &c, int row) {
 #pragma HLS INLINE
     const Total total = m.total[c.a_statistics + row];
     const Squares squares = m.squares[c.a_statistics + row];
-    const ap_int<Total::width + MULTIPLIER_WIDTH + 1> product = total * c.mean_multiplier;
-    const ap_int<2 * Total::width> squared = total * total;
-    const ap_uint<VARIANCE_WIDTH> variance = c.depth * squares - squared + c.epsilon;
+    const ap_int<VARIANCE_WIDTH + 2> squared = product<VARIANCE_WIDTH + 2>(total, total);
+    const ap_int<VARIANCE_WIDTH + 2> scaled = product<VARIANCE_WIDTH + 2>(c.depth, squares);
+    const ap_uint<VARIANCE_WIDTH> variance = scaled - squared + c.epsilon;
     const Scaled root = rsqrt(variance);
-    const ap_int<36> scale = root.mantissa * c.norm_scale;
     const int shift = c.norm_shift + root.exponent;
     return {
-        shift_round(product, c.mean_shift),
-        shift_round(scale, ROW_FRACTION),
+        shift_round(product<Total::width + MULTIPLIER_WIDTH + 1>(total, c.mean_multiplier), c.mean_shift),
+        shift_round(product<2 * FACTOR_WIDTH + 2>(root.mantissa, c.norm_scale), ROW_FRACTION),
         shift < 0 ? 0 : shift > MAX_SHIFT ? MAX_SHIFT : shift,
     };
 }
@@ -33,8 +32,7 @@ inline Normaliser normaliser_of(const Machine &m, const Command &c, int row) {
 inline Prepared normalise(const Element &x, const Normaliser &by) {
 #pragma HLS INLINE
     const ap_int<Mean::width + 1> difference = (ap_int<Mean::width>(x) << MEAN_GUARD) - by.mean;
-    const Prepared product = difference * by.scale;
-    return shift_round(product, by.shift);
+    return shift_round(product<Prepared::width>(difference, by.scale), by.shift);
 }
 
 }  // namespace patchloom

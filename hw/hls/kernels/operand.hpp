@@ -28,7 +28,7 @@ inline int source_row(const Machine &m, const Command &c, int i) {
 inline Slice stream(Machine &m, const Command &c, const Pass &pass, int i, int a_digit) {
 #pragma HLS INLINE
     const int row = source_row(m, c, i);
-    const int address = c.a_address + row * c.a_stride;
+    const int address = int(c.a_address) + row * int(c.a_stride);
     const bool wide = c.a_wide;
     const bool fresh = pass.group == 0 && pass.b_digit == 0 && a_digit == 0;
     Normaliser by = {};
@@ -40,7 +40,7 @@ inline Slice stream(Machine &m, const Command &c, const Pass &pass, int i, int a
 #pragma HLS UNROLL
         const int feature = pass.slice * INPUTS + k;
         Element x = 0;
-        if (feature < c.depth) {
+        if (feature < int(c.depth)) {
             const Element raw = element(m, address, feature);
             Prepared value = raw;
             if (c.prologue == PROLOGUE_NORMALISE) value = normalise(raw, by);
@@ -67,7 +67,7 @@ inline ap_int<WEIGHT_WIDTH> stationary(Machine &m, const Command &c, const Pass 
     const bool wide = c.b_digits * WEIGHT_WIDTH >= ELEMENT_WIDTH;
     int clipped = 0;  // of this operand, nothing is counted
     const Element x = limit(
-        element(m, c.b_address + row * c.b_stride, column), operand_low(wide), operand_high(wide), clipped);
+        element(m, int(c.b_address) + row * int(c.b_stride), column), operand_low(wide), operand_high(wide), clipped);
     return digit_of<WEIGHT_WIDTH>(x, pass.b_digit);
 }
 

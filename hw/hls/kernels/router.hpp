@@ -38,7 +38,7 @@ inline void push(Machine &m, int expert, const Entry &entry) {
 }
 
 inline void route_row(Machine &m, const Command &c, int row) {
-    const int address = c.a_address + row * c.a_stride;
+    const int address = int(c.a_address) + row * int(c.a_stride);
     Ranking best = {};
 scan:
     for (int e = 0; e < MAX_EXPERTS; ++e) {
@@ -70,8 +70,8 @@ send:
     for (int e = 0; e < MAX_EXPERTS; ++e) {
 #pragma HLS PIPELINE II=1
         if (e >= c.columns) break;
-        const ap_int<16 + Factor::width + 1> product = exponential[e] * inverse.mantissa;
-        if (chosen[e]) push(m, e, {row, shift_round(product, inverse.exponent), e == first});
+        const auto score = shift_round(product<16 + FACTOR_WIDTH + 1>(exponential[e], inverse.mantissa), inverse.exponent);
+        if (chosen[e]) push(m, e, {row, score, e == first});
     }
 }
 
