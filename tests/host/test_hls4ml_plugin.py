@@ -84,6 +84,14 @@ def test_a_prediction_is_the_program_then_hls4mls_dense(model, converted, traced
     np.testing.assert_array_equal(predicted, traced[0])
 
 
+def test_the_project_has_the_kernels_and_their_language(converted, traced):
+    project = Path(converted.config.get_output_dir())
+    assert (project / "firmware" / "patchloom" / "frame.hpp").exists()
+    flags = [line for line in (project / "build_prj.tcl").read_text().splitlines() if "-std=" in line]
+    assert len(flags) == 3
+    assert all("-std=c++17" in line for line in flags)
+
+
 def test_layers_may_be_joined_by_streams(model, traced, tmp_path):
     """hls4ml wants a stream's channels last."""
     streaming = convert(model, (1, 16, 16), "Patchloom", tmp_path / "streams", "internal", "io_stream")
