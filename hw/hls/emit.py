@@ -35,7 +35,7 @@ KERNELS = Path(__file__).parent / "kernels"
 ENUMS: tuple[type[IntEnum], ...] = (
     Kind, Space, Prologue, Stationary, Queue, RowScale, Residual, Post, ErrorCode,
 )  # fmt: skip
-DERIVED = ("input_chunks", "output_chunks", "banks", "beat_bytes", "tile_beats", "parameter_beats")
+DERIVED = ("banks", "beat_bytes", "tile_beats", "parameter_beats")
 FIXED = (
     "EPILOGUE_WIDTH", "EXP2_GUARD", "ROW_ONE", "SCORE_FRACTION", "SUM_WIDTH", "VARIANCE_WIDTH", "MAX_SHIFT",
     "MEAN_GUARD",

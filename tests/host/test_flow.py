@@ -90,7 +90,7 @@ def test_bad_inputs(program, samples):
 def test_unknown_task_and_engine(program, samples):
     assert message(InputError, patchloom.run, program, samples, task="depth") == "task must be one of main, not 'depth'"
     text = message(InputError, patchloom.run, program, samples, engine="gpu")
-    assert text == "engine must be one of interpreter, rtl, not 'gpu'"
+    assert text == "engine must be one of interpreter, hls, rtl, not 'gpu'"
 
 
 # --- Compiling ---

@@ -9,7 +9,7 @@ namespace patchloom {
 // (x - mean) * scale >> shift
 struct Normaliser {
     Mean mean;
-    ap_uint<18> scale;
+    ap_uint<FACTOR_WIDTH + 1> scale;
     int shift;
 };
 

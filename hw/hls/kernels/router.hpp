@@ -56,7 +56,7 @@ select:
         chosen[expert] = true;
         first = expert < first ? expert : first;
     }
-    ap_uint<16> exponential[MAX_EXPERTS] = {};
+    ap_uint<ELEMENT_WIDTH> exponential[MAX_EXPERTS] = {};
     RowSum sum = 0;
 score:
     for (int e = 0; e < MAX_EXPERTS; ++e) {
@@ -70,7 +70,7 @@ send:
     for (int e = 0; e < MAX_EXPERTS; ++e) {
 #pragma HLS PIPELINE II=1
         if (e >= c.columns) break;
-        const auto score = shift_round(product<16 + FACTOR_WIDTH + 1>(exponential[e], inverse.mantissa), inverse.exponent);
+        const auto score = shift_round(product<ELEMENT_WIDTH + FACTOR_WIDTH + 1>(exponential[e], inverse.mantissa), inverse.exponent);
         if (chosen[e]) push(m, e, {row, score, e == first});
     }
 }
