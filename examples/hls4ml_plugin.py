@@ -16,6 +16,6 @@ converted = hls4ml.converters.convert_from_pytorch_model(
 converted.compile()
 
 predicted = converted.predict(images.numpy()).argmax(1)
-float_ = model(images).argmax(1).numpy()
-print(f"the class that torch finds: {(predicted == float_).mean():.1%} of {len(images)} pictures")
-print(f"the right class: {(predicted == classes.numpy()).mean():.1%}, torch {(float_ == classes.numpy()).mean():.1%}")
+torchs = model(images).argmax(1).numpy()
+print(f"the class that torch finds: {(predicted == torchs).mean():.1%} of {len(images)} pictures")
+print(f"the right class: {(predicted == classes.numpy()).mean():.1%}, torch {(torchs == classes.numpy()).mean():.1%}")

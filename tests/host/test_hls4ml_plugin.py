@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import tomllib
 from collections import OrderedDict
-from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,9 +20,9 @@ import patchloom
 from compiler.program import to_region
 from examples.hls4ml_model import Body, pictures
 from host.arrays import InputError
+from host.hls4ml_backend.check import _compare, coarse_leaf
+from host.hls4ml_backend.emit import fixed, header
 from host.hls4ml_plugin import Leaf, MismatchError, wrap
-from host.hls4ml_plugin.check import _compare, coarse_leaf
-from host.hls4ml_plugin.emit import fixed, header
 
 IMAGES = pictures(8, seed=3)[0]
 
@@ -184,11 +185,22 @@ def test_wrap_names_what_it_needs():
 # --- Pieces ---
 
 
-def test_the_entry_point_is_the_backend():
+ORDERS = ("import hls4ml, host.hls4ml_plugin", "import host.hls4ml_plugin, hls4ml")
+
+
+@pytest.mark.parametrize("imports", ORDERS)
+def test_hls4ml_loads_the_entry_point(imports, tmp_path):
+    """Whichever is imported first; hls4ml prints why it could not load one."""
     project = tomllib.loads(Path(patchloom.__file__).with_name("pyproject.toml").read_text())["project"]
     [(name, value)] = project["entry-points"]["hls4ml.backends"].items()
-    assert EntryPoint(name, value, "hls4ml.backends").load().__module__ == "host.hls4ml_plugin.backend"
-    assert name.lower() in hls4ml.backends.get_available_backends()
+    metadata = tmp_path / "patchloom-0.dist-info"  # instead of the installed one
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: patchloom\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(f"[hls4ml.backends]\n{name} = {value}\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {imports}; print(*hls4ml.backends.get_available_backends())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "patchloom" in done.stdout.split()
+    assert "WARNING" not in done.stdout
 
 
 def numbers(text, name):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from compiler.config import Config
 from compiler.program import Port
-from host.hls4ml_plugin.leaf import Leaf
+from host.hls4ml_backend.leaf import Leaf
 from hw.hls import emit
 
 HEADER = """\

@@ -16,9 +16,9 @@ from hls4ml.model.optimizer import OptimizerPass
 from hls4ml.writer.vitis_writer import VitisWriter
 
 from host.arrays import InputError
-from host.hls4ml_plugin.check import check
-from host.hls4ml_plugin.emit import fixed, header, write_kernels
-from host.hls4ml_plugin.leaf import Leaf
+from host.hls4ml_backend.check import check
+from host.hls4ml_backend.emit import fixed, header, write_kernels
+from host.hls4ml_backend.leaf import Leaf
 
 NAME = "Patchloom"
 WRAPPER = Path(__file__).with_name("nnet_patchloom.h")

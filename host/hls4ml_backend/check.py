@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compiler.quantise import Precision
-from host.hls4ml_plugin.leaf import Leaf
+from host.hls4ml_backend.leaf import Leaf
 
 MARGIN = 3
 TABLE_BITS = 14  # the machine's function tables err by up to 4e-5: no activation is better than this
