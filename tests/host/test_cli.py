@@ -61,6 +61,14 @@ def test_compile_replaces_a_program(call):
     assert [call("compile", "design.yaml", "-o", "program")[0] for _ in range(2)] == [0, 0]
 
 
+def test_hls_project(call, saved):
+    code, out, err = call("hls", saved, "project", "--input", "samples.npy")
+    assert (code, err) == (0, "")
+    assert "vitis_hls -f vitis_hls.tcl" in out
+    assert Path("project/program.bin").stat().st_size > 0
+    assert np.fromfile("project/output0.bin", "<i2").any()
+
+
 # Command line -> what its error says.
 FAILURES = {
     "compile nowhere.yaml -o p": "error: nowhere.yaml cannot be read: No such file or directory",
@@ -79,6 +87,10 @@ FAILURES = {
     "run program --input nan.npy --output o.npz": "error: input 'x' must be finite",
     "run program --input named.npz --output o.npz": "error: named.npz must hold 'x'; it holds 'a', 'b'",
     "inspect design.yaml": "cannot be read",
+    "hls nowhere p": "cannot be read: No such file or directory",
+    "hls program .": "error: . exists and is not an empty directory: remove it or choose another path",
+    "hls program samples.npy": "error: samples.npy exists and is not an empty directory",
+    "hls program p --input nan.npy": "error: input 'x' must be finite",
 }
 
 

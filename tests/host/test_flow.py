@@ -40,6 +40,12 @@ def test_one_sample_is_a_batch_without_its_dimension(program, samples):
     np.testing.assert_array_equal(one.outputs["main"], batch.outputs["main"][0])
 
 
+def test_hls_kernels_agree_with_the_interpreter(program, samples):
+    expected, result = patchloom.run(program, samples), patchloom.run(program, samples, engine="hls")
+    np.testing.assert_array_equal(result.raw["main"], expected.raw["main"])
+    assert (result.saturations, result.clipped, result.cycles) == (expected.saturations, expected.clipped, None)
+
+
 @pytest.mark.parametrize(
     "give", [torch.from_numpy, lambda x: (x,), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"]
 )
