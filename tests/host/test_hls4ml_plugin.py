@@ -197,7 +197,8 @@ def test_hls4ml_loads_the_entry_point(imports, tmp_path):
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: patchloom\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text(f"[hls4ml.backends]\n{name} = {value}\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {imports}; print(*hls4ml.backends.get_available_backends())"
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    code = f"{path}; {imports}; print(*hls4ml.backends.get_available_backends())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "patchloom" in done.stdout.split()
     assert "WARNING" not in done.stdout
