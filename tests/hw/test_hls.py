@@ -61,9 +61,9 @@ def test_no_dynamic_memory_and_no_floats(name):
 
 @every_kernel
 def test_no_mutable_globals(name):
-    """The only static object is the synthesised top's machine."""
+    """The only static object is the machine of a synthesised frame."""
     found = re.findall(r"^.*\bstatic\b.*$", code(name), re.MULTILINE)
-    assert [line.strip() for line in found] == (["static patchloom::Machine machine;"] if name == "top.cpp" else [])
+    assert [line.strip() for line in found] == (["static Machine machine;"] if name == "frame.hpp" else [])
 
 
 @every_kernel

@@ -10,13 +10,5 @@ int patchloom_top(
 #pragma HLS INTERFACE mode=s_axilite port=task
 #pragma HLS INTERFACE mode=s_axilite port=saturations
 #pragma HLS INTERFACE mode=s_axilite port=return
-    static patchloom::Machine machine;
-    using namespace patchloom;
-#pragma HLS ARRAY_PARTITION variable=machine.scratchpad type=cyclic factor=BANKS dim=1
-#pragma HLS ARRAY_RESHAPE variable=machine.scratchpad type=complete dim=2
-#pragma HLS ARRAY_RESHAPE variable=machine.sums type=complete dim=2
-#pragma HLS ARRAY_PARTITION variable=machine.queued type=complete
-    const int error = run(machine, program, input, output, task);
-    *saturations = machine.saturations;
-    return error;
+    return patchloom::frame(program, input, output, task, saturations);
 }
