@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Area:
     fmax_mhz: float | None = None  # None where nothing was routed
     routed: bool | None = None
     seconds: float = 0.0
+    date: str = ""
 
 
 def design(config: Config) -> str:
@@ -65,7 +67,9 @@ def area(name: str, progress: Progress = print) -> Area:
         begin = time.monotonic()
         progress(f"{name}: {len(text) >> 10} kB of RTLIL to {device}")
         made = on_xilinx(name, text) if device == "xcup" else on_ecp5(name, text, progress)
-        known[name] = {key: asdict(made) | {"seconds": round(time.monotonic() - begin)}}
+        when = {"seconds": round(time.monotonic() - begin), "date": datetime.now(UTC).date().isoformat()}
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another one may have been measured since
+        known[name] = {key: asdict(made) | when}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     return Area(**known[name][key])
 

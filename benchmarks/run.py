@@ -36,6 +36,8 @@ from sim.device import SimulatedDevice
 from sim.interpret import State, execute
 
 RESULTS = Path(__file__).parent / "results" / "m3vit_t.json"
+README = Path(__file__).parents[1] / "README.md"
+MARKS = ("<!-- written by benchmarks.run -->", "<!-- end -->")
 LATENCIES = (1, 200)  # cycles to the first beat of a burst: on-chip memory, and worse than most DRAM controllers
 REPEATS = 5
 
@@ -110,7 +112,6 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         stalls = {key: device.read_register(REGISTERS[key].offset) for key in ("stall_weights", "stall_writes")}
     multipliers = config.inputs * config.outputs
     bound = max(task.macs / multipliers, expected.weight_bytes / config.beat_bytes)
-    area = measured(name)
     return {
         "config": name,
         "task": task.name,
@@ -121,11 +122,6 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "roofline_share": round(bound / cycles, 4),
         "identical": bool(np.array_equal(output, expected.output)),
         "bytes_read": read,
-        "dsp": area and area.dsp,
-        "bram": area and area.bram,
-        "lut": area and area.lut,
-        "ff": area and area.ff,
-        "fmax_mhz": area and area.fmax_mhz,
         "sim_khz": round(cycles / seconds / 1e3, 1),
         "sim_seconds": round(seconds, 1),
         "macs": task.macs,
@@ -134,7 +130,6 @@ def measure(name: str, program: Program, task: Task, latency: int, expected: Ref
         "weight_bytes_ratio": round((read - expected.other_bytes) / expected.weight_bytes, 4),
         "saturations": saturations,
         "interpreter_saturations": expected.saturations,
-        "routed": area and area.routed,
         **stalls,
     }
 
@@ -195,6 +190,7 @@ def main(
                 kept = [other for other in kept if _key(other) != _key(row)] + [row]
                 save(results, kept)
     Console().print(Markdown(table(kept)))
+    into_readme(table(kept))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -202,6 +198,10 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows in order, each with what `benchmarks.area` has measured last."""
+    for row in rows:
+        area = measured(row["config"])
+        row |= {name: area and getattr(area, name) for name in ("dsp", "bram", "lut", "ff", "fmax_mhz", "routed")}
     order = {name: i for i, name in enumerate(CONFIGS)}
     rows.sort(key=lambda row: (order.get(row["config"], len(order)), row["task"] != TASKS[0], row["memory_latency"]))
     command = " ".join(["python -m benchmarks.run", *sys.argv[1:]])
@@ -213,8 +213,8 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: the measured rows, the published ones, and what none of this shows."""
     columns = (
-        "system", "task", "memory latency", "cycles", "MAC per multiplier and cycle", "share of roofline", "DSP",
-        "MAC per DSP and cycle", "BRAM", "kLUT", "kFF", "MHz",
+        "system", "task", "memory latency", "cycles", "RTL = interpreter", "MAC per multiplier and cycle",
+        "share of roofline", "DSP", "MAC per DSP and cycle", "BRAM", "kLUT", "kFF", "MHz",
     )  # fmt: skip
     lines = [_line(columns), _line(["---", "---", *["--:"] * (len(columns) - 2)])]
     for row in rows:
@@ -222,7 +222,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         per_dsp = round(row["macs"] / row["cycles"] / dsp, 2) if dsp else None
         lines.append(
             _line([
-                row["config"], row["task"], row["memory_latency"], f"{row['cycles']:,}", f"{row['utilisation']:.3f}",
+                row["config"], row["task"], row["memory_latency"], f"{row['cycles']:,}",
+                "identical" if row["identical"] else "DIFFERENT", f"{row['utilisation']:.3f}",
                 f"{row['roofline_share']:.3f}", _shown(dsp), _shown(per_dsp), _shown(row["bram"]),
                 _thousands(row["lut"]), _thousands(row["ff"]), _shown(row["fmax_mhz"]),
             ])
@@ -232,11 +233,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         per_dsp = round(MACS / cycles / dsp, 2) if dsp else None
         lines.append(
             _line([
-                f"{name}, published", "", "", f"{cycles:,.0f}", "", "", _shown(dsp), _shown(per_dsp), "", "", "",
+                f"{name}, published", "", "", f"{cycles:,.0f}", "", "", "", _shown(dsp), _shown(per_dsp), "", "", "",
                 MEGAHERTZ,
             ])
         )  # fmt: skip
     return "\n".join([*lines, "", NOTES, ""])
+
+
+def into_readme(text: str) -> None:
+    """Replace what stands between the marks."""
+    before, mark, rest = README.read_text().partition(MARKS[0])
+    README.write_text(f"{before}{mark}\n{text}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 NOTES = """\

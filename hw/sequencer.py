@@ -319,7 +319,7 @@ class Sequencer(wiring.Component):
         drained = settle == 0
         with m.If(~drained):
             m.d.sync += settle.eq(settle - 1)
-        reached = Signal()
+        reached, self.rows = Signal(), Signal.like(c.rows)  # of the MATMUL being issued
         same = walker.index == self.stager.index
         m.d.comb += self.loader_allowed.eq(reached & drained & same)
 
@@ -377,6 +377,7 @@ class Sequencer(wiring.Component):
                     m.d.comb += self.storer_start.eq(1)
                     m.next = "STORE"
             with m.Case(Kind.MATMUL):
+                m.d.sync += self.rows.eq(walker.length)
                 m.next = "MATMUL"
                 with m.If(walker.empty):
                     walker.advance("FETCH")
@@ -402,7 +403,7 @@ class Sequencer(wiring.Component):
 
     def _beats(self, m: Module) -> Signal:
         """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
-        config, c, beat, rows = self.config, self.issuer.command, self.beat, self.issuer.length
+        config, c, beat, rows = self.config, self.issuer.command, self.beat, self.rows
         tile, parameters, use_tile, use_parameters = self.loaded
         row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
         feature, channel = Signal(17), Signal(17)

@@ -139,7 +139,7 @@ def test_waits_name_the_cause():
     assert late.waits["memory.latency"] > 0.9 * late.cycles
     for slow in (narrow, late):
         assert slow.waits["issuer.weights"] > 0.5 * slow.cycles - quick.cycles
-        assert slow.beats_read == quick.beats_read == 8 * 4 + 2 * product_.dma_beats
+        assert slow.beats_read == quick.beats_read == 8 * 5 + 2 * product_.dma_beats  # BEGIN is read twice
 
 
 def test_lengths_alone():
