@@ -12,7 +12,7 @@ from amaranth.utils import exact_log2
 from compiler.config import Config
 from compiler.fixed import SUM_WIDTH
 from hw.command import beat_layout
-from hw.pipeline import add, delay, register, tree, tree_latency
+from hw.pipeline import UNCHECKED, add, delay, register, tree, tree_latency
 
 
 def tile_word(config: Config) -> int:
@@ -151,7 +151,7 @@ class Accumulators(wiring.Component):
         c, beat = self.config, self.beat
         width = c.accumulator_width
         m.submodules.memory = store = memory.Memory(
-            shape=unsigned(c.outputs * width + SUM_WIDTH), depth=c.max_rows, init=[]
+            shape=unsigned(c.outputs * width + SUM_WIDTH), depth=c.max_rows, init=[], attrs=UNCHECKED
         )
         read, write = store.read_port(), store.write_port()
 

@@ -29,7 +29,7 @@ class Datapath(wiring.Component):
     """
 
     PERIOD = max(Accumulators.PERIOD, Epilogue.PERIOD, Statistics.GATHER_PERIOD)
-    OPERAND = 2 + Statistics.READ_LATENCY  # cycle in which elements and row constants meet
+    OPERAND = 3 + Statistics.READ_LATENCY  # cycle in which elements and row constants meet
 
     def __init__(self, config: Config):
         self.config = config
@@ -115,29 +115,30 @@ class Datapath(wiring.Component):
     def _fetch(self, m: Module) -> None:
         """Row to elements and row constants."""
         c, beat, scratchpad, statistics = self.command, self.beat, self.scratchpad, self.statistics
-        # Cycle 1: the row's token. Cycle 2: its offset. Cycle 3: the slice's address.
+        # Cycles 1 and 2: the row's token. Cycle 3: its offset. Cycle 4: the slice's address.
         m.d.comb += self.source_row.eq(beat.row)
-        row = Mux(c.queue == Queue.GATHER, self.source_entry.token, delay(m, beat.row, 1, name="row"))
+        own_row = delay(m, beat.row, 1, name="row")
+        row = register(m, Mux(c.queue == Queue.GATHER, self.source_entry.token, own_row), name="token")
         offset = register(m, row * c.a_stride, name="offset")
         pieces = beat.slice * self.config.input_chunks  # half chunks if packed
-        chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 2, name="chunk")
+        chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 3, name="chunk")
         address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a_address)], name="address")
         ahead = self.OPERAND - Scratchpad.READ_LATENCY
-        own = delay(m, address, ahead - 3, name="address")
+        own = delay(m, address, ahead - 4, name="address")
         m.d.comb += [
             scratchpad.a_address.eq(Mux(self.read_external, self.read_address, own)),
             self.read_data.eq(scratchpad.a_data),
             statistics.command.eq(c),
             statistics.read_row.eq(register(m, c.a_statistics + row, name="statistics_row")),
-            # Cycle 14: elements meet the constants of their row.
+            # Then elements meet the constants of their row.
             self.operand.command.eq(c),
             self.operand.beat.eq(delay(m, beat, self.OPERAND, name="beat")),
             self.operand.elements.eq(scratchpad.a_data),
             self.operand.mean.eq(statistics.mean),
             self.operand.scale.eq(statistics.scale),
             self.operand.shift.eq(statistics.shift),
-            self.epilogue.maximum_row.eq(delay(m, beat.row, self.OPERAND - 1, name="maximum_row")),
-            self.operand.maximum.eq(self.epilogue.maximum),
+            self.epilogue.maximum_row.eq(delay(m, beat.row, self.OPERAND - 2, name="maximum_row")),
+            self.operand.maximum.eq(register(m, self.epilogue.maximum, name="maximum")),
         ]
 
     def _finish(self, m: Module, parameters: Parameters, parameters_at: int) -> None:

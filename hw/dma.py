@@ -12,6 +12,7 @@ from amaranth.utils import exact_log2
 
 from compiler.config import Config
 from hw import axi
+from hw.pipeline import UNCHECKED
 
 BEATS_WIDTH = 28  # as dma_beats of a command
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
@@ -85,10 +86,8 @@ class _Buffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # No word is read and written at once, so the RAM need not care what a read would see then.
-        attrs = {"no_rw_check": 1}
         ram = m.submodules.ram = memory.Memory(
-            shape=unsigned(self.ratio * self.width), depth=self.depth, init=[], attrs=attrs
+            shape=unsigned(self.ratio * self.width), depth=self.depth, init=[], attrs=UNCHECKED
         )
         write, read = ram.write_port(granularity=self.width), ram.read_port()
         level = Signal(range(self.depth + 1))  # words in the RAM

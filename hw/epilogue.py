@@ -11,7 +11,19 @@ from compiler.commands import Queue, Residual, RowScale, Stationary
 from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
 from hw.command import CommandLayout, beat_layout
-from hw.pipeline import clip, delay, maximum, multiply, popcount, register, rounded, shifted, tree, tree_latency
+from hw.pipeline import (
+    UNCHECKED,
+    clip,
+    delay,
+    maximum,
+    multiply,
+    popcount,
+    register,
+    rounded,
+    shifted,
+    tree,
+    tree_latency,
+)
 from hw.scratchpad import Scratchpad
 from hw.tables import Gelu, Reciprocal
 
@@ -125,23 +137,25 @@ class Epilogue(wiring.Component):
         """What belongs to the whole row: queue entry, addresses, factor."""
         c, beat = self.command, self.beat
         m.submodules.reciprocal = reciprocal = Reciprocal()
-        # Cycle 1: queue entry. Cycle 2: row offsets. Cycle 3: addresses.
+        # Cycle 1: queue entry. Cycle 2: row. Cycle 3: its offsets. Cycle 4: addresses.
         m.d.comb += self.queue_row.eq(beat.row)
         entry = self.entry
         row1 = delay(m, beat.row, 1, name="row")
         output_row = register(m, Mux(c.queue == Queue.SCATTER, entry.token, row1), name="output_row")
         self.output_row = output_row
         pieces = beat.group * self.config.output_chunks  # half chunks if packed
-        offset = delay(m, pieces, 2, name="offset")
-        place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 2, name="place")
+        offset = delay(m, pieces, 3, name="offset")
+        place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 3, name="place")
         chained = c.residual >= Residual.CHAIN
         again = register(m, chained & ~entry.first, name="again")
-        own = register(m, c.o_address + output_row * c.o_stride + place, name="own")
-        other = c.r_address + output_row * c.r_stride + offset
-        residual = register(m, Mux(again, c.o_address + output_row * c.o_stride + offset, other), name="other")
+        own_row = register(m, output_row * c.o_stride, name="own_row")
+        own = register(m, c.o_address + own_row + place, name="own")
+        other_row = register(m, output_row * Mux(again, c.o_stride, c.r_stride), name="other_row")
+        other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
+        residual = register(m, other + other_row + offset, name="other")
         ahead = 13 - Scratchpad.READ_LATENCY
-        m.d.comb += self.residual_address.eq(delay(m, residual, ahead - 3, name="residual_address"))
-        m.d.comb += self.write_address.eq(delay(m, own, self.LATENCY - 3, name="write_address"))
+        m.d.comb += self.residual_address.eq(delay(m, residual, ahead - 4, name="residual_address"))
+        m.d.comb += self.write_address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
         absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
         self.absent = delay(m, absent, 11, name="absent")
         # Softmax: exponent after one cycle, mantissa after five. Gate: score after one.
@@ -244,7 +258,9 @@ class Epilogue(wiring.Component):
         highest, latency = tree(m, scores, maximum, name="highest")
         beat = delay(m, self.out_beat, latency, name="beat_maximum")
         later = delay(m, beat, 1, name="beat_maximum_read")
-        m.submodules.maxima = store = memory.Memory(shape=signed(ELEMENT_WIDTH), depth=config.max_rows, init=[])
+        m.submodules.maxima = store = memory.Memory(
+            shape=signed(ELEMENT_WIDTH), depth=config.max_rows, init=[], attrs=UNCHECKED
+        )
         read, write, ask = store.read_port(), store.write_port(), store.read_port()
         m.d.comb += [read.addr.eq(beat.row), ask.addr.eq(self.maximum_row), self.maximum.eq(ask.data)]
         m.d.sync += [

@@ -11,7 +11,7 @@ from compiler.fixed import operand_limits
 from hw.array import tile_word
 from hw.command import CommandLayout
 from hw.epilogue import parameters_at_once
-from hw.pipeline import clip, delay
+from hw.pipeline import clip, delay, register
 from hw.scratchpad import Scratchpad
 
 
@@ -142,7 +142,7 @@ class Loader(wiring.Component):
                     with m.Elif(self.stored):
                         m.next = "PARAMETERS"
                     with m.Else():
-                        m.next = "TILE"
+                        m.next = "OFFSET"
             self._load_states(m)
             self._memory_states(m)
             read_last = self._scratchpad_states(m)
@@ -174,7 +174,7 @@ class Loader(wiring.Component):
         with m.If(final_digit & final_slice & final_group):
             m.next = "IDLE"
         with m.Elif(~self.stored):
-            m.next = "TILE"
+            m.next = "OFFSET"
         with m.Elif(final_digit & final_slice):
             m.next = "PARAMETERS"
         with m.Else():
@@ -229,11 +229,13 @@ class Loader(wiring.Component):
         address, read_last = Signal.like(self.stationary_address), Signal()
         self.reading, self.arrived = Signal(), Signal()
         m.d.comb += self.stationary_address.eq(address)
+        # rows of the scratchpad that the tile's rows or columns are
+        offset = register(m, Mux(by_row, self.feature, self.channel) * c.b_stride, name="offset")
+        with m.State("OFFSET"):
+            m.next = "TILE"
         with m.State("TILE"):
-            # rows of the scratchpad that the tile's rows or columns are
-            first = Mux(by_row, self.feature, self.channel)
             along = Mux(by_row, self.group * config.output_chunks, self.slice * config.input_chunks)
-            m.d.sync += address.eq(c.b_address + first * c.b_stride + along)
+            m.d.sync += address.eq(c.b_address + offset + along)
             with m.If(self.tile_free & self.allowed):
                 m.next = "READ"
         with m.State("READ"):

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
+# Of a memory where what a read of a word gives while it is written does not matter: no logic need settle it.
+UNCHECKED = {"no_rw_check": 1}
+
 
 def delay(m: Module, value: Value, cycles: int, *, name: str) -> Value:
     """`value` as it was `cycles` ago."""
@@ -69,6 +72,27 @@ def multiply(m: Module, value: Value, factor: Value, limb: int, *, name: str) ->
         top = low + limb >= len(value) and value.shape().signed
         parts.append(register(m, (part.as_signed() if top else part) * factor, name=f"{name}_{low}") << low)
     return register(m, sum(parts[1:], parts[0]), name=name)
+
+
+def multiply_by_constant(m: Module, value: Value, factor: Value, *, name: str) -> Signal:
+    """`multiply` from adders, four bits of the factor at a time: for a factor that seldom changes."""
+    parts = [
+        register(m, product_of_logic(value, factor[low : low + 4]), name=f"{name}_{low}") << low
+        for low in range(0, len(factor), 4)
+    ]
+    while len(parts) > 1:
+        parts = [sum(parts[i + 1 : i + 2], parts[i]) for i in range(0, len(parts), 2)]
+    return register(m, parts[0], name=name)
+
+
+def square(m: Module, value: Value, *, name: str) -> Signal:
+    """`value * value` two cycles later, from three multipliers of half its width."""
+    half = len(value) // 2
+    low, high = value[:half], value[half:].as_signed()
+    squares = register(m, low * low, name=f"{name}_low"), register(m, high * high, name=f"{name}_high")
+    mixed = register(m, high * low, name=f"{name}_mixed")
+    total = squares[0] + (mixed << (half + 1)) + (squares[1] << (2 * half))
+    return register(m, total, name=name)
 
 
 def product_of_logic(value: Value, factor: Value) -> Value:

@@ -8,7 +8,7 @@ from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import SUM_WIDTH
 from hw.command import CommandLayout
 from hw.epilogue import FACTOR_WIDTH, queue_entry
-from hw.pipeline import delay, register, shift_round
+from hw.pipeline import UNCHECKED, delay, register, shift_round
 from hw.scratchpad import Scratchpad
 from hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 
@@ -40,7 +40,9 @@ class Queues(wiring.Component):
         width = c.max_rows.bit_length()
         layout = queue_entry(c)
         bits = len(self.source_row)
-        m.submodules.entries = store = memory.Memory(shape=layout, depth=c.max_experts << bits, init=[])
+        m.submodules.entries = store = memory.Memory(
+            shape=layout, depth=c.max_experts << bits, init=[], attrs=UNCHECKED
+        )
         write, source, target = store.write_port(), store.read_port(), store.read_port()
         lengths = Array(Signal(width, name=f"length_{e}") for e in range(c.max_experts))
 

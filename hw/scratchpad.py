@@ -8,7 +8,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import ELEMENT_WIDTH, Config
-from hw.pipeline import delay, register
+from hw.pipeline import UNCHECKED, delay, register
 
 
 class Scratchpad(wiring.Component):
@@ -19,7 +19,7 @@ class Scratchpad(wiring.Component):
     stalls. A read of a chunk being written gives the old or the new one: the sequencer keeps them apart.
     """
 
-    READ_LATENCY = 3
+    READ_LATENCY = 4
     WRITE_LATENCY = 2
 
     def __init__(self, config: Config):
@@ -48,7 +48,7 @@ class Scratchpad(wiring.Component):
         c = self.config
         width, bits = c.lanes * ELEMENT_WIDTH, (c.banks - 1).bit_length()
         rows = c.scratchpad_chunks // c.banks
-        banks = [memory.Memory(shape=unsigned(width), depth=rows, init=[]) for _ in range(c.banks)]
+        banks = [memory.Memory(shape=unsigned(width), depth=rows, init=[], attrs=UNCHECKED) for _ in range(c.banks)]
         m.submodules += banks
 
         def row(address: Signal, bank: int) -> Signal:
@@ -59,14 +59,11 @@ class Scratchpad(wiring.Component):
         for name, chunks in self.readers(c).items():
             address = getattr(self, f"{name}_address")
             ports = [bank.read_port() for bank in banks]
-            # Cycle 1: bank addresses. Cycle 2: read. Cycle 3: rotate the first chunk to the front.
+            # Cycle 1: bank addresses. Cycles 2 and 3: read. Cycle 4: rotate the first chunk to the front.
             m.d.comb += [port.addr.eq(row(address, i)) for i, port in enumerate(ports)]
-            first = delay(m, address[:bits], 2, name=f"{name}_first")
-            data = (
-                [Array(port.data for port in ports)[(first + i)[:bits]] for i in range(chunks)]
-                if bits
-                else [ports[0].data]
-            )
+            first = delay(m, address[:bits], 3, name=f"{name}_first")
+            read = Array(register(m, port.data, name=f"{name}_{i}") for i, port in enumerate(ports))
+            data = [read[(first + i)[:bits]] for i in range(chunks)] if bits else [read[0]]
             m.d.sync += getattr(self, f"{name}_data").eq(Cat(data))
 
         # Cycle 1: rotate chunks to their banks. Cycle 2: write.

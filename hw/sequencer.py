@@ -19,6 +19,7 @@ from hw.command import CommandLayout, beat_layout
 from hw.datapath import Datapath
 from hw.dma import Request
 from hw.loader import Gearbox
+from hw.pipeline import UNCHECKED
 from hw.registers import ErrorCode
 
 ROUTES_WIDTH = 8
@@ -48,7 +49,9 @@ class CommandStore(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.store = store = Memory(shape=CommandLayout, depth=self.config.command_depth, init=[])
+        m.submodules.store = store = Memory(
+            shape=CommandLayout, depth=self.config.command_depth, init=[], attrs=UNCHECKED
+        )
         read, write = store.read_port(), store.write_port()
         m.d.comb += [
             write.en.eq(self.write),

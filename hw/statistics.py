@@ -10,7 +10,19 @@ from amaranth.lib.wiring import In, Out
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import MEAN_GUARD, VARIANCE_WIDTH
 from hw.command import CommandLayout
-from hw.pipeline import add, delay, product_of_logic, register, shift_round, tree, tree_latency
+from hw.pipeline import (
+    UNCHECKED,
+    add,
+    delay,
+    multiply_by_constant,
+    register,
+    rounded,
+    shift_round,
+    shifted,
+    square,
+    tree,
+    tree_latency,
+)
 from hw.tables import Rsqrt
 
 TOTAL_WIDTH = ELEMENT_WIDTH + 12
@@ -25,7 +37,7 @@ class Statistics(wiring.Component):
     must not come again within `GATHER_PERIOD` cycles.
     """
 
-    READ_LATENCY = 12
+    READ_LATENCY = 13
     GATHER_PERIOD = 3
 
     def __init__(self, config: Config):
@@ -52,7 +64,7 @@ class Statistics(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.rows = rows = memory.Memory(
-            shape=unsigned(TOTAL_WIDTH + SQUARES_WIDTH), depth=self.config.statistics_rows, init=[]
+            shape=unsigned(TOTAL_WIDTH + SQUARES_WIDTH), depth=self.config.statistics_rows, init=[], attrs=UNCHECKED
         )
         self._read(m, rows.read_port())
         self._gather(m, rows.read_port(), rows.write_port())
@@ -62,27 +74,29 @@ class Statistics(wiring.Component):
         c = self.command
         m.submodules.rsqrt = rsqrt = Rsqrt()
 
-        # Cycle 1: look up.
+        # Cycles 1 and 2: look up.
         m.d.comb += port.addr.eq(self.read_row)
-        total, squares = port.data[:TOTAL_WIDTH].as_signed(), port.data[TOTAL_WIDTH:]
-        # Cycles 2 and 3: multiply. One row a cycle is not worth wide multipliers for constants.
-        scaled = delay(m, register(m, product_of_logic(total, c.mean_multiplier), name="scaled"), 1, name="scaled")
-        above = delay(m, register(m, product_of_logic(squares, c.depth), name="above"), 1, name="above")
-        below = delay(m, register(m, total * total, name="below"), 1, name="below")
-        # Cycle 4: mean and variance.
-        mean = register(m, shift_round(scaled, c.mean_shift)[:MEAN_WIDTH].as_signed(), name="mean")
+        found = register(m, port.data, name="found")
+        total, squares = found[:TOTAL_WIDTH].as_signed(), found[TOTAL_WIDTH:]
+        # Cycles 3 and 4: multiply. One row a cycle is not worth wide multipliers for constants.
+        scaled = multiply_by_constant(m, total, c.mean_multiplier, name="scaled")
+        above = multiply_by_constant(m, squares, c.depth, name="above")
+        below = square(m, total, name="below")
+        # Cycle 5: variance. Cycles 5 and 6: mean.
+        halves = register(m, shifted(scaled, c.mean_shift), name="halves")
+        mean = register(m, rounded(halves)[:MEAN_WIDTH].as_signed(), name="mean")
         variance = Signal(VARIANCE_WIDTH)
         m.d.sync += variance.eq(above - below + c.epsilon)
-        # Cycles 5 to 9: reciprocal square root.
+        # Cycles 6 to 10: reciprocal square root.
         m.d.comb += rsqrt.value.eq(variance)
-        # Cycle 10: times the number of features. Cycle 11: round. Cycle 12: leave.
+        # Cycle 11: times the number of features. Cycle 12: round. Cycle 13: leave.
         product = register(m, rsqrt.mantissa * c.norm_scale, name="product")
         scale = register(m, shift_round(product, 16), name="scale")
         shift = Signal(signed(8))
         m.d.comb += shift.eq(c.norm_shift + rsqrt.exponent)
         limited = Mux(shift < 0, 0, Mux(shift > 62, 62, shift))[:6]
         m.d.sync += [
-            self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 2, name="mean")),
+            self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 1, name="mean")),
             self.scale.eq(scale),
             self.shift.eq(delay(m, limited, 2, name="shift")),
         ]

@@ -3,7 +3,7 @@
 All of them are pipelines of fixed latency that take and give a value every cycle and never stall.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -27,7 +27,7 @@ DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
 
 class Interpolator(wiring.Component):
-    """`table(index, fraction)`, three cycles later."""
+    """`table(index, fraction)`, three cycles later. Small tables get no multiplier: there is one a lane of them."""
 
     LATENCY = 3
 
@@ -55,7 +55,8 @@ class Interpolator(wiring.Component):
         m.d.comb += read.addr.eq(self.index)
         # Cycle 2: multiply.
         fraction = delay(m, self.fraction, 1, name="fraction")
-        product = register(m, product_of_logic(slope, fraction), name="product")
+        small = len(words) <= 64
+        product = register(m, product_of_logic(slope, fraction) if small else slope * fraction, name="product")
         # Cycle 3: round and add.
         m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
         return m
@@ -119,18 +120,14 @@ class Gelu(wiring.Component):
         return m
 
 
-class FloorLog2(wiring.Component):
-    """Position of the highest set bit of a non-zero value, combinational."""
-
-    def __init__(self, width: int):
-        super().__init__({"value": In(width), "position": Out(range(width))})
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        for i in range(len(self.value)):
-            with m.If(self.value[i]):
-                m.d.comb += self.position.eq(i)
-        return m
+def floor_log2(value: Value) -> Value:
+    """Position of the highest set bit of a non-zero value, half by half."""
+    if len(value) == 1:
+        return Const(0, 0)
+    half = 1 << ((len(value) - 1).bit_length() - 1)
+    high = value[half:].any()
+    lower = floor_log2(value[:half])
+    return Cat(Mux(high, floor_log2(value[half:]), lower)[: len(lower)], high)
 
 
 class Reciprocal(wiring.Component):
@@ -144,12 +141,10 @@ class Reciprocal(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.log = log = FloorLog2(SUM_WIDTH)
         m.submodules.table = table = Interpolator(RECIPROCAL_TABLE)
 
         # Cycle 1: exponent. Cycle 2: normalise. Cycles 3 to 5: interpolate.
-        m.d.comb += log.value.eq(self.value)
-        m.d.sync += self.exponent.eq(log.position)
+        m.d.sync += self.exponent.eq(floor_log2(self.value))
         value = register(m, self.value, name="raw")
         normal = Signal(SUM_WIDTH)
         m.d.sync += normal.eq(value << (SUM_WIDTH - 1 - self.exponent)[:5])
@@ -168,12 +163,10 @@ class Rsqrt(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.log = log = FloorLog2(VARIANCE_WIDTH)
         m.submodules.table = table = Interpolator(RSQRT_TABLE)
 
         # Cycle 1: half the exponent. Cycle 2: normalise by an even shift. Cycles 3 to 5: interpolate.
-        m.d.comb += log.value.eq(self.value)
-        half = register(m, log.position >> 1, name="half")
+        half = register(m, floor_log2(self.value) >> 1, name="half")
         value = register(m, self.value, name="raw")
         normal = Signal(VARIANCE_WIDTH)
         m.d.sync += normal.eq(value << Cat(Const(0, 1), (VARIANCE_WIDTH // 2 - 1 - half)[:5]))

@@ -99,7 +99,7 @@ struct Issuer : Walker {
 };
 
 struct Loader {
-    enum State { IDLE, DROP, LOAD, SETTLE, PARAMETERS, COLUMNS, TILE, READ, WAIT } state = IDLE;
+    enum State { IDLE, DROP, LOAD, SETTLE, PARAMETERS, COLUMNS, OFFSET, TILE, READ, WAIT } state = IDLE;
     Gearbox chunks, columns, words;
     Count digit = 0, feature = 0, channel = 0, index = 0, count = 0;
     Delay read_last;
@@ -548,7 +548,7 @@ private:
 
     static Loader::State first_state(const Command& c) {
         if (c.kind == KIND_LOAD) return Loader::LOAD;
-        return c.b_source == STATIONARY_MEMORY ? Loader::PARAMETERS : Loader::TILE;
+        return c.b_source == STATIONARY_MEMORY ? Loader::PARAMETERS : Loader::OFFSET;
     }
 
     void load() {
@@ -602,6 +602,7 @@ private:
                 if (n.index >= m.outputs) next_tile(c, stored);
             }
             break;
+        case Loader::OFFSET: n.state = Loader::TILE; break;
         case Loader::TILE:
             if (w.tile_free && w.loader_allowed) n.state = Loader::READ;
             else w.loader_waits = w.tile_free ? LOADER_ISSUER : LOADER_TILE;
@@ -645,7 +646,7 @@ private:
         if (final_digit) n.feature = final_slice ? 0 : r.feature + m.inputs;
         if (final_digit && final_slice) n.channel = r.channel + m.outputs;
         if (final_digit && final_slice && final_group) n.state = Loader::IDLE;
-        else if (!stored) n.state = Loader::TILE;
+        else if (!stored) n.state = Loader::OFFSET;
         else n.state = final_digit && final_slice ? Loader::PARAMETERS : Loader::COLUMNS;
     }
 
