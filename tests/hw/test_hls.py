@@ -148,7 +148,7 @@ def compiled(directory, command):
 
 
 def test_make_simulates_the_project(made):
-    done = subprocess.run(["make"], cwd=made, capture_output=True, text=True, check=False)
+    done = subprocess.run(["make", "--no-print-directory"], cwd=made, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "identical"
