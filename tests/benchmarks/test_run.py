@@ -1,12 +1,15 @@
 """The benchmark's own arithmetic: assignments, tables, the shell around a machine."""
 
+import json
+
 import pytest
 import torch
 
 from benchmarks.area import shell
 from benchmarks.configs import BUDGET, CONFIGS, DEVICES
+from benchmarks.m3vit_t.model import TASKS
 from benchmarks.m3vit_t.weights import assignment, loads
-from benchmarks.run import workload
+from benchmarks.run import LATENCIES, README, RESULTS, table, workload
 from compiler.schedule import schedule
 
 ROW_KEYS = {
@@ -54,3 +57,21 @@ def test_the_small_machine_has_what_the_workload_needs():
 
 def test_names():
     assert CONFIGS.keys() == DEVICES.keys() == BUDGET.keys()
+
+
+def test_committed_results():
+    rows = json.loads(RESULTS.read_text())["configs"]
+    for row in rows:
+        assert row.keys() >= ROW_KEYS
+        assert row["identical"]
+        assert row["loads_as_published"]
+        assert row["saturations"] == row["interpreter_saturations"]
+        assert row["cycles"] == row["predicted_cycles"]
+        assert row["weight_bytes_ratio"] <= 1.02
+        assert row["roofline_share"] >= 0.9 or row["config"] == "zcu102-wide"
+        budget = BUDGET[row["config"]]
+        assert all(row[part] <= most for part, most in budget.items() if row[part] is not None)
+    assert {(row["config"], row["task"], row["memory_latency"]) for row in rows} >= {
+        (config, task, latency) for config in ("ulx3s", "mid", "zcu102") for task in TASKS for latency in LATENCIES
+    }
+    assert table(rows) in README.read_text()
