@@ -248,7 +248,8 @@ def into_readme(text: str) -> None:
 
 NOTES = """\
 Measured here: cycles of whole frames on the RTL, simulated cycle by cycle, every output element compared with the
-reference interpreter; area by Yosys; MHz by nextpnr where it is given (ECP5).
+reference interpreter; area by Yosys; MHz by nextpnr where it is given (ECP5, 60 were asked for). BRAM is BRAM36 on
+Xilinx devices, DP16KD on ECP5. Empty fields have not been measured.
 
 Not measured: no board ran this, no vendor tool timed it. The published systems ran on a ZCU102 at 300 MHz; our Xilinx
 rows have no clock frequency, so cycles compare, milliseconds do not. The weights are random, with the trained model's
