@@ -202,6 +202,7 @@ def _stationary(w: _Walk, c: Command) -> Rules:
         yield c.dma_beats == beats, f"its weights take {beats} beats, not {c.dma_beats}"
         yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
         return
+    yield not c.expected, "expects weights that do not come from memory"
     yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
     if c.b_source == Stationary.COLUMNS:
         yield from w.readable("b", w.halves(c, "b", c.columns, c.depth))

@@ -9,7 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space
+from compiler.commands import (
+    COMMAND_BYTES,
+    FIELDS,
+    Command,
+    Kind,
+    Post,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
 from compiler.config import Config
 from compiler.program import Program, ProgramError, Task, command_table, from_region, to_region
 from compiler.store import load, save
@@ -282,6 +294,10 @@ RULES = {
     "queue length": (lambda c: c.queue == Queue.SCATTER, {"rows": 3}, "its queue can hold 20 tokens, it states 3"),
     "gate early": (is_matmul, {"row_scale": RowScale.GATE}, "scales by a gate without a queue"),
     "expected early": (is_matmul, {"expected": 1}, "expects tokens without a queue"),
+    "expected on chip": (
+        lambda c: c.queue == Queue.GATHER, {"b_source": Stationary.COLUMNS, "expected": 1},
+        "expects weights that do not come from memory",
+    ),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
     "exp early": (is_matmul, {"prologue": Prologue.EXP}, "takes exponentials of 20 rows, the maxima of 0 are known"),
     "softmax of none": (is_matmul, {"row_scale": RowScale.SOFTMAX}, "divides by the sum of no exponentials"),
