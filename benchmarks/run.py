@@ -25,7 +25,7 @@ from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
 from compiler.capture import capture
-from compiler.commands import COMMAND_BYTES, Command, Kind, Queue, Stationary
+from compiler.commands import COMMAND_BYTES, Kind, Queue, Stationary
 from compiler.program import Program, Task
 from compiler.quantise import Precision, Quantised, quantise
 from compiler.schedule import schedule
@@ -33,7 +33,7 @@ from host.flow import input_region
 from hw.registers import REGISTERS
 from sim.cycles import Routed, predict, queue_lengths
 from sim.device import SimulatedDevice
-from sim.interpret import State, execute
+from sim.interpret import execute
 
 RESULTS = Path(__file__).parent / "results" / "m3vit_t.json"
 README = Path(__file__).parents[1] / "README.md"
@@ -81,23 +81,23 @@ class Reference:
 
 def reference(work: Workload, program: Program, task: Task) -> Reference:
     region, _ = input_region(task, {"image": work.image[0].numpy()})
-    queues: list[list[int]] = []
-    weights: dict[int, int] = {}  # bytes by address
-    config = program.config
+    config, routed = program.config, queue_lengths(program, task.name, region)
     commands = -(-len(task.commands) // config.word_commands) + 1  # words, the first one twice
     other = commands * config.word_commands * COMMAND_BYTES
     other += sum(c.dma_beats for c in task.commands if c.kind == Kind.LOAD) * config.beat_bytes
-
-    def observe(_: int, command: Command, state: State) -> None:
-        if command.kind == Kind.ROUTE:
-            lengths = zip(task.experts[len(queues)], (len(entry.token) for entry in state.queues), strict=True)
-            queues.append([length for _, length in sorted(lengths)])
-        elif command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY:
-            idle = command.queue != Queue.NONE and not len(state.queues[command.expert].token)
-            weights[command.dma_address] = 0 if idle else command.dma_beats * config.beat_bytes
-
-    output, saturations = execute(program, task.name, region, observe)
-    routed = queue_lengths(program, task.name, region)
+    weights: dict[int, int] = {}  # bytes by address
+    routes, lengths = iter(routed), ()
+    for c in task.commands:
+        if c.kind == Kind.ROUTE:
+            lengths = next(routes).lengths
+        elif c.kind == Kind.MATMUL and c.b_source == Stationary.MEMORY:
+            idle = c.queue != Queue.NONE and not lengths[c.expert]
+            weights[c.dma_address] = 0 if idle else c.dma_beats * config.beat_bytes
+    queues = [
+        [length for _, length in sorted(zip(order, route.lengths, strict=True))]
+        for order, route in zip(task.experts, routed, strict=True)
+    ]
+    output, saturations = execute(program, task.name, region)
     return Reference(region, output, saturations, sum(weights.values()), other, queues, routed)
 
 

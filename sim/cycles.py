@@ -349,7 +349,7 @@ class _Commands:
         else:
             where = self.tensor("b", depth, columns)
         if source != Stationary.MEMORY:
-            queue |= {"expected": 0} if queue else {}
+            queue["expected"] = 0
         fields = where | self.tensor("a", rows, depth) | self.tensor("o", rows, columns) | queue
         self.commands.append(
             Command(kind=Kind.MATMUL, rows=rows, depth=depth, columns=columns, b_source=source, b_digits=digits,
