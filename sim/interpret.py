@@ -56,24 +56,26 @@ class State:
         self.maximum = np.zeros(c.max_rows, np.int64)
         self.queues = []
 
-    def pieces(self, address: int, stride: int, rows: Ints, columns: int, packed: int) -> tuple[Elements, Ints]:
-        """The scratchpad in pieces of `lanes` elements (chunks, or half ones if packed); those of a tensor's rows."""
-        lanes = self.config.lanes
-        memory: Elements = self.scratchpad.view(np.int8).reshape(-1, lanes) if packed else self.scratchpad
-        return memory, (address + rows[:, None] * stride << packed) + np.arange(-(-columns // lanes))
+    def table(self, address: int, stride: int, rows: Ints, columns: int, packed: int) -> Elements:
+        """View of a tensor up to the last of the ascending `rows`, and of whole pieces.
+
+        A piece is `lanes` elements: a chunk, or half a one if packed.
+        """
+        dtype, piece = np.dtype(np.int8 if packed else np.int16), self.config.lanes << (not packed)  # bytes
+        shape = int(rows[-1]) + 1, -(-columns // self.config.lanes) * self.config.lanes
+        offset, pitch = ((x << packed) * piece for x in (address, stride))
+        return np.ndarray(shape, dtype, self.scratchpad.data, offset, (pitch, dtype.itemsize))
 
     def read(self, address: int, stride: int, rows: Ints, columns: int, packed: int = 0) -> Ints:
         """[len(rows), columns] of a tensor."""
-        memory, at = self.pieces(address, stride, rows, columns, packed)
-        value: Ints = memory[at].reshape(len(rows), -1)[:, :columns].astype(np.int64)
-        return value
+        return self.table(address, stride, rows, columns, packed)[rows, :columns].astype(np.int64)
 
     def write(self, address: int, stride: int, rows: Ints, value: Ints, packed: int = 0) -> None:
         """Elements of the last piece beyond the tensor's columns become zero."""
-        memory, at = self.pieces(address, stride, rows, value.shape[1], packed)
-        padded = np.zeros((*at.shape, self.config.lanes), memory.dtype)
-        padded.reshape(len(rows), -1)[:, : value.shape[1]] = value
-        memory[at] = padded
+        columns = value.shape[1]
+        table = self.table(address, stride, rows, columns, packed)
+        table[rows, :columns] = value
+        table[rows, columns:] = 0
 
     def clip(self, value: Ints, low: int, high: int) -> Ints:
         clipped = np.clip(value, low, high)
@@ -103,9 +105,11 @@ def _stream(s: State, c: Command, rows: Ints) -> tuple[Ints, Ints]:
     return a, a.sum(axis=1)
 
 
-def _multiply(a: Ints, b: Ints) -> Ints:
-    """Exact: float64 holds every partial sum, which the compiler has bounded by the accumulator."""
-    return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+def _multiply(s: State, c: Command, a: Ints, b: Ints) -> Ints:
+    """Exact: float32 or float64 holds every partial sum, of which the compiler has bounded the last by the accumulator."""
+    bits = (16 if c.a_wide else 8) + s.config.weight_width * c.b_digits
+    float_type = np.float32 if c.depth << (bits - 2) <= 1 << 24 else np.float64
+    return (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)
 
 
 def _stationary(s: State, c: Command) -> Ints:
@@ -127,9 +131,9 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     bias, multiplier, shift = (np.array(value, np.int64) for value in (0, c.multiplier, c.shift))
     if c.b_source == Stationary.MEMORY:
         w = program.weights(c)
-        total, bias, multiplier, shift = _multiply(a, w.matrix), w.bias, w.multiplier, w.shift
+        total, bias, multiplier, shift = _multiply(s, c, a, w.matrix), w.bias, w.multiplier, w.shift
     else:
-        total = _multiply(a, _stationary(s, c))
+        total = _multiply(s, c, a, _stationary(s, c))
 
     factor, extra = np.full(len(count), ROW_ONE, np.int64), np.zeros(len(count), np.int64)
     if c.row_scale == RowScale.SOFTMAX:
