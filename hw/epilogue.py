@@ -88,7 +88,10 @@ class Epilogue(wiring.Component):
     queue entry of `queue_row`, one cycle later. The residual is read from the scratchpad on time.
     """
 
-    LATENCY = 15
+    WORD = 5  # cycles until a channel is requantised
+    POST = WORD + Gelu.LATENCY  # activated
+    TOTAL = POST + 4  # scaled by the row's factor, the residual added
+    LATENCY = TOTAL + 1
     PERIOD = 4
 
     def __init__(self, config: Config):
@@ -153,41 +156,41 @@ class Epilogue(wiring.Component):
         other_row = register(m, output_row * Mux(again, c.o_stride, c.r_stride), name="other_row")
         other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
         residual = register(m, other + other_row + offset, name="other")
-        ahead = 13 - Scratchpad.READ_LATENCY
+        ahead = self.TOTAL - 1 - Scratchpad.READ_LATENCY
         m.d.comb += self.residual_address.eq(delay(m, residual, ahead - 4, name="residual_address"))
         m.d.comb += self.write_address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
         absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
-        self.absent = delay(m, absent, 11, name="absent")
-        # Softmax: exponent after one cycle, mantissa after five. Gate: score after one.
+        self.absent = delay(m, absent, self.TOTAL - 3, name="absent")
+        # Softmax: exponent after one cycle, mantissa later. Gate: score after one.
         m.d.comb += reciprocal.value.eq(self.row_total)
         softmax = c.row_scale == RowScale.SOFTMAX
         self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 1, name="exponent"), 0)
-        score = delay(m, entry.score, 9, name="score")
-        mantissa = delay(m, reciprocal.mantissa, 5, name="mantissa")
+        score = delay(m, entry.score, self.POST - 1, name="score")
+        mantissa = delay(m, reciprocal.mantissa, self.POST - Reciprocal.LATENCY, name="mantissa")
         self.factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
 
     def _channels(self, m: Module) -> None:
         c, n = self.command, self.config.outputs
-        beat = delay(m, self.beat, 12, name="beat")
-        left = register(m, c.columns - beat.group * n, name="left")  # aligned with cycle 13
+        beat = delay(m, self.beat, self.TOTAL - 2, name="beat")
+        left = register(m, c.columns - beat.group * n, name="left")
         valid = delay(m, beat.valid, 1, name="valid")
         outputs, limited = [], []
         for j in range(n):
-            inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with cycle 14
+            inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with the total
             word, clipped = self._requantise(m, j)
-            limited.append(delay(m, clipped, 14 - 5, name=f"clipped_{j}") & inside)
+            limited.append(delay(m, clipped, self.TOTAL - self.WORD, name=f"clipped_{j}") & inside)
             m.submodules[f"post_{j}"] = post = Gelu()
-            # Cycles 6 to 10: activation.
+            # Until POST: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
-            # Cycles 11 and 12: row factor. Cycle 13: shift; whether to round up is known with the residual.
+            # Two cycles: row factor. One: shift; whether to round up is known with the residual.
             product = multiply(m, post.value, self.factor.as_unsigned(), self.limb, name=f"scaled_{j}")
             halves = register(
                 m, shifted(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 3].as_signed(), name=f"halves_{j}"
             )
-            # Cycle 14: residual.
+            # Until TOTAL: residual.
             residual = Mux(self.absent, 0, self.residual.word_select(j, ELEMENT_WIDTH)).as_signed()
             total = register(m, rounded(halves) + residual, name=f"total_{j}")
-            # Cycle 15: limit, mask.
+            # Last: limit, mask.
             narrow, narrowed = clip(total, -128, 127)
             wide, widened = clip(total, -(1 << 15), (1 << 15) - 1)
             limited.append(inside & Mux(c.o_wide, widened, narrowed))
@@ -208,7 +211,7 @@ class Epilogue(wiring.Component):
         m.d.comb += [
             self.gather.eq(last.valid & c.statistics),
             self.gather_begin.eq(last.group == 0),
-            self.gather_row.eq(c.o_statistics + delay(m, self.output_row, 13, name="output_row")),
+            self.gather_row.eq(c.o_statistics + delay(m, self.output_row, self.LATENCY - 2, name="output_row")),
         ]
         self._pack(m, written)
 

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from compiler.commands import Prologue
 from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MEAN_GUARD, SUM_WIDTH, operand_limits
+from compiler.fixed import MEAN_GUARD, ROW_ONE, SUM_WIDTH, operand_limits
 from hw.command import CommandLayout, beat_layout
 from hw.pipeline import add, clip, delay, popcount, register, rounded, shifted, tree, tree_latency
 from hw.statistics import MEAN_WIDTH
@@ -24,7 +24,8 @@ class Operand(wiring.Component):
     cut into digits. `saturations` counts the limited elements of some earlier beat.
     """
 
-    LATENCY = 8
+    VALUE = 1 + Exp2.LATENCY  # cycles until an element is what its prologue makes of it
+    LATENCY = VALUE + 2
 
     def __init__(self, config: Config):
         self.config = config
@@ -35,7 +36,7 @@ class Operand(wiring.Component):
                 "beat": In(beat_layout(config)),
                 "elements": In(lanes * ELEMENT_WIDTH),
                 "mean": In(signed(MEAN_WIDTH)),
-                "scale": In(18),
+                "scale": In(ROW_ONE.bit_length()),
                 "shift": In(6),
                 "maximum": In(signed(ELEMENT_WIDTH)),
                 "digits": Out(lanes * config.activation_width),
@@ -57,7 +58,9 @@ class Operand(wiring.Component):
         taken = register(m, c.depth - self.beat.slice * lanes, name="taken")
         mean = Mux(normalises, self.mean, 0)
         scale = register(m, Mux(normalises, self.scale, 1), name="scale")
-        shift = delay(m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), 3, name="shift")
+        shift = delay(
+            m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), self.VALUE - 3, name="shift"
+        )
         values, limited = [], []
         for i in range(lanes):
             x = self._element(i)
@@ -66,15 +69,15 @@ class Operand(wiring.Component):
                 self._exponential(m, x, i),
                 self._normal(m, x, mean, scale, shift, i),
             )
-            # Cycle 7: limit and mask.
+            # Last but one: limit and mask.
             low8, high8 = operand_limits(8)
             low16, high16 = operand_limits(16)
             narrow, narrowed = clip(value, low8, high8)
             wide, widened = clip(value, low16, high16)
-            inside = delay(m, taken > i, 5, name=f"inside_{i}")
+            inside = delay(m, taken > i, self.VALUE - 1, name=f"inside_{i}")
             values.append(register(m, Mux(inside, Mux(c.a_wide, wide, narrow), 0), name=f"value_{i}"))
             limited.append(inside & Mux(c.a_wide, widened, narrowed))
-        fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), 6, name="fresh")
+        fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), self.VALUE, name="fresh")
         counts, _ = popcount(
             m, [register(m, bit & fresh, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
         )
@@ -82,8 +85,8 @@ class Operand(wiring.Component):
 
         row_sum, _ = tree(m, values, add, name="row_sum")
         m.d.comb += self.row_sum.eq(row_sum)
-        # Cycle 8: cut.
-        digit = delay(m, self.beat.digit, 7, name="digit")
+        # Last: cut.
+        digit = delay(m, self.beat.digit, self.VALUE + 1, name="digit")
         m.d.sync += self.digits.eq(Cat(self._digit(value, digit) for value in values))
         return m
 
@@ -97,17 +100,17 @@ class Operand(wiring.Component):
 
     def _exponential(self, m: Module, x: Signal, lane: int) -> Signal:
         m.submodules[f"exp_{lane}"] = exp = Exp2()
-        # Cycle 1: distance from the row's maximum. Cycles 2 to 6: exp2.
+        # Cycle 1: distance from the row's maximum. Then exp2.
         difference = (self.maximum - x)[: ELEMENT_WIDTH + 1]
         m.d.comb += exp.wide.eq(self.command.a_wide)
         m.d.sync += exp.difference.eq((difference << self.command.exp_shift)[:DIFFERENCE_WIDTH])
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
-        # Cycle 1: subtract the mean. Cycles 2 and 3: multiply. Cycle 5: shift. Cycle 6: round, limit.
-        centred = register(m, (x << MEAN_GUARD) - mean, name=f"centred_{lane}")
+        # Cycle 1: subtract the mean. Cycle 2: multiply. Last two: shift; round and limit.
+        centred = register(m, ((x << MEAN_GUARD) - mean)[:MEAN_WIDTH].as_signed(), name=f"centred_{lane}")
         product = register(m, centred * scale, name=f"product_{lane}")
-        product = delay(m, product, 2, name=f"product_{lane}")
+        product = delay(m, product, self.VALUE - 4, name=f"product_{lane}")
         halves = register(m, shifted(product, shift), name=f"halves_{lane}")
         limited, _ = clip(rounded(halves), -(1 << 17), (1 << 17) - 1)
         return register(m, limited, name=f"normal_{lane}")

@@ -19,7 +19,7 @@ from hw.command import CommandLayout, beat_layout
 from hw.datapath import Datapath
 from hw.dma import Request
 from hw.loader import Gearbox
-from hw.pipeline import UNCHECKED
+from hw.pipeline import UNCHECKED, register
 from hw.registers import ErrorCode
 
 ROUTES_WIDTH = 8
@@ -183,7 +183,9 @@ class Sequencer(wiring.Component):
         m.submodules.command_box = box = Gearbox(config.word_width, COMMAND_BITS)
         command = data.View(CommandLayout, box.items.payload[: CommandLayout.size])
         left, index = Signal(16), Signal(range(config.command_depth))
-        base = self.program_base + self.task * (config.command_depth * COMMAND_BYTES)
+        base = register(
+            m, (self.program_base + self.task * (config.command_depth * COMMAND_BYTES))[:ADDRESS_WIDTH], name="base"
+        )
         request = self.boot_request = Signal(data.StructLayout({"valid": 1, "address": ADDRESS_WIDTH, "beats": 28}))
         self.booting = Signal()
         m.d.comb += [box.beats.payload.eq(self.read_data.payload), self.booting.eq(1), self.busy.eq(1)]

@@ -8,7 +8,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MEAN_GUARD, VARIANCE_WIDTH
+from compiler.fixed import MEAN_GUARD, ROW_ONE, VARIANCE_WIDTH
 from hw.command import CommandLayout
 from hw.pipeline import (
     UNCHECKED,
@@ -37,7 +37,7 @@ class Statistics(wiring.Component):
     must not come again within `GATHER_PERIOD` cycles.
     """
 
-    READ_LATENCY = 13
+    READ_LATENCY = 5 + Rsqrt.LATENCY + 3
     GATHER_PERIOD = 3
 
     def __init__(self, config: Config):
@@ -47,7 +47,7 @@ class Statistics(wiring.Component):
                 "command": In(CommandLayout),
                 "read_row": In(range(config.statistics_rows)),
                 "mean": Out(signed(MEAN_WIDTH)),
-                "scale": Out(18),
+                "scale": Out(ROW_ONE.bit_length()),
                 "shift": Out(6),
                 "gather": In(1),
                 "begin": In(1),  # forget what was gathered for this row
@@ -87,9 +87,9 @@ class Statistics(wiring.Component):
         mean = register(m, rounded(halves)[:MEAN_WIDTH].as_signed(), name="mean")
         variance = Signal(VARIANCE_WIDTH)
         m.d.sync += variance.eq(above - below + c.epsilon)
-        # Cycles 6 to 10: reciprocal square root.
+        # Then the reciprocal square root.
         m.d.comb += rsqrt.value.eq(variance)
-        # Cycle 11: times the number of features. Cycle 12: round. Cycle 13: leave.
+        # Last three: times the number of features; round; leave.
         product = register(m, rsqrt.mantissa * c.norm_scale, name="product")
         scale = register(m, shift_round(product, 16), name="scale")
         shift = Signal(signed(8))

@@ -15,6 +15,7 @@ from compiler.fixed import (
     GELU_FRACTION,
     GELU_TABLE,
     RECIPROCAL_TABLE,
+    ROW_ONE,
     RSQRT_TABLE,
     SCORE_FRACTION,
     SUM_WIDTH,
@@ -27,9 +28,9 @@ DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
 
 class Interpolator(wiring.Component):
-    """`table(index, fraction)`, three cycles later. Small tables get no multiplier: there is one a lane of them."""
+    """`table(index, fraction)`, four cycles later. Small tables get no multiplier: there is one a lane of them."""
 
-    LATENCY = 3
+    LATENCY = 4
 
     def __init__(self, table: Table):
         self.table = table
@@ -37,7 +38,7 @@ class Interpolator(wiring.Component):
             {
                 "index": In(range(len(table.base))),
                 "fraction": In(table.fraction_bits),
-                "value": Out(table.base_width + 1),
+                "value": Out(table.base_width),
             }
         )
 
@@ -49,23 +50,24 @@ class Interpolator(wiring.Component):
             shape=unsigned(t.base_width + t.slope_width), depth=len(words), init=words
         )
         read = rom.read_port()
-        base, slope = read.data[: t.base_width], read.data[t.base_width :].as_signed()
 
-        # Cycle 1: look up.
+        # Cycles 1 and 2: look up.
         m.d.comb += read.addr.eq(self.index)
-        # Cycle 2: multiply.
-        fraction = delay(m, self.fraction, 1, name="fraction")
+        found = register(m, read.data, name="found")
+        base, slope = found[: t.base_width], found[t.base_width :].as_signed()
+        # Cycle 3: multiply.
+        fraction = delay(m, self.fraction, 2, name="fraction")
         small = len(words) <= 64
         product = register(m, product_of_logic(slope, fraction) if small else slope * fraction, name="product")
-        # Cycle 3: round and add.
+        # Cycle 4: round and add.
         m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
         return m
 
 
 class Exp2(wiring.Component):
-    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, five cycles later."""
+    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, `LATENCY` cycles later."""
 
-    LATENCY = 5
+    LATENCY = Interpolator.LATENCY + 2
 
     difference: In(DIFFERENCE_WIDTH)
     wide: In(1)
@@ -80,22 +82,22 @@ class Exp2(wiring.Component):
         above = self.difference[SCORE_FRACTION:]
         whole = register(m, Mux(above > 31, 31, above[:5]), name="whole")
         m.d.comb += [table.index.eq(code[6:]), table.fraction.eq(code[:6])]
-        # Cycles 2 to 4: interpolate.
+        # Then interpolate.
         whole = delay(m, whole, Interpolator.LATENCY - 1, name="whole")
         wide = delay(m, self.wide, Interpolator.LATENCY, name="wide")
         amount = register(m, whole + EXP2_GUARD + Mux(wide, 0, 8), name="amount")
-        # Cycle 5: shift by exponent and format, rounding once.
+        # Last: shift by exponent and format, rounding once.
         m.d.sync += self.value.eq(shift_round(table.value, amount))
         return m
 
 
 class Gelu(wiring.Component):
-    """What `post` says of an epilogue word, five cycles later: as it is, ReLU, or `compiler.fixed.gelu`.
+    """What `post` says of an epilogue word, `LATENCY` cycles later: as it is, ReLU, or `compiler.fixed.gelu`.
 
     `post` must not change while words that it applies to are on their way.
     """
 
-    LATENCY = 5
+    LATENCY = Interpolator.LATENCY + 2
 
     post: In(Post)
     x: In(signed(EPILOGUE_WIDTH))
@@ -112,7 +114,7 @@ class Gelu(wiring.Component):
         inside = register(m, (magnitude[GELU_FRACTION + 3 :] == 0) & (self.post == Post.GELU), name="inside")
         code = register(m, magnitude[: index_bits + 10], name="code")
         m.d.comb += [table.index.eq(code[10:]), table.fraction.eq(code[:10])]
-        # Cycles 2 to 4: interpolate. Cycle 5: ReLU minus delta.
+        # Then interpolate. Last: ReLU minus delta.
         kept = Mux(self.x[-1] & (self.post != Post.NONE), 0, self.x)
         relu = delay(m, register(m, kept, name="relu"), Interpolator.LATENCY, name="relu")
         inside = delay(m, inside, Interpolator.LATENCY, name="inside")
@@ -131,19 +133,19 @@ def floor_log2(value: Value) -> Value:
 
 
 class Reciprocal(wiring.Component):
-    """`compiler.fixed.reciprocal`; the exponent one cycle later, the mantissa after five."""
+    """`compiler.fixed.reciprocal`; the exponent one cycle later, the mantissa after `LATENCY`."""
 
-    LATENCY = 5
+    LATENCY = Interpolator.LATENCY + 2
 
     value: In(SUM_WIDTH)
     exponent: Out(range(SUM_WIDTH))
-    mantissa: Out(18)
+    mantissa: Out(ROW_ONE.bit_length())
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.table = table = Interpolator(RECIPROCAL_TABLE)
 
-        # Cycle 1: exponent. Cycle 2: normalise. Cycles 3 to 5: interpolate.
+        # Cycle 1: exponent. Cycle 2: normalise. Then interpolate.
         m.d.sync += self.exponent.eq(floor_log2(self.value))
         value = register(m, self.value, name="raw")
         normal = Signal(SUM_WIDTH)
@@ -153,19 +155,19 @@ class Reciprocal(wiring.Component):
 
 
 class Rsqrt(wiring.Component):
-    """`compiler.fixed.rsqrt`; the exponent and the mantissa both five cycles later."""
+    """`compiler.fixed.rsqrt`; the exponent and the mantissa both `LATENCY` cycles later."""
 
-    LATENCY = 5
+    LATENCY = Interpolator.LATENCY + 2
 
     value: In(VARIANCE_WIDTH)
     exponent: Out(range(VARIANCE_WIDTH // 2))
-    mantissa: Out(18)
+    mantissa: Out(ROW_ONE.bit_length())
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.table = table = Interpolator(RSQRT_TABLE)
 
-        # Cycle 1: half the exponent. Cycle 2: normalise by an even shift. Cycles 3 to 5: interpolate.
+        # Cycle 1: half the exponent. Cycle 2: normalise by an even shift. Then interpolate.
         half = register(m, floor_log2(self.value) >> 1, name="half")
         value = register(m, self.value, name="raw")
         normal = Signal(VARIANCE_WIDTH)

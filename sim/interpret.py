@@ -106,7 +106,7 @@ def _stream(s: State, c: Command, rows: Ints) -> tuple[Ints, Ints]:
 
 
 def _multiply(s: State, c: Command, a: Ints, b: Ints) -> Ints:
-    """Exact: float32 or float64 holds every partial sum, of which the compiler has bounded the last by the accumulator."""
+    """Exact: the float type holds every partial sum; the compiler has bounded them by the accumulator."""
     bits = (16 if c.a_wide else 8) + s.config.weight_width * c.b_digits
     float_type = np.float32 if c.depth << (bits - 2) <= 1 << 24 else np.float64
     return (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)

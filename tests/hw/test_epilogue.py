@@ -22,7 +22,7 @@ CONFIGS = {
         inputs=8, outputs=12, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64, accumulator_width=32
     ),
 }
-RESIDUAL_AT = 13  # cycle in which the residual is at its port
+RESIDUAL_AT = Epilogue.TOTAL - 1  # cycle in which the residual is at its port
 
 
 @dataclass
