@@ -109,7 +109,8 @@ def _multiply(s: State, c: Command, a: Ints, b: Ints) -> Ints:
     """Exact: the float type holds every partial sum; the compiler has bounded them by the accumulator."""
     bits = (16 if c.a_wide else 8) + s.config.weight_width * c.b_digits
     float_type = np.float32 if c.depth << (bits - 2) <= 1 << 24 else np.float64
-    return (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)
+    product: Ints = (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)
+    return product
 
 
 def _stationary(s: State, c: Command) -> Ints:
