@@ -48,8 +48,8 @@ class Tile(wiring.Component):
         c = self.config
         width, columns, at_once = c.weight_width, [], c.columns_at_once
         for j in range(c.outputs):
-            written = Signal(c.inputs * width, name=f"written_{j}")
-            used = Signal(c.inputs * width, name=f"used_{j}")
+            written = Signal(c.inputs * width, name=f"written_{j}", reset_less=True)
+            used = Signal(c.inputs * width, name=f"used_{j}", reset_less=True)
             block, place = divmod(j, at_once)
             here = (self.load_index >> exact_log2(at_once)) == block
             with m.If(self.load & ~self.load_by_row & here & self.load_columns[place]):

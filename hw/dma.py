@@ -1,7 +1,8 @@
 """DMA engines: requests for whole beats become AXI4 bursts.
 
 A request is a beat-aligned byte address and a number of beats (none is allowed and does nothing). Both engines keep
-several bursts on the way and move one beat a cycle, across requests too, as long as memory and the other side do.
+several bursts on the way and move one beat a cycle, across requests too, as long as memory and the other side do
+and bursts have two beats or more.
 """
 
 from amaranth import Cat, Module, Mux, Signal, unsigned
@@ -27,8 +28,8 @@ class Request(data.Struct):
 class _Splitter(wiring.Component):
     """Cuts requests into bursts that neither exceed `chunk` beats nor cross a multiple of it.
 
-    One burst a cycle, across requests too; it appears in the cycle after its request was taken. `flush` drops what is
-    left of a request and takes none.
+    A burst every other cycle; it appears two cycles after its request was taken. `flush` drops what is left of a
+    request and takes none.
     """
 
     def __init__(self, config: Config, chunk: int):
@@ -49,27 +50,33 @@ class _Splitter(wiring.Component):
         byte_bits, index_bits = exact_log2(self.beat_bytes), exact_log2(self.chunk)
         page = Signal(axi.ADDRESS_WIDTH - byte_bits - index_bits)
         index = Signal(index_bits)
-        left = Signal(BEATS_WIDTH)
+        left, cut = Signal(BEATS_WIDTH), Signal()  # beats; whether a burst has been cut off them
         room = Signal(range(self.chunk + 1))
         final = Signal()
 
         m.d.comb += [
-            self.busy.eq(left != 0),
+            self.busy.eq((left != 0) | cut),
             room.eq(self.chunk - index),
             final.eq(left <= room),
-            self.burst.valid.eq(self.busy & ~self.flush),
-            self.burst.p.address[byte_bits:].eq(Cat(index, page)),
-            self.burst.p.beats.eq(Mux(final, left, room)),
+            self.burst.valid.eq(cut & ~self.flush),
+            self.request.ready.eq((left == 0) & ~self.flush),
         ]
-        do_burst = self.burst.valid & self.burst.ready
-        m.d.comb += self.request.ready.eq((~self.busy | (do_burst & final)) & ~self.flush)
-        with m.If(do_burst):
-            m.d.sync += [page.eq(page + 1), index.eq(0), left.eq(left - self.burst.p.beats)]
+        with m.If(self.burst.valid & self.burst.ready):
+            m.d.sync += cut.eq(0)
+        with m.Elif(~cut & (left != 0)):
+            m.d.sync += [
+                cut.eq(1),
+                self.burst.p.address[byte_bits:].eq(Cat(index, page)),
+                self.burst.p.beats.eq(Mux(final, left, room)),
+                page.eq(page + 1),
+                index.eq(0),
+                left.eq(Mux(final, 0, left - room)),
+            ]
         with m.If(self.request.valid & self.request.ready):
             m.d.sync += Cat(index, page).eq(self.request.p.address[byte_bits:])
             m.d.sync += left.eq(self.request.p.beats)
         with m.If(self.flush):
-            m.d.sync += left.eq(0)
+            m.d.sync += [left.eq(0), cut.eq(0)]
         return m
 
 

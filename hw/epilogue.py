@@ -21,6 +21,7 @@ from hw.pipeline import (
     register,
     rounded,
     shifted,
+    shifted_in_two,
     tree,
     tree_latency,
 )
@@ -66,7 +67,7 @@ class Parameters(wiring.Component):
         m = Module()
         fields: list[Signal] = []
         for j in range(self.config.outputs):
-            written = Signal(BIAS_WIDTH + 16 + 6, name=f"written_{j}")
+            written = Signal(BIAS_WIDTH + 16 + 6, name=f"written_{j}", reset_less=True)
             used = Signal.like(written, name=f"used_{j}")
             with m.If(self.load & (self.load_index == j // self.step * self.step)):
                 m.d.sync += written.eq(self.words.word_select(j % self.step, PARAMETER_BITS))
@@ -88,7 +89,7 @@ class Epilogue(wiring.Component):
     queue entry of `queue_row`, one cycle later. The residual is read from the scratchpad on time.
     """
 
-    WORD = 5  # cycles until a channel is requantised
+    WORD = 6  # cycles until a channel is requantised
     POST = WORD + Gelu.LATENCY  # activated
     TOTAL = POST + 4  # scaled by the row's factor, the residual added
     LATENCY = TOTAL + 1
@@ -185,7 +186,9 @@ class Epilogue(wiring.Component):
             # Two cycles: row factor. One: shift; whether to round up is known with the residual.
             product = multiply(m, post.value, self.factor.as_unsigned(), self.limb, name=f"scaled_{j}")
             halves = register(
-                m, shifted(product, c.post_shift + 16)[: EPILOGUE_WIDTH + 3].as_signed(), name=f"halves_{j}"
+                m,
+                shifted(product[15:].as_signed(), c.post_shift)[1 : EPILOGUE_WIDTH + 4].as_signed(),
+                name=f"halves_{j}",
             )
             # Until TOTAL: residual.
             residual = Mux(self.absent, 0, self.residual.word_select(j, ELEMENT_WIDTH)).as_signed()
@@ -239,11 +242,11 @@ class Epilogue(wiring.Component):
         # Cycles 2 and 3: multiply.
         product = multiply(m, total, multiplier, self.limb, name=f"product_{j}")
         shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 2, name=f"shift_{j}")
-        # Cycle 4: shift, the row's exponent included. Cycle 5: round, saturate.
+        # Cycles 4 and 5: shift, the row's exponent included. Cycle 6: round, saturate.
         whole = shift + self.exponent
         amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:6], name=f"amount_{j}")
         low = -(1 << (EPILOGUE_WIDTH - 1))
-        word, clipped = clip(rounded(register(m, shifted(product, amount), name=f"halves_{j}")), low, -low - 1)
+        word, clipped = clip(rounded(shifted_in_two(m, product, amount, name=f"halves_{j}")), low, -low - 1)
         return register(m, word, name=f"word_{j}"), register(m, clipped, name=f"clipped_{j}")
 
     def _maxima(self, m: Module) -> None:

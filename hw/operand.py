@@ -12,7 +12,7 @@ from compiler.commands import Prologue
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import MEAN_GUARD, ROW_ONE, SUM_WIDTH, operand_limits
 from hw.command import CommandLayout, beat_layout
-from hw.pipeline import add, clip, delay, popcount, register, rounded, shifted, tree, tree_latency
+from hw.pipeline import add, clip, delay, popcount, register, rounded, shifted_in_two, tree, tree_latency
 from hw.statistics import MEAN_WIDTH
 from hw.tables import DIFFERENCE_WIDTH, Exp2
 
@@ -24,8 +24,8 @@ class Operand(wiring.Component):
     cut into digits. `saturations` counts the limited elements of some earlier beat.
     """
 
-    VALUE = 1 + Exp2.LATENCY  # cycles until an element is what its prologue makes of it
-    LATENCY = VALUE + 2
+    VALUE = 3 + Exp2.LATENCY  # cycles until an element is what its prologue makes of it
+    LATENCY = VALUE + 3
 
     def __init__(self, config: Config):
         self.config = config
@@ -56,28 +56,30 @@ class Operand(wiring.Component):
 
         # Cycle 1: which elements count; without normalisation (x << MEAN_GUARD) >> MEAN_GUARD is x.
         taken = register(m, c.depth - self.beat.slice * lanes, name="taken")
-        mean = Mux(normalises, self.mean, 0)
-        scale = register(m, Mux(normalises, self.scale, 1), name="scale")
+        mean = register(m, Mux(normalises, self.mean, 0), name="mean")
+        maximum = register(m, self.maximum, name="maximum")
+        scale = delay(m, Mux(normalises, self.scale, 1), 2, name="scale")
         shift = delay(
-            m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), self.VALUE - 3, name="shift"
+            m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), self.VALUE - 4, name="shift"
         )
         values, limited = [], []
         for i in range(lanes):
-            x = self._element(i)
+            x = register(m, self._element(i), name=f"element_{i}")
             value = Mux(
                 exponentiates,
-                self._exponential(m, x, i),
+                self._exponential(m, x, maximum, i),
                 self._normal(m, x, mean, scale, shift, i),
             )
+            value = register(m, value, name=f"chosen_{i}")
             # Last but one: limit and mask.
             low8, high8 = operand_limits(8)
             low16, high16 = operand_limits(16)
             narrow, narrowed = clip(value, low8, high8)
             wide, widened = clip(value, low16, high16)
-            inside = delay(m, taken > i, self.VALUE - 1, name=f"inside_{i}")
+            inside = delay(m, taken > i, self.VALUE, name=f"inside_{i}")
             values.append(register(m, Mux(inside, Mux(c.a_wide, wide, narrow), 0), name=f"value_{i}"))
             limited.append(inside & Mux(c.a_wide, widened, narrowed))
-        fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), self.VALUE, name="fresh")
+        fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), self.VALUE + 1, name="fresh")
         counts, _ = popcount(
             m, [register(m, bit & fresh, name=f"limited_{i}") for i, bit in enumerate(limited)], name="limited"
         )
@@ -86,7 +88,7 @@ class Operand(wiring.Component):
         row_sum, _ = tree(m, values, add, name="row_sum")
         m.d.comb += self.row_sum.eq(row_sum)
         # Last: cut.
-        digit = delay(m, self.beat.digit, self.VALUE + 1, name="digit")
+        digit = delay(m, self.beat.digit, self.VALUE + 2, name="digit")
         m.d.sync += self.digits.eq(Cat(self._digit(value, digit) for value in values))
         return m
 
@@ -98,20 +100,20 @@ class Operand(wiring.Component):
             byte = Mux(self.beat.slice[0], self.elements.word_select(self.config.lanes + lane, 8).as_signed(), byte)
         return Mux(self.command.a_packed, byte, word)
 
-    def _exponential(self, m: Module, x: Signal, lane: int) -> Signal:
+    def _exponential(self, m: Module, x: Signal, maximum: Signal, lane: int) -> Signal:
         m.submodules[f"exp_{lane}"] = exp = Exp2()
-        # Cycle 1: distance from the row's maximum. Then exp2.
-        difference = (self.maximum - x)[: ELEMENT_WIDTH + 1]
+        # Cycle 2: distance from the row's maximum. Cycle 3: align. Then exp2.
+        difference = register(m, (maximum - x)[: ELEMENT_WIDTH + 1], name=f"difference_{lane}")
         m.d.comb += exp.wide.eq(self.command.a_wide)
         m.d.sync += exp.difference.eq((difference << self.command.exp_shift)[:DIFFERENCE_WIDTH])
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
-        # Cycle 1: subtract the mean. Cycle 2: multiply. Last two: shift; round and limit.
+        # Cycle 2: subtract the mean. Cycle 3: multiply. Last three: shift by eights; by the rest; round and limit.
         centred = register(m, ((x << MEAN_GUARD) - mean)[:MEAN_WIDTH].as_signed(), name=f"centred_{lane}")
         product = register(m, centred * scale, name=f"product_{lane}")
-        product = delay(m, product, self.VALUE - 4, name=f"product_{lane}")
-        halves = register(m, shifted(product, shift), name=f"halves_{lane}")
+        product = delay(m, product, self.VALUE - 6, name=f"product_{lane}")
+        halves = shifted_in_two(m, product, shift, name=f"halves_{lane}")
         limited, _ = clip(rounded(halves), -(1 << 17), (1 << 17) - 1)
         return register(m, limited, name=f"normal_{lane}")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data
 
 # Of a memory where what a read of a word gives while it is written does not matter: no logic need settle it.
 UNCHECKED = {"no_rw_check": 1}
@@ -10,16 +11,22 @@ UNCHECKED = {"no_rw_check": 1}
 
 def delay(m: Module, value: Value, cycles: int, *, name: str) -> Value:
     """`value` as it was `cycles` ago."""
+    if isinstance(value, data.View):
+        layout = value.shape()
+        return data.View(layout, Cat(delay(m, value[key], cycles, name=f"{name}_{key}") for key, _ in layout))
     for age in range(1, cycles + 1):
-        later = Signal.like(value, name=f"{name}_{age}")
-        m.d.sync += later.eq(value)
-        value = later
+        value = register(m, value, name=f"{name}_{age}")
     return value
 
 
 def register(m: Module, value: Value, *, name: str) -> Signal:
-    """`value` one cycle later, as wide as its expression."""
-    later = Signal(Value.cast(value).shape(), name=name)
+    """`value` one cycle later, as wide as its expression.
+
+    A reset clears flags, one bit wide, so that nothing on its way has an effect; data it leaves alone, which saves a
+    net to most of the machine's registers.
+    """
+    value = Value.cast(value)
+    later = Signal(value.shape(), name=name, reset_less=len(value) > 1)
     m.d.sync += later.eq(value)
     return later
 
@@ -34,6 +41,12 @@ def shifted(value: Value, shift: Value | int) -> Value:
     doubled = Cat(Const(0, 1), value)
     doubled = doubled.as_signed() if value.shape().signed else doubled
     return doubled >> shift
+
+
+def shifted_in_two(m: Module, value: Value, shift: Value, *, name: str) -> Signal:
+    """`shifted`, two cycles later: by eights, then by the rest."""
+    eights = register(m, shifted(value, Cat(Const(0, 3), shift[3:])), name=f"{name}_eights")
+    return register(m, eights >> register(m, shift[:3], name=f"{name}_rest"), name=name)
 
 
 def rounded(value: Value) -> Value:

@@ -8,7 +8,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import Config
-from hw import axi
+from hw import axi, pipeline
 
 MAGIC = 0x4D4F4C50  # "PLOM" in memory
 VERSION = 1 << 16 | 0  # of registers and command set: major, minor
@@ -322,6 +322,6 @@ class Registers(wiring.Component):
     def _counter(self, m, name: str, increment: Value) -> Signal:
         """Adds up since start; stays at its highest value rather than wrap."""
         counter, total = Signal(32, name=name), Signal(33, name=f"{name}_total")
-        m.d.comb += total.eq(counter + increment)
+        m.d.comb += total.eq(counter + pipeline.register(m, increment, name=f"{name}_increment"))
         m.d.sync += counter.eq(Mux(self.start, 0, Mux(total[32], 0xFFFF_FFFF, total)))
         return counter

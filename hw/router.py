@@ -123,8 +123,10 @@ class Router(wiring.Component):
     def _selected(self, name: str) -> tuple[list[list[Signal]], list[list[Signal]]]:
         """Logits and experts, [ROWS][max_top_k]."""
         places = [f"{r}_{i}" for r in range(self.ROWS) for i in range(self.config.max_top_k)]
-        logits = [Signal(signed(ELEMENT_WIDTH), name=f"{name}_logit_{place}") for place in places]
-        experts = [Signal(range(self.config.max_experts), name=f"{name}_expert_{place}") for place in places]
+        logits = [Signal(signed(ELEMENT_WIDTH), name=f"{name}_logit_{place}", reset_less=True) for place in places]
+        experts = [
+            Signal(range(self.config.max_experts), name=f"{name}_expert_{place}", reset_less=True) for place in places
+        ]
         rows = range(0, len(places), self.config.max_top_k)
         return [[x[r : r + self.config.max_top_k] for r in rows] for x in (logits, experts)]
 
@@ -134,7 +136,9 @@ class Router(wiring.Component):
         address, chunk_address = Signal.like(self.read_address), Signal.like(self.read_address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
         asked, filled = Signal(range(self.ROWS + 1)), Signal(config.max_top_k)
-        elements = [Signal(config.lanes * ELEMENT_WIDTH, name=f"elements_{r}") for r in range(self.ROWS)]
+        elements = [
+            Signal(config.lanes * ELEMENT_WIDTH, name=f"elements_{r}", reset_less=True) for r in range(self.ROWS)
+        ]
         scanning, reading = Signal(), Signal()
         following, after = self.row + self.ROWS, self.row_address + c.a_stride * self.ROWS
 

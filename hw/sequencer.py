@@ -76,7 +76,7 @@ class Walker:
     def __init__(self, m: Module, store: CommandStore, number: int, routes: Signal, lengths: Array, name: str):
         self.m, self.store, self.number, self.name = m, store, number, name
         self.index = Signal(range(store.config.command_depth), init=1, name=f"{name}_index")
-        self.command = Signal(CommandLayout, name=f"{name}_command")
+        self.command = Signal(CommandLayout, name=f"{name}_command", reset_less=True)
         self.seen = Signal(ROUTES_WIDTH, name=f"{name}_seen")
         queued = (self.command.kind == Kind.MATMUL) & (self.command.queue != Queue.NONE)
         self.length = Mux(queued, lengths[self.command.expert], self.command.rows)
@@ -324,7 +324,12 @@ class Sequencer(wiring.Component):
         drained = settle == 0
         with m.If(~drained):
             m.d.sync += settle.eq(settle - 1)
-        reached, self.rows = Signal(), Signal.like(c.rows)  # of the MATMUL being issued
+        reached, self.final_row = Signal(), Signal.like(c.rows)  # of the MATMUL being issued
+        self.begins = Signal()  # a MATMUL
+        self.walks = (
+            self._along(m, c.depth, config.inputs, "slice"),
+            self._along(m, c.columns, config.outputs, "group"),
+        )
         same = walker.index == self.stager.index
         m.d.comb += self.loader_allowed.eq(reached & drained & same)
 
@@ -382,7 +387,8 @@ class Sequencer(wiring.Component):
                     m.d.comb += self.storer_start.eq(1)
                     m.next = "STORE"
             with m.Case(Kind.MATMUL):
-                m.d.sync += self.rows.eq(walker.length)
+                m.d.comb += self.begins.eq(1)
+                m.d.sync += self.final_row.eq(walker.length - 1)
                 m.next = "MATMUL"
                 with m.If(walker.empty):
                     walker.advance("FETCH")
@@ -401,31 +407,30 @@ class Sequencer(wiring.Component):
             written, use = Signal(), Signal()
             with m.If(done | use):
                 m.d.sync += written.eq(done)
-            m.d.comb += free.eq(~written | use)
+            m.d.comb += free.eq(~written)
             pairs.append((written, use))
         (tile, use_tile), (parameters, use_parameters) = pairs
         return tile, parameters, use_tile, use_parameters
 
     def _beats(self, m: Module) -> Signal:
         """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
-        config, c, beat, rows = self.config, self.issuer.command, self.beat, self.rows
+        config, c, beat, final_row = self.config, self.issuer.command, self.beat, self.final_row
         tile, parameters, use_tile, use_parameters = self.loaded
         row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
-        feature, channel = Signal(17), Signal(17)
         streamed, stationary = Signal(), Signal(range(5))  # digits
         gap = Signal(range(Datapath.PERIOD))
 
         stored = c.b_source == Stationary.MEMORY
         digits_a = c.a_wide if config.activation_width < ELEMENT_WIDTH else 0  # digit number of the last one
-        first_slice, last_slice = slice_ == 0, feature + config.inputs >= c.depth
+        (first_slice, next_slice, last_slice), (_, next_group, last_group) = self.walks
         first_digit, last_digit = (
             (streamed == 0) & (stationary == 0),
             (streamed == digits_a) & (stationary + 1 == c.b_digits),
         )
-        last_group, last_row = channel + config.outputs >= c.columns, row + 1 == rows
+        first_row, last_row = Signal(init=1), row == final_row
         fills = first_digit & first_slice
         ends = last_digit & last_slice
-        new_tile, new_channels = (row == 0) & (streamed == 0), (row == 0) & ends & stored
+        new_tile, new_channels = first_row & (streamed == 0), first_row & ends & stored
         waits = (new_tile & ~tile) | (new_channels & ~parameters)
         issue = ~waits & (gap == 0)
         m.d.comb += [
@@ -449,21 +454,30 @@ class Sequencer(wiring.Component):
         finished = Signal()
         pass_over = issue & last_row
         with m.If(issue):
-            m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            m.d.sync += [row.eq(Mux(last_row, 0, row + 1)), first_row.eq(last_row)]
         with m.If(pass_over):
             # A row must not come back too soon.
-            with m.If(rows < Datapath.PERIOD):
-                m.d.sync += gap.eq(Datapath.PERIOD - rows)
+            with m.If(final_row < Datapath.PERIOD - 1):
+                m.d.sync += gap.eq(Datapath.PERIOD - 1 - final_row)
             m.d.sync += streamed.eq(Mux(streamed == digits_a, 0, 1))
             with m.If(streamed == digits_a):
                 m.d.sync += stationary.eq(Mux(stationary + 1 == c.b_digits, 0, stationary + 1))
             with m.If(last_digit):
-                m.d.sync += [
-                    slice_.eq(Mux(last_slice, 0, slice_ + 1)),
-                    feature.eq(Mux(last_slice, 0, feature + config.inputs)),
-                ]
+                m.d.comb += next_slice.eq(1)
+                m.d.sync += slice_.eq(Mux(last_slice, 0, slice_ + 1))
                 with m.If(last_slice):
-                    m.d.sync += [group.eq(Mux(last_group, 0, group + 1))]
-                    m.d.sync += [channel.eq(Mux(last_group, 0, channel + config.outputs))]
-                    m.d.comb += finished.eq(last_group)
+                    m.d.comb += [next_group.eq(1), finished.eq(last_group)]
+                    m.d.sync += group.eq(Mux(last_group, 0, group + 1))
         return finished
+
+    def _along(self, m: Module, total: Value, step: int, name: str) -> tuple[Signal, Signal, Signal]:
+        """Walk along `total` features or channels, again and again, from where the issuer begins a command.
+
+        Returns (at the first step, the event that the next one is taken, at the last step).
+        """
+        first, following, last = (Signal(name=f"{what}_{name}") for what in ("first", "next", "last"))
+        left = Signal.like(total, name=f"left_{name}")
+        beyond = Mux(last | self.begins, total, left - step)  # left after this step
+        with m.If(following | self.begins):
+            m.d.sync += [left.eq(beyond), first.eq(last | self.begins), last.eq(beyond <= step)]
+        return first, following, last

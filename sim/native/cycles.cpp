@@ -64,18 +64,20 @@ struct Gearbox {
 // hw.dma._Splitter and the registered address channel behind it
 struct Bursts {
     Count index = 0, left = 0;  // of the request
+    Count cut = 0;              // beats of the burst cut off it, 0: none
     Count beats = 0;            // of the burst in the address channel, 0: not VALID
 
-    bool busy() const { return left != 0; }
-    bool final(Count chunk) const { return left <= chunk - index; }
-    Count size(Count chunk) const { return final(chunk) ? left : chunk - index; }
-    bool do_burst(bool ready, bool allow) const { return busy() && (!beats || ready) && allow; }
-    bool request_ready(Count chunk, bool do_burst) const { return !busy() || (do_burst && final(chunk)); }
+    bool busy() const { return left || cut; }
+    bool do_burst(bool ready, bool allow) const { return cut && (!beats || ready) && allow; }
 
     void update(Count chunk, bool ready, bool do_burst, bool do_request, Count first_beat, Count request_beats) {
-        const Count burst = size(chunk);
-        if (!beats || ready) beats = do_burst ? burst : 0;
-        if (do_burst) index = 0, left -= burst;
+        if (!beats || ready) beats = do_burst ? cut : 0;
+        if (do_burst) {
+            cut = 0;
+        } else if (!cut) {
+            cut = std::min(left, chunk - index);
+            index = 0, left -= cut;
+        }
         if (do_request) index = first_beat % chunk, left = request_beats;
     }
 };
@@ -286,14 +288,14 @@ private:
     void offer() {
         const Reader& r = now.reader;
         w.do_read_burst = r.bursts.do_burst(w.arready, r.free >= m.read_chunk);
-        w.read_ready = r.bursts.request_ready(m.read_chunk, w.do_read_burst);
+        w.read_ready = !r.bursts.left;
         w.data_valid = r.buffer.r_rdy;
         if (!w.do_read_burst)
             w.reader_waits = !r.bursts.busy() ? READER_REQUEST : r.free < m.read_chunk ? READER_ROOM : READER_MEMORY;
         const Writer& v = now.writer;
         const bool allow = v.begun != m.bursts_ahead && v.unanswered != m.bursts_unanswered;
         w.do_write_burst = v.bursts.do_burst(w.awready, allow);
-        w.write_ready = v.bursts.request_ready(m.write_chunk, w.do_write_burst);
+        w.write_ready = !v.bursts.left;
         w.beats_ready = v.active && (!v.wvalid || w.wready);
         w.begun = now.boot.state == Boot::RUN;
     }
@@ -304,7 +306,7 @@ private:
         Reader& n = next.reader;
         const bool do_leave = w.data_valid && w.data_ready;
         const bool whole = w.rvalid && now.reader.place == m.word_beats - 1;
-        n.free += do_leave * m.word_beats - (w.do_read_burst ? now.reader.bursts.size(m.read_chunk) : 0);
+        n.free += do_leave * m.word_beats - (w.do_read_burst ? now.reader.bursts.cut : 0);
         if (w.rvalid) n.place = whole ? 0 : now.reader.place + 1;
         n.buffer.update(m.fifo_beats / m.word_beats + 1, whole, do_leave);
         n.bursts.update(
@@ -321,7 +323,7 @@ private:
         if (!r.wvalid || w.wready) n.wvalid = do_beat;
         if (do_beat) n.left = r.left - 1, n.active = r.left != 0;
         if (do_begin) n.left = begun.front() - 1, n.active = true, begun.pop_front();
-        if (w.do_write_burst) begun.push_back(r.bursts.size(m.write_chunk));
+        if (w.do_write_burst) begun.push_back(r.bursts.cut);
         n.bursts.update(
             m.write_chunk, w.awready, w.do_write_burst, w.write_valid && w.write_ready, w.write_beat, w.write_beats);
     }
@@ -474,8 +476,8 @@ private:
             break;
         case Walker::LOAD: break;  // the stager's
         }
-        w.tile_free = !r.tile_written || w.use_tile;
-        w.parameters_free = !r.parameters_written || w.use_parameters;
+        w.tile_free = !r.tile_written;
+        w.parameters_free = !r.parameters_written;
     }
 
     // The next tile and parameters: written by the loader, used by a beat.
