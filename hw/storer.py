@@ -18,7 +18,7 @@ class Storer(wiring.Component):
     Reads a chunk a cycle while the writer takes them; the number of chunks is a whole number of beats.
     """
 
-    BUFFER = 8  # chunks
+    BUFFER = Scratchpad.READ_LATENCY + 6  # chunks on their way and in the queue, so that nobody waits
 
     def __init__(self, config: Config):
         self.config = config

@@ -66,11 +66,11 @@ async def random_requests(dut):
 
 @cocotb.test(**TIMEOUT)
 async def one_beat_a_cycle(dut):
-    """Across bursts, long requests and requests of a single beat, once the first latency has passed."""
+    """Across bursts, long requests and requests of two beats, once the first latency has passed."""
     latency = FIFO // 2
     bench = Bench(dut, latency=latency)
     await start(dut, flush=0)
-    asked = [(BYTES * 3, 3 * FIFO), (0x10000, 2 * FIFO)] + [(0x20000 + 64 * i, 1) for i in range(3 * FIFO)]
+    asked = [(BYTES * 3, 3 * FIFO), (0x10000, 2 * FIFO)] + [(0x20000 + 64 * i, 2) for i in range(3 * FIFO)]
     total = sum(beats for _, beats in asked)
     await bench.read(asked, deadline=latency + total + 30)
     await bench.finish()

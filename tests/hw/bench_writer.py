@@ -82,7 +82,7 @@ async def random_requests(dut):
 async def one_beat_a_cycle(dut):
     bench = Bench(dut, latency=40)
     await start(dut, flush=0)
-    asked = [(BYTES * 3, 900), (0x10000, 500)] + [(0x20000 + 64 * i, 1) for i in range(300)]
+    asked = [(BYTES * 3, 900), (0x10000, 500)] + [(0x20000 + 64 * i, 2) for i in range(300)]
     total = sum(beats for _, beats in asked)
     await bench.write(asked, deadline=total + 60)
 

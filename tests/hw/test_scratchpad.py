@@ -14,10 +14,9 @@ CONFIGS = {
     "2 banks": Config(inputs=4, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
     "4 banks": Config(inputs=16, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=128),
     "4 banks, 3 and 2 chunks": Config(inputs=12, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
-    "3 blocks a bank": Config(inputs=8, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=2 * 2500),
     "8 banks, 2 and 5 chunks": Config(inputs=8, outputs=20, lanes=4, bus_width=32, scratchpad_chunks=64),
 }
-CYCLES = 1000  # after the first write of every chunk
+CYCLES = 1500
 WRITE, READ = Scratchpad.WRITE_LATENCY, Scratchpad.READ_LATENCY
 
 
@@ -27,13 +26,12 @@ class Case:
     def __init__(self, config: Config):
         rng = np.random.default_rng(3)
         self.config, self.depth = config, config.scratchpad_chunks
-        self.firsts = self.depth if self.depth.bit_count() == 1 else self.depth - config.banks + 1  # that wrap or fit
         self.chunk, halves = config.lanes * ELEMENT_WIDTH, 2 * config.output_chunks
         self.readers = Scratchpad.readers(config)
         self.writes, self.reads = [], []
         fresh: deque[set[int]] = deque([set()] * WRITE, WRITE)
-        for cycle in range(self.depth + CYCLES):
-            address = int(rng.integers(self.firsts))
+        for cycle in range(CYCLES):
+            address = int(rng.integers(self.depth))
             # all chunks are written once, then any
             every = cycle < self.depth
             enable = (1 << halves) - 1 if every else int(rng.integers(1 << halves))
@@ -45,7 +43,7 @@ class Case:
 
     def _apart(self, rng: np.random.Generator, fresh: set[int], chunks: int) -> int:
         while True:
-            address = int(rng.integers(self.firsts))
+            address = int(rng.integers(self.depth))
             if fresh.isdisjoint((address + i) % self.depth for i in range(chunks)):
                 return address
 
@@ -58,7 +56,7 @@ def rtl(case: Case) -> dict[str, list[int]]:
     }
     inputs |= {f"{name}_address": [read[name] for read in case.reads] for name in case.readers}
     outputs = [f"{name}_data" for name in case.readers]
-    seen = drive(Scratchpad(case.config), inputs, outputs, len(case.reads) + READ)
+    seen = drive(Scratchpad(case.config), inputs, outputs, CYCLES + READ)
     return {name: seen[f"{name}_data"][READ:] for name in case.readers}
 
 
