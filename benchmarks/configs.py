@@ -17,6 +17,7 @@ def sized(
     fifo_beats: int = 512,
     word_beats: int = 1,
     elements: int = ELEMENTS,
+    copies: int = 2,
     command_depth: int = 320,
     packed: bool = False,
 ) -> Config:
@@ -30,6 +31,7 @@ def sized(
         word_beats=word_beats,
         multipliers_packed=packed,
         scratchpad_chunks=-(-elements // lanes // 2) * 2,
+        scratchpad_copies=copies,
         accumulator_width=38,  # 16-bit gates
         max_rows=129,
         statistics_rows=258,
@@ -40,7 +42,7 @@ def sized(
 
 
 CONFIGS = {
-    "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, command_depth=384),
+    "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, copies=1, command_depth=384),
     "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128),
     # A column of 64 weights is one bus beat, an attention head one slice. The buffer is filled during attention with
     # the experts' weights, and tiles are written faster than beats come, so that small experts do not wait.

@@ -33,6 +33,7 @@ class Config:
     accumulator_width: int = 40
     max_rows: int = 256  # accumulator depth: tokens one command can stream
     scratchpad_chunks: int = 16384
+    scratchpad_copies: int = 2  # 1: half the block RAM, but what adds a residual writes a row every other cycle
     statistics_rows: int = 512  # rows whose sum and sum of squares are remembered
     max_experts: int = 16
     max_top_k: int = 4  # experts a token can choose
@@ -75,6 +76,7 @@ class Config:
                 f"64 to 2**20 and a multiple of the {self.banks} banks",
                 64 <= self.scratchpad_chunks <= 1 << 20 and self.scratchpad_chunks % self.banks == 0,
             ),
+            ("scratchpad_copies", "1 or 2", self.scratchpad_copies in (1, 2)),
             ("statistics_rows", "16 to 8192", 16 <= self.statistics_rows <= 8192),
             ("max_experts", "2 to 256", 2 <= self.max_experts <= 256),
             ("max_top_k", "1 to 8 and at most max_experts", 1 <= self.max_top_k <= min(8, self.max_experts)),

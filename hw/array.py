@@ -5,14 +5,14 @@ cycle, `outputs` sums leave. The next tile is written behind the running one.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from compiler.config import Config
 from compiler.fixed import SUM_WIDTH
 from hw.command import beat_layout
-from hw.pipeline import UNCHECKED, add, delay, register, tree, tree_latency
+from hw.pipeline import add, block_ram, delay, look_up, register, tree, tree_latency
 
 
 def tile_word(config: Config) -> int:
@@ -150,13 +150,11 @@ class Accumulators(wiring.Component):
         m = Module()
         c, beat = self.config, self.beat
         width = c.accumulator_width
-        m.submodules.memory = store = memory.Memory(
-            shape=unsigned(c.outputs * width + SUM_WIDTH), depth=c.max_rows, init=[], attrs=UNCHECKED
-        )
-        read, write = store.read_port(), store.write_port()
+        m.submodules.memory = store = block_ram(unsigned(c.outputs * width + SUM_WIDTH), c.max_rows)
+        write = store.write_port()
 
         # Cycle 1: look up the row; weigh the partial sums by their digits.
-        m.d.comb += read.addr.eq(beat.row)
+        found = look_up(m, store, beat.row, name="found")
         later = delay(m, beat, 1, name="beat")
         weighed = []
         for j in range(c.outputs):
@@ -169,7 +167,7 @@ class Accumulators(wiring.Component):
             weighed.append(wide)
         row_sum = register(m, Mux(beat.fresh, self.row_sum, 0), name="row_sum")
         # Cycle 2: add.
-        old = Mux(later.first, 0, read.data)
+        old = Mux(later.first, 0, found)
         totals = [(old.word_select(j, width) + partial)[:width] for j, partial in enumerate(weighed)]
         row_total = (old[c.outputs * width :] + row_sum)[:SUM_WIDTH]
         m.d.sync += [self.totals.eq(Cat(totals)), self.row_total.eq(row_total), self.done.eq(later)]

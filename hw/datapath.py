@@ -1,6 +1,6 @@
 """The shared compute unit: scratchpad, streamed operand, array, accumulators and epilogue in one pipeline."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -23,7 +23,9 @@ class Datapath(wiring.Component):
     next parameters may begin with the first beat that uses the present ones, those of the next tile a cycle
     after it, and either must end before the first beat of their own, the tile's at the latest with it.
 
-    `stationary_data` follow their address by `Scratchpad.READ_LATENCY` cycles, while the command adds no residual.
+    `stationary_data` follow their address by `Scratchpad.READ_LATENCY` cycles, if `stationary_ready`, while the
+    command adds no residual. With one copy of the scratchpad, the last beats of rows of a command that does add one
+    must enter an even number of cycles apart: residuals are read an odd number of cycles ahead of writes.
     While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data as
     much later; and `write`.
     """
@@ -54,6 +56,7 @@ class Datapath(wiring.Component):
                 "parameters_load": In(1),
                 "parameters_index": In(range(config.outputs)),
                 "parameters_words": In(parameters_at_once(config) * PARAMETER_BITS),
+                "stationary_ready": Out(1),
                 "stationary_address": In(address),
                 "stationary_data": Out(config.banks * chunk),
                 # the scratchpad, for others
@@ -68,9 +71,18 @@ class Datapath(wiring.Component):
         )
 
     @staticmethod
+    def sums_latency(config: Config) -> int:
+        """Cycles until a row's last beat has made its totals."""
+        return Datapath.OPERAND + Operand.LATENCY + Multipliers.latency(config) + Accumulators.LATENCY
+
+    @staticmethod
+    def write_latency(config: Config) -> int:
+        """Cycles until a row's last beat is written to the scratchpad."""
+        return Datapath.sums_latency(config) + Epilogue.LATENCY
+
+    @staticmethod
     def latency(config: Config) -> int:
-        sums = Datapath.OPERAND + Operand.LATENCY + Multipliers.latency(config)
-        return sums + Accumulators.LATENCY + Epilogue.settle(config)
+        return Datapath.sums_latency(config) + Epilogue.settle(config)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -88,15 +100,11 @@ class Datapath(wiring.Component):
         # The tile is exchanged so that it stands when its first beat's digits come.
         digits_at = self.OPERAND + Operand.LATENCY
         before = delay(m, self.beat, digits_at - 1, name="beat_tile")
-        for name, port in {
-            "tile_load": tile.load,
-            "tile_by_row": tile.load_by_row,
-            "tile_index": tile.load_index,
-            "tile_columns": tile.load_columns,
-            "tile_data": tile.load_data,
-        }.items():
-            # The loader's own register is the missing cycle.
-            m.d.comb += port.eq(delay(m, getattr(self, name), digits_at - 2, name=name))
+        # The loader's own register is the missing cycle.
+        m.d.comb += tile.load.eq(delay(m, self.tile_load, digits_at - 2, name="tile_load"))
+        written = Cat(self.tile_by_row, self.tile_index, self.tile_columns, self.tile_data)
+        ports = Cat(tile.load_by_row, tile.load_index, tile.load_columns, tile.load_data)
+        m.d.comb += ports.eq(delay(m, written, digits_at - 2, name="tile_write"))
         m.d.comb += [
             tile.swap.eq(before.valid & before.tile),
             multipliers.digits.eq(self.operand.digits),
@@ -148,12 +156,11 @@ class Datapath(wiring.Component):
         external = Signal(2 * config.output_chunks)
         adds = self.command.residual != Residual.NONE
         m.d.comb += external[:2].eq(self.write.replicate(2))
-        for name, port in {
-            "parameters_load": parameters.load,
-            "parameters_index": parameters.load_index,
-            "parameters_words": parameters.words,
-        }.items():
-            m.d.comb += port.eq(delay(m, getattr(self, name), parameters_at, name=name))
+        written = Cat(self.parameters_index, self.parameters_words)
+        m.d.comb += [
+            parameters.load.eq(delay(m, self.parameters_load, parameters_at, name="parameters_load")),
+            Cat(parameters.load_index, parameters.words).eq(delay(m, written, parameters_at, name="parameters_write")),
+        ]
         m.d.comb += [
             parameters.swap.eq(before.valid & before.channels),
             epilogue.command.eq(self.command),
@@ -168,6 +175,8 @@ class Datapath(wiring.Component):
             scratchpad.b_address.eq(Mux(adds, epilogue.residual_address, self.stationary_address)),
             epilogue.residual.eq(scratchpad.b_data),
             self.stationary_data.eq(scratchpad.b_data),
+            self.stationary_ready.eq(~epilogue.write if config.scratchpad_copies == 1 else 1),
+            scratchpad.write.eq(self.write | epilogue.write),
             scratchpad.write_address.eq(Mux(self.write, self.write_address, epilogue.write_address)),
             scratchpad.write_data.eq(Mux(self.write, self.write_data, epilogue.write_data)),
             scratchpad.write_enable.eq(Mux(self.write, external, epilogue.write_enable)),

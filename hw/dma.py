@@ -6,14 +6,14 @@ and bursts have two beats or more.
 """
 
 from amaranth import Cat, Module, Mux, Signal, unsigned
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from compiler.config import Config
 from hw import axi
-from hw.pipeline import UNCHECKED
+from hw.pipeline import block_ram, look_up
 
 BEATS_WIDTH = 28  # as dma_beats of a command
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
@@ -93,10 +93,8 @@ class _Buffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        ram = m.submodules.ram = memory.Memory(
-            shape=unsigned(self.ratio * self.width), depth=self.depth, init=[], attrs=UNCHECKED
-        )
-        write, read = ram.write_port(granularity=self.width), ram.read_port()
+        ram = m.submodules.ram = block_ram(unsigned(self.ratio * self.width), self.depth)
+        write, address = ram.write_port(granularity=self.width), Signal(range(self.depth))
         level = Signal(range(self.depth + 1))  # words in the RAM
         place = Signal(range(self.ratio))  # of the next beat in its word
         whole = self.push & (place == self.ratio - 1)
@@ -104,12 +102,11 @@ class _Buffer(wiring.Component):
         m.d.comb += [
             write.data.eq(self.beat.replicate(self.ratio)),
             write.en.eq(self.push << place),
-            read.en.eq(do_read),
-            self.data.payload.eq(read.data),
+            self.data.payload.eq(look_up(m, ram, address, do_read, name="word")),
         ]
         m.d.sync += [
             write.addr.eq(write.addr + whole),
-            read.addr.eq(read.addr + do_read),
+            address.eq(address + do_read),
             level.eq(level + whole - do_read),
         ]
         with m.If(self.push):
@@ -119,7 +116,7 @@ class _Buffer(wiring.Component):
         with m.Elif(self.data.ready):
             m.d.sync += self.data.valid.eq(0)
         with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0), place.eq(0), self.data.valid.eq(0)]
+            m.d.sync += [write.addr.eq(0), address.eq(0), level.eq(0), place.eq(0), self.data.valid.eq(0)]
         return m
 
 

@@ -4,7 +4,7 @@ One group of channels of one token passes each cycle; nothing stalls.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.commands import Queue, Residual, RowScale, Stationary
@@ -12,9 +12,10 @@ from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
 from hw.command import CommandLayout, beat_layout
 from hw.pipeline import (
-    UNCHECKED,
+    block_ram,
     clip,
     delay,
+    look_up,
     maximum,
     multiply,
     popcount,
@@ -112,6 +113,7 @@ class Epilogue(wiring.Component):
                 "entry": In(queue_entry(config)),
                 "residual_address": Out(address),
                 "residual": In(n * ELEMENT_WIDTH),
+                "write": Out(1),
                 "write_address": Out(address),
                 "write_data": Out(n * ELEMENT_WIDTH),
                 "write_enable": Out(2 * config.output_chunks),  # one bit for half a chunk
@@ -212,6 +214,7 @@ class Epilogue(wiring.Component):
         last = delay(m, beat, 3, name="beat_out")
         self.out_beat, self.out_left = last, delay(m, left, 2, name="left")
         m.d.comb += [
+            self.write.eq(last.valid),
             self.gather.eq(last.valid & c.statistics),
             self.gather_begin.eq(last.group == 0),
             self.gather_row.eq(c.o_statistics + delay(m, self.output_row, self.LATENCY - 2, name="output_row")),
@@ -264,13 +267,11 @@ class Epilogue(wiring.Component):
         highest, latency = tree(m, scores, maximum, name="highest")
         beat = delay(m, self.out_beat, latency, name="beat_maximum")
         later = delay(m, beat, 1, name="beat_maximum_read")
-        m.submodules.maxima = store = memory.Memory(
-            shape=signed(ELEMENT_WIDTH), depth=config.max_rows, init=[], attrs=UNCHECKED
-        )
-        read, write, ask = store.read_port(), store.write_port(), store.read_port()
-        m.d.comb += [read.addr.eq(beat.row), ask.addr.eq(self.maximum_row), self.maximum.eq(ask.data)]
+        m.submodules.maxima = store = block_ram(signed(ELEMENT_WIDTH), config.max_rows)
+        write, old = store.write_port(), look_up(m, store, beat.row, name="old")
+        m.d.comb += self.maximum.eq(look_up(m, store, self.maximum_row, name="asked"))
         m.d.sync += [
             write.en.eq(later.valid & c.row_maximum),
             write.addr.eq(later.row),
-            write.data.eq(Mux((later.group == 0) | (highest > read.data), highest, read.data)),
+            write.data.eq(Mux((later.group == 0) | (highest > old), highest, old)),
         ]

@@ -100,6 +100,7 @@ class Loader(wiring.Component):
                 "parameters_load": Out(1),
                 "parameters_index": Out(range(config.outputs)),
                 "parameters_words": Out(parameters_at_once(config) * PARAMETER_BITS),
+                "stationary_ready": In(1),  # the scratchpad takes the address
                 "stationary_address": Out(address),
                 "stationary_data": In(config.banks * chunk),
                 "write": Out(1),
@@ -242,11 +243,12 @@ class Loader(wiring.Component):
             # Rows or columns beyond the tensor meet zeros, or leave as masked channels: they may stay as they are.
             left = Mux(by_row, c.depth - self.feature, c.columns - self.channel)
             limit = Mux(by_row, config.inputs, config.outputs)
-            m.d.comb += self.reading.eq(1)
-            m.d.sync += [self.index.eq(self.index + 1), address.eq(address + c.b_stride)]
-            with m.If((self.index + 1 == limit) | (self.index + 1 == left)):
-                m.d.comb += read_last.eq(1)
-                m.next = "WAIT"
+            with m.If(self.stationary_ready):
+                m.d.comb += self.reading.eq(1)
+                m.d.sync += [self.index.eq(self.index + 1), address.eq(address + c.b_stride)]
+                with m.If((self.index + 1 == limit) | (self.index + 1 == left)):
+                    m.d.comb += read_last.eq(1)
+                    m.next = "WAIT"
         with m.State("WAIT"), m.If(self.arrived):
             self._next_tile(m)
         return read_last

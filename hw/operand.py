@@ -56,9 +56,11 @@ class Operand(wiring.Component):
 
         # Cycle 1: which elements count; without normalisation (x << MEAN_GUARD) >> MEAN_GUARD is x.
         taken = register(m, c.depth - self.beat.slice * lanes, name="taken")
-        mean = register(m, Mux(normalises, self.mean, 0), name="mean")
+        late = delay(m, taken, self.VALUE - 1, name="taken")
+        waits = self.VALUE - 6  # before an element is normalised: exponentials take longer
+        mean = delay(m, Mux(normalises, self.mean, 0), 1 + waits, name="mean")
         maximum = register(m, self.maximum, name="maximum")
-        scale = delay(m, Mux(normalises, self.scale, 1), 2, name="scale")
+        scale = delay(m, Mux(normalises, self.scale, 1), 2 + waits, name="scale")
         shift = delay(
             m, register(m, Mux(normalises, self.shift, MEAN_GUARD), name="shift"), self.VALUE - 4, name="shift"
         )
@@ -68,7 +70,7 @@ class Operand(wiring.Component):
             value = Mux(
                 exponentiates,
                 self._exponential(m, x, maximum, i),
-                self._normal(m, x, mean, scale, shift, i),
+                self._normal(m, delay(m, x, waits, name=f"waiting_{i}"), mean, scale, shift, i),
             )
             value = register(m, value, name=f"chosen_{i}")
             # Last but one: limit and mask.
@@ -76,7 +78,7 @@ class Operand(wiring.Component):
             low16, high16 = operand_limits(16)
             narrow, narrowed = clip(value, low8, high8)
             wide, widened = clip(value, low16, high16)
-            inside = delay(m, taken > i, self.VALUE, name=f"inside_{i}")
+            inside = register(m, late > i, name=f"inside_{i}")
             values.append(register(m, Mux(inside, Mux(c.a_wide, wide, narrow), 0), name=f"value_{i}"))
             limited.append(inside & Mux(c.a_wide, widened, narrowed))
         fresh = delay(m, self.beat.valid & self.beat.fresh & (self.beat.group == 0), self.VALUE + 1, name="fresh")
@@ -109,10 +111,9 @@ class Operand(wiring.Component):
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
-        # Cycle 2: subtract the mean. Cycle 3: multiply. Last three: shift by eights; by the rest; round and limit.
+        # Subtract the mean; multiply; shift by eights; by the rest; round and limit.
         centred = register(m, ((x << MEAN_GUARD) - mean)[:MEAN_WIDTH].as_signed(), name=f"centred_{lane}")
         product = register(m, centred * scale, name=f"product_{lane}")
-        product = delay(m, product, self.VALUE - 6, name=f"product_{lane}")
         halves = shifted_in_two(m, product, shift, name=f"halves_{lane}")
         limited, _ = clip(rounded(halves), -(1 << 17), (1 << 17) - 1)
         return register(m, limited, name=f"normal_{lane}")

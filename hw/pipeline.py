@@ -2,21 +2,47 @@
 
 from collections.abc import Callable
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import data
+from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value
+from amaranth.lib import data, memory
 
-# Of a memory where what a read of a word gives while it is written does not matter: no logic need settle it.
-UNCHECKED = {"no_rw_check": 1}
+RING_CYCLES, RING_BITS = 6, 8  # from here on a memory is smaller than registers
 
 
 def delay(m: Module, value: Value, cycles: int, *, name: str) -> Value:
-    """`value` as it was `cycles` ago."""
+    """`value` as it was `cycles` ago. Flags wait in registers, which a reset clears; much data in a memory."""
     if isinstance(value, data.View):
-        layout = value.shape()
-        return data.View(layout, Cat(delay(m, value[key], cycles, name=f"{name}_{key}") for key, _ in layout))
+        return _delay_fields(m, value, cycles, name=name)
+    if cycles >= RING_CYCLES and len(value) >= RING_BITS:
+        return _ring(m, value, cycles, name=name)
     for age in range(1, cycles + 1):
         value = register(m, value, name=f"{name}_{age}")
     return value
+
+
+def _delay_fields(m: Module, value: data.View, cycles: int, *, name: str) -> data.View:
+    """Flags one by one, the others together."""
+    fields = {key: Value.cast(value[key]) for key, _ in value.shape()}
+    rest = delay(m, Cat(field for field in fields.values() if len(field) > 1), cycles, name=name)
+    later, at = [], 0
+    for key, field in fields.items():
+        if len(field) == 1:
+            later.append(delay(m, field, cycles, name=f"{name}_{key}"))
+        else:
+            later.append(rest[at : at + len(field)])
+            at += len(field)
+    return data.View(value.shape(), Cat(later))
+
+
+def _ring(m: Module, value: Value, cycles: int, *, name: str) -> Value:
+    """`delay` in a memory: a word is read in the cycle before its place is written again."""
+    store = block_ram(value.shape(), cycles)
+    m.submodules += store
+    place = Signal(range(cycles), name=f"{name}_place")
+    ahead = Signal(range(cycles), init=1, name=f"{name}_ahead")
+    write = store.write_port()
+    m.d.sync += [place.eq(ahead), ahead.eq(Mux(ahead == cycles - 1, 0, ahead + 1))]
+    m.d.comb += [write.en.eq(1), write.addr.eq(place), write.data.eq(value)]
+    return look_up(m, store, ahead, name=name)
 
 
 def register(m: Module, value: Value, *, name: str) -> Signal:
@@ -29,6 +55,25 @@ def register(m: Module, value: Value, *, name: str) -> Signal:
     later = Signal(value.shape(), name=name, reset_less=len(value) > 1)
     m.d.sync += later.eq(value)
     return later
+
+
+def block_ram(shape: ShapeLike, depth: int) -> memory.Memory:
+    """A memory for `look_up`; what a read of a word gives while it is written does not matter."""
+    return memory.Memory(shape=shape, depth=depth, init=[], attrs={"no_rw_check": 1})
+
+
+def look_up(m: Module, store: memory.Memory, address: Value, enable: Value | int = 1, *, name: str) -> Value:
+    """The word at `address` one cycle later.
+
+    Yosys heeds no_rw_check only where it finds a register behind an asynchronous port; beside a synchronous one it
+    puts logic that gives the old word.
+    """
+    port = store.read_port(domain="comb")
+    word = Signal(store.shape, name=name, reset_less=True)
+    m.d.comb += port.addr.eq(address)
+    with m.If(enable):
+        m.d.sync += word.eq(port.data)
+    return word
 
 
 def shift_round(value: Value, shift: Value | int) -> Value:

@@ -1,14 +1,14 @@
 """Top-k of gate logits into expert queues: patch reordering, so that experts run one by one."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import SUM_WIDTH
 from hw.command import CommandLayout
 from hw.epilogue import FACTOR_WIDTH, queue_entry
-from hw.pipeline import UNCHECKED, delay, register, shift_round
+from hw.pipeline import block_ram, delay, look_up, register, shift_round
 from hw.scratchpad import Scratchpad
 from hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 
@@ -38,22 +38,17 @@ class Queues(wiring.Component):
         m = Module()
         c = self.config
         width = c.max_rows.bit_length()
-        layout = queue_entry(c)
         bits = len(self.source_row)
-        m.submodules.entries = store = memory.Memory(
-            shape=layout, depth=c.max_experts << bits, init=[], attrs=UNCHECKED
-        )
-        write, source, target = store.write_port(), store.read_port(), store.read_port()
+        m.submodules.entries = store = block_ram(queue_entry(c), c.max_experts << bits)
+        write = store.write_port()
         lengths = Array(Signal(width, name=f"length_{e}") for e in range(c.max_experts))
 
         m.d.comb += [
             write.en.eq(self.push),
             write.addr.eq(Cat(lengths[self.push_expert][:bits], self.push_expert)),
             write.data.eq(self.push_entry),
-            source.addr.eq(Cat(self.source_row, self.expert)),
-            target.addr.eq(Cat(self.target_row, self.expert)),
-            self.source_entry.eq(source.data),
-            self.target_entry.eq(target.data),
+            self.source_entry.eq(look_up(m, store, Cat(self.source_row, self.expert), name="source")),
+            self.target_entry.eq(look_up(m, store, Cat(self.target_row, self.expert), name="target")),
             self.lengths.eq(Cat(lengths)),
         ]
         with m.If(self.push):

@@ -3,12 +3,13 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from compiler.config import ELEMENT_WIDTH, Config
-from hw.pipeline import UNCHECKED, delay, register
+from hw.pipeline import block_ram, delay, look_up, register
 
 
 class Scratchpad(wiring.Component):
@@ -16,10 +17,13 @@ class Scratchpad(wiring.Component):
 
     Chunk c lives in bank c % banks, so an access of up to `banks` chunks touches each bank once. Data leave
     `READ_LATENCY` cycles after the address; a write lands `WRITE_LATENCY` cycles after it is given. Nothing
-    stalls. A read of a chunk being written gives the old or the new one: the sequencer keeps them apart.
+    stalls. A read of a chunk being written gives anything: the sequencer keeps them apart. With one copy of the
+    memory, port b reads nothing in a cycle with a `write`.
     """
 
-    READ_LATENCY = 4
+    BLOCK = 1024  # rows of one memory: what a block RAM has when its ports are widest
+    BLOCK_BITS = exact_log2(BLOCK)
+    READ_LATENCY = 5
     WRITE_LATENCY = 2
 
     def __init__(self, config: Config):
@@ -32,6 +36,7 @@ class Scratchpad(wiring.Component):
         super().__init__(
             ports
             | {
+                "write": In(1),
                 "write_address": In(address),
                 "write_data": In(config.output_chunks * chunk),
                 "write_enable": In(2 * config.output_chunks),  # one bit for half a chunk
@@ -47,35 +52,52 @@ class Scratchpad(wiring.Component):
         m = Module()
         c = self.config
         width, bits = c.lanes * ELEMENT_WIDTH, (c.banks - 1).bit_length()
-        rows = c.scratchpad_chunks // c.banks
-        banks = [memory.Memory(shape=unsigned(width), depth=rows, init=[], attrs=UNCHECKED) for _ in range(c.banks)]
-        m.submodules += banks
+        depth = c.scratchpad_chunks // c.banks
+        depths = [min(self.BLOCK, depth - first) for first in range(0, depth, self.BLOCK)]
+        banks = [[block_ram(unsigned(width), size) for size in depths] for _ in range(c.banks)]
+        for bank in banks:
+            m.submodules += bank
 
-        def row(address: Signal, bank: int) -> Signal:
-            """Row of the one chunk of address .. address + banks - 1 that lives in `bank`."""
-            wraps = bank < address[:bits] if bits else 0
-            return register(m, (address >> bits) + wraps, name=f"row_{bank}")
-
+        # Cycle 1: bank addresses.
+        addresses = {name: getattr(self, f"{name}_address") for name in self.readers(c)}
+        if c.scratchpad_copies == 1:  # the second port of a block RAM reads and writes
+            addresses["b"] = Mux(self.write, self.write_address, self.b_address)
+        at = {name: self._rows(m, address) for name, address in addresses.items()}
         for name, chunks in self.readers(c).items():
-            address = getattr(self, f"{name}_address")
-            ports = [bank.read_port() for bank in banks]
-            # Cycle 1: bank addresses. Cycles 2 and 3: read. Cycle 4: rotate the first chunk to the front.
-            m.d.comb += [port.addr.eq(row(address, i)) for i, port in enumerate(ports)]
-            first = delay(m, address[:bits], 3, name=f"{name}_first")
-            read = Array(register(m, port.data, name=f"{name}_{i}") for i, port in enumerate(ports))
+            first = delay(m, addresses[name][:bits], 4, name=f"{name}_first")
+            read = Array(self._read(m, bank, row, name) for bank, row in zip(banks, at[name], strict=True))
+            # Cycle 5: rotate the first chunk to the front.
             data = [read[(first + i)[:bits]] for i in range(chunks)] if bits else [read[0]]
             m.d.comb += getattr(self, f"{name}_data").eq(register(m, Cat(data), name=f"{name}_data"))
 
         # Cycle 1: rotate chunks to their banks. Cycle 2: write.
         offset = self.write_address[:bits]
-        for i, bank in enumerate(banks):
-            port = bank.write_port(granularity=width // 2)
+        write_at = at["b"] if c.scratchpad_copies == 1 else self._rows(m, self.write_address)
+        for i, (bank, row) in enumerate(zip(banks, write_at, strict=True)):
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank
             words = [self.write_data.word_select(j, width) for j in range(c.output_chunks)]
             enables = [Mux(source == j, self.write_enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
             data = words[-1]
             for word, enable in zip(reversed(words[:-1]), reversed(enables[:-1]), strict=True):
                 data = Mux(enable.any(), word, data)
-            m.d.comb += port.addr.eq(row(self.write_address, i))
-            m.d.sync += [port.data.eq(data), port.en.eq(reduce(or_, enables))]
+            data = register(m, data, name=f"write_data_{i}")
+            enable = Signal(2, name=f"write_enable_{i}")
+            m.d.sync += enable.eq(reduce(or_, enables))
+            for number, block in enumerate(bank):
+                port = block.write_port(granularity=width // 2)
+                chosen = row[self.BLOCK_BITS :] == number
+                m.d.comb += [port.addr.eq(row), port.data.eq(data), port.en.eq(Mux(chosen, enable, 0))]
         return m
+
+    def _rows(self, m: Module, address: Value) -> list[Signal]:
+        """In each bank, the row of the one chunk of address .. address + banks - 1 that lives there, a cycle later."""
+        bits = (self.config.banks - 1).bit_length()
+        wraps = [i < address[:bits] if bits else 0 for i in range(self.config.banks)]
+        width = len(address) - bits
+        return [register(m, ((address >> bits) + wrap)[:width], name=f"row_{i}") for i, wrap in enumerate(wraps)]
+
+    def _read(self, m: Module, bank: list[memory.Memory], row: Value, name: str) -> Signal:
+        """A bank's word three cycles later: looked up in each block, registered, one chosen."""
+        found = [register(m, look_up(m, block, row, name=f"{name}_read"), name=f"{name}_found") for block in bank]
+        chosen = delay(m, row[self.BLOCK_BITS :], 2, name=f"{name}_block")
+        return register(m, Array(found)[chosen] if len(bank) > 1 else found[0], name=f"{name}_word")

@@ -9,17 +9,16 @@ from collections.abc import Callable
 
 from amaranth.hdl import Array, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import COMMAND_BYTES, Kind, Queue, Space, Stationary
+from compiler.commands import COMMAND_BYTES, Kind, Queue, Residual, Space, Stationary
 from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, Config
 from hw.axi import ADDRESS_WIDTH
 from hw.command import CommandLayout, beat_layout
 from hw.datapath import Datapath
 from hw.dma import Request
 from hw.loader import Gearbox
-from hw.pipeline import UNCHECKED, register
+from hw.pipeline import block_ram, look_up, register
 from hw.registers import ErrorCode
 
 ROUTES_WIDTH = 8
@@ -49,19 +48,17 @@ class CommandStore(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.store = store = Memory(
-            shape=CommandLayout, depth=self.config.command_depth, init=[], attrs=UNCHECKED
-        )
-        read, write = store.read_port(), store.write_port()
+        m.submodules.store = store = block_ram(CommandLayout, self.config.command_depth)
+        write, address = store.write_port(), Signal(range(self.config.command_depth))
         m.d.comb += [
             write.en.eq(self.write),
             write.addr.eq(self.write_index),
             write.data.eq(self.write_command),
-            self.command.eq(read.data),
+            self.command.eq(look_up(m, store, address, name="command")),
         ]
         for i in reversed(range(self.READERS)):
             with m.If(getattr(self, f"ask_{i}")):
-                m.d.comb += read.addr.eq(getattr(self, f"index_{i}"))
+                m.d.comb += address.eq(getattr(self, f"index_{i}"))
                 m.d.comb += [getattr(self, f"grant_{j}").eq(i == j) for j in range(self.READERS)]
         return m
 
@@ -326,6 +323,10 @@ class Sequencer(wiring.Component):
             m.d.sync += settle.eq(settle - 1)
         reached, self.final_row = Signal(), Signal.like(c.rows)  # of the MATMUL being issued
         self.begins = Signal()  # a MATMUL
+        # Sums that are written a cycle apart would meet the reads of residuals at a shared port of the scratchpad.
+        odd, adds, self.avoids_port = Signal(), Signal(), Signal()
+        m.d.sync += [odd.eq(~odd & ~self.begins), adds.eq(c.residual != Residual.NONE)]
+        m.d.comb += self.avoids_port.eq(odd & adds)
         self.walks = (
             self._along(m, c.depth, config.inputs, "slice"),
             self._along(m, c.columns, config.outputs, "group"),
@@ -427,12 +428,13 @@ class Sequencer(wiring.Component):
             (streamed == 0) & (stationary == 0),
             (streamed == digits_a) & (stationary + 1 == c.b_digits),
         )
-        first_row, last_row = Signal(init=1), row == final_row
         fills = first_digit & first_slice
         ends = last_digit & last_slice
+        first_row, last_row = Signal(init=1), row == final_row
+        holds = ends & self.avoids_port if config.scratchpad_copies == 1 else 0
         new_tile, new_channels = first_row & (streamed == 0), first_row & ends & stored
         waits = (new_tile & ~tile) | (new_channels & ~parameters)
-        issue = ~waits & (gap == 0)
+        issue = ~waits & (gap == 0) & ~holds
         m.d.comb += [
             self.stall_weights.eq(waits),
             beat.valid.eq(issue),

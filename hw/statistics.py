@@ -11,9 +11,10 @@ from compiler.config import ELEMENT_WIDTH, Config
 from compiler.fixed import MEAN_GUARD, ROW_ONE, VARIANCE_WIDTH
 from hw.command import CommandLayout
 from hw.pipeline import (
-    UNCHECKED,
     add,
+    block_ram,
     delay,
+    look_up,
     multiply_by_constant,
     register,
     rounded,
@@ -63,20 +64,17 @@ class Statistics(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.rows = rows = memory.Memory(
-            shape=unsigned(TOTAL_WIDTH + SQUARES_WIDTH), depth=self.config.statistics_rows, init=[], attrs=UNCHECKED
-        )
-        self._read(m, rows.read_port())
-        self._gather(m, rows.read_port(), rows.write_port())
+        m.submodules.rows = rows = block_ram(unsigned(TOTAL_WIDTH + SQUARES_WIDTH), self.config.statistics_rows)
+        self._read(m, rows)
+        self._gather(m, rows)
         return m
 
-    def _read(self, m: Module, port: wiring.PureInterface) -> None:
+    def _read(self, m: Module, rows: memory.Memory) -> None:
         c = self.command
         m.submodules.rsqrt = rsqrt = Rsqrt()
 
         # Cycles 1 and 2: look up.
-        m.d.comb += port.addr.eq(self.read_row)
-        found = register(m, port.data, name="found")
+        found = register(m, look_up(m, rows, self.read_row, name="read"), name="found")
         total, squares = found[:TOTAL_WIDTH].as_signed(), found[TOTAL_WIDTH:]
         # Cycles 3 and 4: multiply. One row a cycle is not worth wide multipliers for constants.
         scaled = multiply_by_constant(m, total, c.mean_multiplier, name="scaled")
@@ -101,7 +99,8 @@ class Statistics(wiring.Component):
             self.shift.eq(delay(m, limited, 2, name="shift")),
         ]
 
-    def _gather(self, m: Module, read: wiring.PureInterface, write: wiring.PureInterface) -> None:
+    def _gather(self, m: Module, rows: memory.Memory) -> None:
+        write = rows.write_port()
         lanes = [self.elements.word_select(i, ELEMENT_WIDTH).as_signed() for i in range(self.config.outputs)]
 
         # Cycle 1: square. Then the trees.
@@ -111,8 +110,8 @@ class Statistics(wiring.Component):
         begin = delay(m, self.begin, latency + 1, name="begin")
         row = delay(m, self.gather_row, latency, name="gather_row")
         # Last but one: look up. Last: add and write.
-        m.d.comb += read.addr.eq(row)
-        old_total, old_squares = read.data[:TOTAL_WIDTH].as_signed(), read.data[TOTAL_WIDTH:]
+        old = look_up(m, rows, row, name="old")
+        old_total, old_squares = old[:TOTAL_WIDTH].as_signed(), old[TOTAL_WIDTH:]
         new_total = (total + Mux(begin, 0, old_total))[:TOTAL_WIDTH]
         new_squares = (squares + Mux(begin, 0, old_squares))[:SQUARES_WIDTH]
         m.d.sync += [

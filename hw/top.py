@@ -128,6 +128,7 @@ class Top(wiring.Component):
             loader.allowed.eq(sequencer.loader_allowed),
             loader.tile_free.eq(sequencer.tile_free),
             loader.parameters_free.eq(sequencer.parameters_free),
+            loader.stationary_ready.eq(datapath.stationary_ready),
             loader.stationary_data.eq(datapath.stationary_data),
             sequencer.loader_busy.eq(loader.busy),
             sequencer.tile_done.eq(loader.tile_done),

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Space, Stationary
+from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Residual, Space, Stationary
 from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import Ints
 from compiler.layout import stream_beats
@@ -50,6 +50,7 @@ WAITS = {
     "issuer.tile": "a tile or parameters, which the loader is about to write",
     "issuer.stager": "a tile or parameters, which the stager has not asked the loader for",
     "issuer.gap": "a row of few to come back no sooner than it may",
+    "issuer.port": "the scratchpad's port, which reads the residual of the row before",
     "issuer.load": "a LOAD",
     "issuer.route": "a ROUTE",
     "issuer.store": "a STORE",
@@ -63,6 +64,7 @@ WAITS = {
     "loader.tile": "the tile it wrote before to be used",
     "loader.parameters": "the parameters it wrote before to be used",
     "loader.issuer": "the issuer to allow it the scratchpad",
+    "loader.port": "the scratchpad's port, which writes",
     "fetcher.boot": "commands to be there",
     "fetcher.command": "the next command to be read and begun",
     "fetcher.route": "a ROUTE to send a token to an expert",
@@ -136,6 +138,8 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
         "first_beat": task * config.command_depth * COMMAND_BYTES // config.beat_bytes,
         "datapath_latency": Datapath.latency(config),
         "period": Datapath.PERIOD,
+        "shared_port": int(config.scratchpad_copies == 1),
+        "datapath_write": Datapath.write_latency(config),
         "read_latency": Scratchpad.READ_LATENCY,
         "write_latency": Scratchpad.WRITE_LATENCY,
         "router_rows": Router.ROWS,
@@ -276,14 +280,24 @@ def _run(task: Task, machine: Ints, lengths: Ints, firsts: Ints) -> Prediction:
 # Machines that differ in all that control depends on, small enough to be built in a short time.
 _SMALL = Config(max_rows=40, max_experts=6, scratchpad_chunks=2048, statistics_rows=128, command_depth=128)
 MACHINES = (
-    replace(_SMALL, inputs=8, outputs=4, lanes=4),
+    replace(_SMALL, inputs=8, outputs=4, lanes=4, scratchpad_copies=1),
     replace(_SMALL, inputs=4, outputs=8, lanes=4, bus_width=512, fifo_beats=64),
     replace(_SMALL, inputs=8, outputs=8, lanes=8, bus_width=32, weight_width=16, activation_width=16, max_experts=10),
-    replace(_SMALL, inputs=12, outputs=4, lanes=4, bus_width=32, fifo_beats=32, max_top_k=2),
+    replace(_SMALL, inputs=12, outputs=4, lanes=4, bus_width=32, fifo_beats=32, max_top_k=2, scratchpad_copies=1),
     replace(_SMALL, inputs=16, outputs=8, lanes=8, bus_width=256, activation_width=16, max_rows=24, max_experts=12),
     replace(_SMALL, inputs=8, outputs=12, lanes=4, bus_width=128, weight_width=16, fifo_beats=32, max_experts=16),
     replace(_SMALL, inputs=16, outputs=16, lanes=8, bus_width=128, word_beats=4, fifo_beats=1024, max_experts=10),
-    replace(_SMALL, inputs=8, outputs=12, lanes=4, bus_width=512, word_beats=4, fifo_beats=128, max_experts=8),
+    replace(
+        _SMALL,
+        inputs=8,
+        outputs=12,
+        lanes=4,
+        bus_width=512,
+        word_beats=4,
+        fifo_beats=128,
+        max_experts=8,
+        scratchpad_copies=1,
+    ),
 )
 MEMORIES = {"latency": (0, 1, 2, 20, 60, 200), "cycles_per_beat": (1, 1, 2, 3, 7), "outstanding": (1, 2, 3, 8, 32)}
 
@@ -344,6 +358,8 @@ class _Commands:
                 "dma_beats": beats,
                 "dma_address": self.beat(self.image, beats * config.beat_bytes),
             }
+            if self.one_of(0, 1):
+                where |= {"residual": Residual.ADD} | self.tensor("r", rows, columns)
         elif source == Stationary.COLUMNS:
             where = self.tensor("b", columns, depth)
         else:

@@ -30,7 +30,7 @@ MUTANTS = (
     ("hw/operand.py", "taken > i, self.VALUE", "taken >= i, self.VALUE", "hw/test_operand.py"),
     ("hw/operand.py", "self.config.lanes + lane, 8", "lane, 8", "hw/test_operand.py"),
     ("hw/epilogue.py", "packed.word_select(before,", "packed.word_select(early,", "hw/test_epilogue.py"),
-    ("hw/array.py", "old = Mux(later.first, 0, read.data)", "old = Mux(beat.first, 0, read.data)", "hw/test_array.py"),
+    ("hw/array.py", "old = Mux(later.first, 0, found)", "old = Mux(beat.first, 0, found)", "hw/test_array.py"),
     ("hw/epilogue.py", "(later.group == 0) | (highest", "(highest", "hw/test_epilogue.py"),
     ("hw/scratchpad.py", "wraps = bank < address", "wraps = bank <= address", "hw/test_scratchpad.py"),
     ("hw/statistics.py", "above - below + c.epsilon", "above - below", "hw/test_statistics.py"),

@@ -5,6 +5,7 @@
 // (`Wires`) that units asked after it look at. States and signals bear the RTL's names.
 
 #include <algorithm>
+#include <bitset>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -23,9 +24,9 @@ constexpr Count MEMORY_AHEAD = 64;     // beats that the memory takes before the
 
 // A bit as it was `cycles` ago.
 struct Delay {
-    uint64_t line = 0;
-    bool out(Count cycles) const { return line >> (cycles - 1) & 1; }
-    void shift(bool in) { line = line << 1 | uint64_t(in); }
+    std::bitset<128> line;
+    bool out(Count cycles) const { return line[cycles - 1]; }
+    void shift(bool in) { (line <<= 1)[0] = in; }
 };
 
 // amaranth.lib.fifo.SyncFIFOBuffered; hw.dma._Buffer is one whose depth is one more than its RAM's.
@@ -98,6 +99,8 @@ struct Issuer : Walker {
     bool tile_written = false, parameters_written = false;
     Count routes = 0, routes_begun = 0, settle = 0;
     Count row = 0, feature = 0, channel = 0, streamed = 0, stationary = 0, gap = 0;
+    bool odd = false;
+    Delay written;
 };
 
 struct Loader {
@@ -157,7 +160,7 @@ struct Wires {
     bool begun, done;
     bool loader_allowed, tile_done, tile_free, parameters_done, parameters_free, use_tile, use_parameters;
     bool weights_ready, starved, tile_load;
-    bool beat, router_start, storer_start, push;
+    bool beat, row_done, router_start, storer_start, push;
     Wait issuer_waits = NO_WAIT, stager_waits = NO_WAIT, fetcher_waits = NO_WAIT;
     Wait loader_waits = NO_WAIT, reader_waits = NO_WAIT, memory_waits = NO_WAIT;
 };
@@ -436,6 +439,7 @@ private:
         Issuer& n = next.issuer;
         const bool drained = r.settle == 0, same = r.index == now.stager.index;
         if (!drained) n.settle = r.settle - 1;
+        n.odd = !r.odd;
         walk(r, n, true);
         switch (r.state) {
         case Walker::IDLE: w.issuer_waits = ISSUER_BOOT; break;
@@ -476,6 +480,7 @@ private:
             break;
         case Walker::LOAD: break;  // the stager's
         }
+        n.written.shift(w.row_done);
         w.tile_free = !r.tile_written;
         w.parameters_free = !r.parameters_written;
     }
@@ -507,6 +512,7 @@ private:
             break;
         case KIND_MATMUL:
             n.state = Walker::MATMUL;
+            n.odd = false;
             if (empty(r)) advance(r, n);
             break;
         case KIND_ROUTE: n.state = Walker::ROUTE_START; break;
@@ -525,13 +531,16 @@ private:
         const bool last_digit = r.streamed == digits_a && r.stationary + 1 == c.b_digits;
         const bool last_group = r.channel + m.outputs >= c.columns, last_row = r.row + 1 == rows;
         const bool new_tile = r.row == 0 && r.streamed == 0;
-        const bool new_channels = r.row == 0 && last_digit && last_slice && c.b_source == STATIONARY_MEMORY;
+        const bool ends = last_digit && last_slice;
+        const bool new_channels = r.row == 0 && ends && c.b_source == STATIONARY_MEMORY;
         const bool waits = (new_tile && !r.tile_written) || (new_channels && !r.parameters_written);
-        const bool issue = !waits && r.gap == 0;
+        const bool holds = m.shared_port && ends && c.residual && r.odd;
+        const bool issue = !waits && r.gap == 0 && !holds;
         if (r.gap) n.gap = r.gap - 1;
-        if (!issue) w.issuer_waits = waits ? ISSUER_TILE : ISSUER_GAP;
+        if (!issue) w.issuer_waits = waits ? ISSUER_TILE : r.gap ? ISSUER_GAP : ISSUER_PORT;
         if (!issue) return false;
         w.beat = true;
+        w.row_done = ends;
         w.use_tile = new_tile;
         w.use_parameters = new_channels;
         n.row = last_row ? 0 : r.row + 1;
@@ -610,6 +619,10 @@ private:
             else w.loader_waits = w.tile_free ? LOADER_ISSUER : LOADER_TILE;
             break;
         case Loader::READ: {
+            if (m.shared_port && now.issuer.written.out(m.datapath_write)) {
+                w.loader_waits = LOADER_PORT;
+                break;
+            }
             const bool by_row = c.b_source == STATIONARY_ROWS;
             const Count left = by_row ? c.depth - r.feature : c.columns - r.channel;
             const Count limit = by_row ? m.inputs : m.outputs;

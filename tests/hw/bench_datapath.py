@@ -11,7 +11,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from compiler.commands import Command, Kind, Stationary
+from compiler.commands import Command, Kind, Residual, Stationary
 from compiler.fixed import operand_limits, split_digits
 from compiler.program import Program, Task
 from hw.command import beat_layout
@@ -180,7 +180,8 @@ class Bench:
             matrix, words = weights.matrix, self.words(c)
         else:
             matrix = await self.stationary(c)
-        await self.issue(deque(beats(c, rows)), Writer(loads(c, matrix), 1), Writer(words, 0))
+        apart = CONFIG.scratchpad_copies == 1 and c.residual != Residual.NONE
+        await self.issue(deque(beats(c, rows)), Writer(loads(c, matrix), 1), Writer(words, 0), 2 if apart else 1)
         await cycles(self.dut, Datapath.latency(CONFIG))
 
     def words(self, c: Command) -> list[list[tuple[int, int]]]:
@@ -191,8 +192,11 @@ class Bench:
             out.append([(i, joined(group[i : i + AT_ONCE], 64)) for i in range(0, CONFIG.outputs, AT_ONCE)])
         return out
 
-    async def issue(self, waiting: deque[Beat], tiles: Writer, words: Writer) -> None:
-        """A beat a cycle if nothing is in its way; a tile's last write may be in its first beat's cycle."""
+    async def issue(self, waiting: deque[Beat], tiles: Writer, words: Writer, apart: int) -> None:
+        """A beat a cycle if nothing is in its way; a tile's last write may be in its first beat's cycle.
+
+        Last beats of rows enter at multiples of `apart` cycles.
+        """
         dut, last = self.dut, dict[int, int]()
         for cycle in range(100_000):
             there = words.written
@@ -207,6 +211,7 @@ class Bench:
             if beat is not None:
                 early = cycle - last.get(beat["row"], -100) < Datapath.PERIOD
                 lacks = (beat["tile"] and tiles.written == tiles.used) or (beat["channels"] and there == words.used)
+                early |= beat["last"] and cycle % apart != 0
                 if early or lacks or RNG.random() < 0.2:
                     beat = beat | {"valid": 0}
                 else:

@@ -63,10 +63,12 @@ class Bench:
             dut.tile_free.value = self.busy_tile == 0
             dut.parameters_free.value = self.busy_parameters == 0
             dut.allowed.value = self.allowed
+            dut.stationary_ready.value = self.rng.random() < 0.7
             at = (self.asked.popleft() + np.arange(CONFIG.banks)) % CONFIG.scratchpad_chunks
             dut.stationary_data.value = int.from_bytes(self.scratchpad[at].astype("<i2").tobytes(), "little")
             await RisingEdge(dut.clk)
-            self.asked.append(int(dut.stationary_address.value))
+            ready = dut.stationary_ready.value == 1
+            self.asked.append(int(dut.stationary_address.value) if ready else self.rng.randrange(len(self.scratchpad)))
             self.busy_tile, self.busy_parameters = max(self.busy_tile - 1, 0), max(self.busy_parameters - 1, 0)
             self._take_tile()
             self._take_parameters()

@@ -14,14 +14,21 @@ CONFIGS = {
     "2 banks": Config(inputs=4, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
     "4 banks": Config(inputs=16, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=128),
     "4 banks, 3 and 2 chunks": Config(inputs=12, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
+    "1 copy, 1 bank": Config(inputs=4, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=64, scratchpad_copies=1),
+    "1 copy, 4 banks, 2 blocks": Config(
+        inputs=16, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=8192, scratchpad_copies=1
+    ),
     "8 banks, 2 and 5 chunks": Config(inputs=8, outputs=20, lanes=4, bus_width=32, scratchpad_chunks=64),
 }
-CYCLES = 1500
+CYCLES = 1500  # after every chunk has been written
 WRITE, READ = Scratchpad.WRITE_LATENCY, Scratchpad.READ_LATENCY
 
 
 class Case:
-    """Random accesses; no read meets a chunk that a write of the last `WRITE_LATENCY - 1` cycles gave."""
+    """Random accesses; no read meets a chunk that a write of the last `WRITE_LATENCY - 1` cycles gave.
+
+    Port b of a single copy asks for nothing while there is a write: what it gives then is not compared.
+    """
 
     def __init__(self, config: Config):
         rng = np.random.default_rng(3)
@@ -30,7 +37,7 @@ class Case:
         self.readers = Scratchpad.readers(config)
         self.writes, self.reads = [], []
         fresh: deque[set[int]] = deque([set()] * WRITE, WRITE)
-        for cycle in range(CYCLES):
+        for cycle in range(self.depth + CYCLES):
             address = int(rng.integers(self.depth))
             # all chunks are written once, then any
             every = cycle < self.depth
@@ -41,6 +48,13 @@ class Case:
             fresh.append({(address + i) % self.depth for i in range(config.output_chunks) if enable >> 2 * i & 3})
             self.reads.append({name: self._apart(rng, set().union(*fresh), n) for name, n in self.readers.items()})
 
+    def asked(self, name: str, data: list[int]) -> list[int]:
+        """What port `name` gives, but for what a write pushed aside."""
+        shared = name == "b" and self.config.scratchpad_copies == 1
+        kept = [word for word, (_, enable, _) in zip(data, self.writes, strict=True) if not (shared and enable)]
+        assert len(kept) > CYCLES / 20
+        return kept
+
     def _apart(self, rng: np.random.Generator, fresh: set[int], chunks: int) -> int:
         while True:
             address = int(rng.integers(self.depth))
@@ -50,14 +64,15 @@ class Case:
 
 def rtl(case: Case) -> dict[str, list[int]]:
     inputs = {
+        "write": [int(enable != 0) for _, enable, _ in case.writes],
         "write_address": [address for address, _, _ in case.writes],
         "write_enable": [enable for _, enable, _ in case.writes],
         "write_data": [sum(w << (case.chunk * i) for i, w in enumerate(words)) for _, _, words in case.writes],
     }
     inputs |= {f"{name}_address": [read[name] for read in case.reads] for name in case.readers}
     outputs = [f"{name}_data" for name in case.readers]
-    seen = drive(Scratchpad(case.config), inputs, outputs, CYCLES + READ)
-    return {name: seen[f"{name}_data"][READ:] for name in case.readers}
+    seen = drive(Scratchpad(case.config), inputs, outputs, len(case.writes) + READ)
+    return {name: case.asked(name, seen[f"{name}_data"][READ:]) for name in case.readers}
 
 
 def reference(case: Case) -> dict[str, list[int]]:
@@ -76,7 +91,7 @@ def reference(case: Case) -> dict[str, list[int]]:
         for name, chunks in case.readers.items():
             at = [(read[name] + i) % case.depth for i in range(chunks)]
             out[name].append(sum(memory[a] << (case.chunk * i) for i, a in enumerate(at)))
-    return out
+    return {name: case.asked(name, data) for name, data in out.items()}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -31,7 +31,7 @@ SIZES = {
 SQUARE = Config(inputs=8, outputs=8, lanes=4, bus_width=64, **SIZES)
 CONFIGS = {
     "8 x 8, bus of 64": SQUARE,
-    "16 x 8, bus of 32": Config(inputs=16, outputs=8, lanes=8, bus_width=32, **SIZES),
+    "16 x 8, bus of 32, 1 copy": Config(inputs=16, outputs=8, lanes=8, bus_width=32, scratchpad_copies=1, **SIZES),
     "8 x 16 of 16 bits, bus of 128": Config(
         inputs=8, outputs=16, lanes=8, bus_width=128, weight_width=16, activation_width=16, **SIZES
     ),
