@@ -21,7 +21,7 @@ class Scratchpad(wiring.Component):
     memory, port b reads nothing in a cycle with a `write`.
     """
 
-    BLOCK = 1024  # rows of one memory: what a block RAM has when its ports are widest
+    BLOCK = 4096  # rows of one memory: of block RAMs side by side, with nothing to choose between
     BLOCK_BITS = exact_log2(BLOCK)
     READ_LATENCY = 5
     WRITE_LATENCY = 2

@@ -22,13 +22,13 @@ from compiler.fixed import (
     VARIANCE_WIDTH,
     Table,
 )
-from hw.pipeline import delay, register, shift_round
+from hw.pipeline import delay, product_of_logic, register, shift_round
 
 DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
 
 class Interpolator(wiring.Component):
-    """`table(index, fraction)`, four cycles later."""
+    """`table(index, fraction)`, four cycles later. Small tables get no multiplier: there is one a lane of them."""
 
     LATENCY = 4
 
@@ -57,7 +57,8 @@ class Interpolator(wiring.Component):
         base, slope = found[: t.base_width], found[t.base_width :].as_signed()
         # Cycle 3: multiply.
         fraction = delay(m, self.fraction, 2, name="fraction")
-        product = register(m, slope * fraction, name="product")
+        small = len(words) <= 64
+        product = register(m, product_of_logic(slope, fraction) if small else slope * fraction, name="product")
         # Cycle 4: round and add.
         m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
         return m

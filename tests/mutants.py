@@ -27,7 +27,7 @@ MUTANTS = (
     ("sim/interpret.py", "first[token] == expert", "first[token] != expert", "hw/test_router.py"),
     ("sim/interpret.py", "<< MEAN_GUARD) - mean[:, None]", "<< MEAN_GUARD) + mean[:, None]", "sim/test_interpret.py"),
     ("hw/tables.py", "magnitude[GELU_FRACTION + 3 :]", "magnitude[GELU_FRACTION + 4 :]", "hw/test_tables.py"),
-    ("hw/operand.py", "taken > i, self.VALUE", "taken >= i, self.VALUE", "hw/test_operand.py"),
+    ("hw/operand.py", "late > i", "late >= i", "hw/test_operand.py"),
     ("hw/operand.py", "self.config.lanes + lane, 8", "lane, 8", "hw/test_operand.py"),
     ("hw/epilogue.py", "packed.word_select(before,", "packed.word_select(early,", "hw/test_epilogue.py"),
     ("hw/array.py", "old = Mux(later.first, 0, found)", "old = Mux(beat.first, 0, found)", "hw/test_array.py"),

@@ -16,7 +16,7 @@ CONFIGS = {
     "4 banks, 3 and 2 chunks": Config(inputs=12, outputs=8, lanes=4, bus_width=32, scratchpad_chunks=64),
     "1 copy, 1 bank": Config(inputs=4, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=64, scratchpad_copies=1),
     "1 copy, 4 banks, 2 blocks": Config(
-        inputs=16, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=8192, scratchpad_copies=1
+        inputs=16, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=32768, scratchpad_copies=1
     ),
     "8 banks, 2 and 5 chunks": Config(inputs=8, outputs=20, lanes=4, bus_width=32, scratchpad_chunks=64),
 }
