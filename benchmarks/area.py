@@ -136,14 +136,17 @@ def on_ecp5(name: str, text: str, progress: Progress) -> Area:
 
 
 def shell(text: str) -> str:
-    """A module around `top` whose hundreds of ports hang on shift registers: two pins in, one out."""
+    """A module around `top` whose hundreds of ports hang on shift registers: three pins in, one out.
+
+    The reset comes through two registers, as on a board.
+    """
     body = text[text.index("module \\top\n") :].split("\n  cell ", 1)[0]
     found = re.findall(r"^  wire width (\d+) (input|output) \d+ +\\(\w+)$", body, re.MULTILINE)
     ports = [(way, int(width), port) for width, way, port in found if port not in ("clk", "rst")]
     inputs = [(port, width) for way, width, port in ports if way == "input"]
     outputs = [(port, width) for way, width, port in ports if way == "output"]
     total = sum(width for _, width in inputs)
-    links, at = [".clk(clk)", ".rst(rst)"], 0
+    links, at = [".clk(clk)", ".rst(reset[1])"], 0
     for port, width in inputs:
         links.append(f".{port}(given[{at} +: {width}])")
         at += width
@@ -151,11 +154,11 @@ def shell(text: str) -> str:
     return "\n".join(
         [
             "module shell(input clk, input rst, input in, output reg out);",
-            f"  reg [{total - 1}:0] given;",
+            f"  reg [{total - 1}:0] given; reg [1:0] reset;",
             *(f"  wire [{width - 1}:0] made_{port}; reg [{width - 1}:0] seen_{port};" for port, width in outputs),
             f"  top top({', '.join(links)});",
             "  always @(posedge clk) begin",
-            "    given <= {given, in};",
+            "    given <= {given, in}; reset <= {reset, rst};",
             *(f"    seen_{port} <= made_{port};" for port, _ in outputs),
             f"    out <= {' ^ '.join(f'^seen_{port}' for port, _ in outputs)};",
             "  end",

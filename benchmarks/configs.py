@@ -42,7 +42,7 @@ def sized(
 
 
 CONFIGS = {
-    "ulx3s": sized(inputs=16, outputs=4, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, copies=1, command_depth=384),
+    "ulx3s": sized(inputs=8, outputs=8, lanes=4, bus_width=64, elements=FEWEST_ELEMENTS, copies=1, command_depth=384),
     "mid": sized(inputs=16, outputs=16, lanes=16, bus_width=128),
     # A column of 64 weights is one bus beat, an attention head one slice. The buffer is filled during attention with
     # the experts' weights, and tiles are written faster than beats come, so that small experts do not wait.

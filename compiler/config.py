@@ -111,6 +111,11 @@ class Config:
         return 1 << (max(self.input_chunks, self.output_chunks) - 1).bit_length()
 
     @property
+    def limb_width(self) -> int:
+        """Unsigned bits that the wider input of a multiplier of the device takes."""
+        return 26 if self.multipliers_packed else 17
+
+    @property
     def beat_bytes(self) -> int:
         return self.bus_width // 8
 

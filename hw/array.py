@@ -159,7 +159,7 @@ class Accumulators(wiring.Component):
         weighed = []
         for j in range(c.outputs):
             partial = self.sums.word_select(j, self.sum_width).as_signed()
-            wide = Signal(signed(width), name=f"partial_{j}")
+            wide = Signal(signed(width), name=f"partial_{j}", reset_less=True)
             with m.Switch(beat.scale):
                 for digits in range(3):
                     with m.Case(digits):
@@ -170,8 +170,12 @@ class Accumulators(wiring.Component):
         old = Mux(later.first, 0, found)
         totals = [(old.word_select(j, width) + partial)[:width] for j, partial in enumerate(weighed)]
         row_total = (old[c.outputs * width :] + row_sum)[:SUM_WIDTH]
-        m.d.sync += [self.totals.eq(Cat(totals)), self.row_total.eq(row_total), self.done.eq(later)]
-        m.d.sync += self.done.valid.eq(later.valid & later.last)
+        m.d.comb += [
+            self.totals.eq(register(m, Cat(totals), name="total")),
+            self.row_total.eq(register(m, row_total, name="sum")),
+            self.done.eq(delay(m, later, 1, name="done")),
+            self.done.valid.eq(register(m, later.valid & later.last, name="done_valid")),
+        ]
         # Cycle 3: write back.
         writing = Signal()
         m.d.sync += writing.eq(later.valid)

@@ -21,7 +21,6 @@ from hw.pipeline import (
     popcount,
     register,
     rounded,
-    shifted,
     shifted_in_two,
     tree,
     tree_latency,
@@ -98,7 +97,6 @@ class Epilogue(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        self.limb = 26 if config.multipliers_packed else 17  # unsigned bits that a multiplier of the device takes
         n, address = config.outputs, range(config.scratchpad_chunks)
         super().__init__(
             {
@@ -186,10 +184,10 @@ class Epilogue(wiring.Component):
             # Until POST: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
             # Two cycles: row factor. One: shift; whether to round up is known with the residual.
-            product = multiply(m, post.value, self.factor.as_unsigned(), self.limb, name=f"scaled_{j}")
+            product = multiply(m, post.value, self.factor.as_unsigned(), self.config.limb_width, name=f"scaled_{j}")
             halves = register(
                 m,
-                shifted(product[15:].as_signed(), c.post_shift)[1 : EPILOGUE_WIDTH + 4].as_signed(),
+                (product[15:].as_signed() >> c.post_shift)[: EPILOGUE_WIDTH + 3].as_signed(),
                 name=f"halves_{j}",
             )
             # Until TOTAL: residual.
@@ -243,7 +241,7 @@ class Epilogue(wiring.Component):
         total = register(m, self.totals.word_select(j, width).as_signed() + bias, name=f"biased_{j}")
         multiplier = register(m, Mux(stored, self.multiplier.word_select(j, 16), c.multiplier), name=f"multiplier_{j}")
         # Cycles 2 and 3: multiply.
-        product = multiply(m, total, multiplier, self.limb, name=f"product_{j}")
+        product = multiply(m, total, multiplier, self.config.limb_width, name=f"product_{j}")
         shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 2, name=f"shift_{j}")
         # Cycles 4 and 5: shift, the row's exponent included. Cycle 6: round, saturate.
         whole = shift + self.exponent
@@ -270,8 +268,8 @@ class Epilogue(wiring.Component):
         m.submodules.maxima = store = block_ram(signed(ELEMENT_WIDTH), config.max_rows)
         write, old = store.write_port(), look_up(m, store, beat.row, name="old")
         m.d.comb += self.maximum.eq(look_up(m, store, self.maximum_row, name="asked"))
-        m.d.sync += [
-            write.en.eq(later.valid & c.row_maximum),
-            write.addr.eq(later.row),
-            write.data.eq(Mux((later.group == 0) | (highest > old), highest, old)),
+        m.d.comb += [
+            write.en.eq(register(m, later.valid & c.row_maximum, name="write")),
+            write.addr.eq(register(m, later.row, name="write_row")),
+            write.data.eq(register(m, Mux((later.group == 0) | (highest > old), highest, old), name="write_data")),
         ]

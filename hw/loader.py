@@ -54,7 +54,7 @@ class Gearbox(wiring.Component):
             ratio = self.width // self.bus_width
             position = Signal(range(ratio))
             final = position == ratio - 1
-            held = Signal(self.width - self.bus_width)
+            held = Signal(self.width - self.bus_width, reset_less=True)
             m.d.comb += [
                 self.items.payload.eq(Cat(held, self.beats.payload)),
                 self.items.valid.eq(self.beats.valid & final & ~self.clear),
@@ -261,14 +261,19 @@ class Loader(wiring.Component):
         read = delay(m, self.reading, Scratchpad.READ_LATENCY, name="reading")
         read_index = delay(m, self.index, Scratchpad.READ_LATENCY, name="read_index")
         m.d.comb += [self.parameters_words.eq(self.words.items.payload), self.parameters_index.eq(self.index)]
-        m.d.sync += [
-            self.write.eq(self.writing),
-            self.write_data.eq(self.chunks.items.payload),
-            self.tile_load.eq((columns.valid & columns.ready) | read),
-            self.tile_by_row.eq(read & self.by_row),
-            self.tile_index.eq(Mux(read, read_index, self.index)),
-            self.tile_columns.eq(Mux(read, 1 << read_index[: exact_log2(at_once)], ~0)),
-            self.tile_data.eq(Mux(read, Mux(self.by_row, digits, column), columns.payload)),
+        from_scratchpad = Mux(self.by_row, digits, column)
+        m.d.comb += [
+            self.write.eq(register(m, self.writing, name="writes")),
+            self.write_data.eq(register(m, self.chunks.items.payload, name="chunk")),
+            self.tile_load.eq(register(m, (columns.valid & columns.ready) | read, name="loads")),
+            self.tile_by_row.eq(register(m, read & self.by_row, name="by_row")),
+            self.tile_index.eq(register(m, Mux(read, read_index, self.index), name="tile_index")),
+            self.tile_columns.eq(
+                register(m, Mux(read, 1 << read_index[: exact_log2(at_once)], ~0)[:at_once], name="columns")
+            ),
+            self.tile_data.eq(
+                register(m, Mux(read, from_scratchpad, columns.payload)[: len(self.tile_data)], name="tile")
+            ),
         ]
 
     def _digits(self, digit: Signal) -> Cat:

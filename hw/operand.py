@@ -91,7 +91,7 @@ class Operand(wiring.Component):
         m.d.comb += self.row_sum.eq(row_sum)
         # Last: cut.
         digit = delay(m, self.beat.digit, self.VALUE + 2, name="digit")
-        m.d.sync += self.digits.eq(Cat(self._digit(value, digit) for value in values))
+        m.d.comb += self.digits.eq(register(m, Cat(self._digit(value, digit) for value in values), name="digits"))
         return m
 
     def _element(self, lane: int) -> Value:
@@ -106,8 +106,8 @@ class Operand(wiring.Component):
         m.submodules[f"exp_{lane}"] = exp = Exp2()
         # Cycle 2: distance from the row's maximum. Cycle 3: align. Then exp2.
         difference = register(m, (maximum - x)[: ELEMENT_WIDTH + 1], name=f"difference_{lane}")
-        m.d.comb += exp.wide.eq(self.command.a_wide)
-        m.d.sync += exp.difference.eq((difference << self.command.exp_shift)[:DIFFERENCE_WIDTH])
+        aligned = register(m, (difference << self.command.exp_shift)[:DIFFERENCE_WIDTH], name=f"aligned_{lane}")
+        m.d.comb += [exp.wide.eq(self.command.a_wide), exp.difference.eq(aligned)]
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:

@@ -132,17 +132,6 @@ def multiply(m: Module, value: Value, factor: Value, limb: int, *, name: str) ->
     return register(m, sum(parts[1:], parts[0]), name=name)
 
 
-def multiply_by_constant(m: Module, value: Value, factor: Value, *, name: str) -> Signal:
-    """`multiply` from adders, four bits of the factor at a time: for a factor that seldom changes."""
-    parts = [
-        register(m, product_of_logic(value, factor[low : low + 4]), name=f"{name}_{low}") << low
-        for low in range(0, len(factor), 4)
-    ]
-    while len(parts) > 1:
-        parts = [sum(parts[i + 1 : i + 2], parts[i]) for i in range(0, len(parts), 2)]
-    return register(m, parts[0], name=name)
-
-
 def square(m: Module, value: Value, *, name: str) -> Signal:
     """`value * value` two cycles later, from three multipliers of half its width."""
     half = len(value) // 2
@@ -151,15 +140,6 @@ def square(m: Module, value: Value, *, name: str) -> Signal:
     mixed = register(m, high * low, name=f"{name}_mixed")
     total = squares[0] + (mixed << (half + 1)) + (squares[1] << (2 * half))
     return register(m, total, name=name)
-
-
-def product_of_logic(value: Value, factor: Value) -> Value:
-    """`value * factor` for a short unsigned `factor`, from adders: such products are not worth a multiplier."""
-    terms: list[Value] = [Mux(bit, value << i, 0) for i, bit in enumerate(factor)]
-    terms = [term.as_signed() for term in terms] if value.shape().signed else terms
-    while len(terms) > 1:
-        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
-    return terms[0]
 
 
 def add(a: Value, b: Value) -> Value:

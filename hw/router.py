@@ -86,7 +86,7 @@ class Router(wiring.Component):
     @staticmethod
     def scored_at(config: Config) -> int:
         """Cycles from a turn until the sum of its row, of `max_top_k` turns, has its reciprocal."""
-        return config.max_top_k + Exp2.LATENCY + Reciprocal.LATENCY + 2
+        return config.max_top_k + Exp2.LATENCY + Reciprocal.LATENCY + 3
 
     @staticmethod
     def latency(config: Config) -> int:
@@ -258,12 +258,13 @@ class Router(wiring.Component):
         logits, experts = Array(self.logits[0]), Array(self.experts[0])
         selected = self.turn & (self.place < c.top_k)
         counts = Mux(c.score_all, self.feed, selected)
-        exp_at, scored_at = Exp2.LATENCY + 1, self.scored_at(config)
+        exp_at, scored_at = Exp2.LATENCY + 2, self.scored_at(config)
 
         # The sum is complete a cycle after its last exponential; its reciprocal stands until the next row's.
         fed = Mux(self.turn, logits[self.place], self.other)
-        m.d.comb += exp.wide.eq(1)
-        m.d.sync += exp.difference.eq(((logits[0] - fed)[: ELEMENT_WIDTH + 1] << c.exp_shift)[:DIFFERENCE_WIDTH])
+        difference = register(m, (logits[0] - fed)[: ELEMENT_WIDTH + 1], name="difference")
+        aligned = register(m, (difference << c.exp_shift)[:DIFFERENCE_WIDTH], name="aligned")
+        m.d.comb += [exp.wide.eq(1), exp.difference.eq(aligned)]
         total = Signal(SUM_WIDTH)
         before = Mux(delay(m, self.begins, exp_at, name="begins"), 0, total)
         with m.If(delay(m, counts, exp_at, name="counts")):

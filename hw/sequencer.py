@@ -6,6 +6,7 @@ the fetcher goes on as soon as that ROUTE has given the expert a token, or at on
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from amaranth.hdl import Array, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -63,22 +64,33 @@ class CommandStore(wiring.Component):
         return m
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """What walkers look at: the queues' lengths, and how many ROUTEs have begun and are done."""
+
+    lengths: Array
+    begun: Signal
+    done: Signal
+
+
 class Walker:
     """One position in the command list; adds its states to a component's FSM.
 
-    `ready` is the event that the present command is in `command` and may be begun: if it needs an expert's
-    queue, the ROUTE that fills it has run. `empty`: it needs a queue that has no token.
+    What a command's queue is like is known a cycle later. `known`: if the command needs one, the ROUTE that fills it
+    has run; `filling`: it is running, and there is a token. `empty`: the command needs a queue that has no token.
     """
 
-    def __init__(self, m: Module, store: CommandStore, number: int, routes: Signal, lengths: Array, name: str):
+    def __init__(self, m: Module, store: CommandStore, number: int, queues: "QueueState", name: str):
         self.m, self.store, self.number, self.name = m, store, number, name
         self.index = Signal(range(store.config.command_depth), init=1, name=f"{name}_index")
         self.command = Signal(CommandLayout, name=f"{name}_command", reset_less=True)
         self.seen = Signal(ROUTES_WIDTH, name=f"{name}_seen")
         queued = (self.command.kind == Kind.MATMUL) & (self.command.queue != Queue.NONE)
-        self.length = Mux(queued, lengths[self.command.expert], self.command.rows)
-        self.known = ~queued | (self.seen == routes)
-        self.empty = queued & (self.length == 0)
+        length = Mux(queued, queues.lengths[self.command.expert], self.command.rows)
+        self.length = register(m, length, name=f"{name}_length")
+        self.known = register(m, ~queued | (self.seen == queues.done), name=f"{name}_known")
+        self.empty = register(m, queued & (length == 0), name=f"{name}_empty")
+        self.filling = register(m, queued & (length != 0) & (self.seen == queues.begun), name=f"{name}_filling")
 
     def fetch_states(self, first: str, then: str) -> None:
         m, i, store = self.m, self.number, self.store
@@ -88,6 +100,8 @@ class Walker:
                 m.next = f"{first}-TAKE"
         with m.State(f"{first}-TAKE"):
             m.d.sync += self.command.eq(store.command)
+            m.next = f"{first}-DECODE"
+        with m.State(f"{first}-DECODE"):
             m.next = then
 
     def advance(self, to: str) -> None:
@@ -154,11 +168,10 @@ class Sequencer(wiring.Component):
         self.routes, self.routes_begun = Signal(ROUTES_WIDTH), Signal(ROUTES_WIDTH)  # executed, begun
         width = self.config.max_rows.bit_length()
         lengths = Array(self.lengths.word_select(e, width) for e in range(self.config.max_experts))
+        queues = QueueState(lengths, self.routes_begun, self.routes)
         m.submodules.commands = store = CommandStore(self.config)
         names = ("issuer", "stager", "fetcher")
-        self.issuer, self.stager, self.fetcher = (
-            Walker(m, store, i, self.routes, lengths, name) for i, name in enumerate(names)
-        )
+        self.issuer, self.stager, self.fetcher = (Walker(m, store, i, queues, name) for i, name in enumerate(names))
         self.begun = Signal()  # commands are there, walkers run
         self.fetched, self.staged = Signal(), Signal()  # walkers that have come to the end
         self._boot(m, store)
@@ -183,7 +196,7 @@ class Sequencer(wiring.Component):
         base = register(
             m, (self.program_base + self.task * (config.command_depth * COMMAND_BYTES))[:ADDRESS_WIDTH], name="base"
         )
-        request = self.boot_request = Signal(data.StructLayout({"valid": 1, "address": ADDRESS_WIDTH, "beats": 28}))
+        request = self.asked = Signal(data.StructLayout({"valid": 1, "payload": Request}))
         self.booting = Signal()
         m.d.comb += [box.beats.payload.eq(self.read_data.payload), self.booting.eq(1), self.busy.eq(1)]
         m.d.comb += [store.write_command.eq(command), store.write_index.eq(index)]
@@ -196,10 +209,10 @@ class Sequencer(wiring.Component):
             with m.State("FIRST"):
                 m.d.comb += [
                     request.valid.eq(1),
-                    request.address.eq(base),
-                    request.beats.eq(whole * beats),
+                    request.payload.address.eq(base),
+                    request.payload.beats.eq(whole * beats),
                 ]
-                with m.If(self.read_request.ready):
+                with m.If(~self.read_request.valid):
                     m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += box.beats.valid.eq(self.read_data.valid)
@@ -219,10 +232,10 @@ class Sequencer(wiring.Component):
                 m.d.comb += [
                     box.clear.eq(1),
                     request.valid.eq(1),
-                    request.address.eq(base),
-                    request.beats.eq((left + whole - 1) // whole * (whole * beats)),
+                    request.payload.address.eq(base),
+                    request.payload.beats.eq((left + whole - 1) // whole * (whole * beats)),
                 ]
-                with m.If(self.read_request.ready):
+                with m.If(~self.read_request.valid):
                     m.next = "STORE"
             with m.State("STORE"):
                 m.d.comb += [box.beats.valid.eq(self.read_data.valid), box.items.ready.eq(1)]
@@ -256,28 +269,27 @@ class Sequencer(wiring.Component):
         return (base + command.dma_address)[:ADDRESS_WIDTH]
 
     def _fetch(self, m: Module) -> None:
-        walker, boot, request = self.fetcher, self.boot_request, self.read_request
+        """Ask for what commands stream, from a register: addresses are sums, and the reader is far away."""
+        walker, asked, request = self.fetcher, self.asked, self.read_request
         c = walker.command
-        m.d.comb += [
-            request.valid.eq(boot.valid),
-            request.payload.address.eq(boot.address),
-            request.payload.beats.eq(boot.beats),
-        ]
+        with m.If(request.valid & request.ready):
+            m.d.sync += request.valid.eq(0)
+        with m.If(asked.valid & ~request.valid):
+            m.d.sync += [request.valid.eq(1), request.payload.eq(asked.payload)]
         streams = (c.kind == Kind.LOAD) | ((c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY))
 
         def ask() -> None:
             with m.If(streams & (~walker.empty | c.expected)):
                 m.d.comb += [
-                    request.valid.eq(1),
-                    request.payload.address.eq(self._address(c)),
-                    request.payload.beats.eq(c.dma_beats),
+                    asked.valid.eq(1),
+                    asked.payload.address.eq(self._address(c)),
+                    asked.payload.beats.eq(c.dma_beats),
                 ]
-            with m.If(~request.valid | request.ready):
+            with m.If(~asked.valid | ~request.valid):
                 walker.advance("FETCH")
 
-        has_token = ~walker.empty & (walker.seen == self.routes_begun)
         with m.FSM(name="fetch"):
-            self._walk_ahead(m, walker, walker.known | has_token | c.expected, ask, self.fetched)
+            self._walk_ahead(m, walker, walker.known | walker.filling | c.expected, ask, self.fetched)
 
     def _stage(self, m: Module) -> None:
         walker = self.stager
@@ -326,7 +338,7 @@ class Sequencer(wiring.Component):
         # Sums that are written a cycle apart would meet the reads of residuals at a shared port of the scratchpad.
         odd, adds, self.avoids_port = Signal(), Signal(), Signal()
         m.d.sync += [odd.eq(~odd & ~self.begins), adds.eq(c.residual != Residual.NONE)]
-        m.d.comb += self.avoids_port.eq(odd & adds)
+        m.d.comb += self.avoids_port.eq(odd & adds & (config.scratchpad_copies == 1))
         self.walks = (
             self._along(m, c.depth, config.inputs, "slice"),
             self._along(m, c.columns, config.outputs, "group"),
@@ -431,7 +443,7 @@ class Sequencer(wiring.Component):
         fills = first_digit & first_slice
         ends = last_digit & last_slice
         first_row, last_row = Signal(init=1), row == final_row
-        holds = ends & self.avoids_port if config.scratchpad_copies == 1 else 0
+        holds = ends & self.avoids_port
         new_tile, new_channels = first_row & (streamed == 0), first_row & ends & stored
         waits = (new_tile & ~tile) | (new_channels & ~parameters)
         issue = ~waits & (gap == 0) & ~holds

@@ -15,7 +15,7 @@ from hw.pipeline import (
     block_ram,
     delay,
     look_up,
-    multiply_by_constant,
+    multiply,
     register,
     rounded,
     shift_round,
@@ -60,7 +60,7 @@ class Statistics(wiring.Component):
     @staticmethod
     def gather_latency(config: Config) -> int:
         """Cycles until a gathered row can be read."""
-        return tree_latency(config.outputs) + 4
+        return tree_latency(config.outputs) + 5
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -76,46 +76,46 @@ class Statistics(wiring.Component):
         # Cycles 1 and 2: look up.
         found = register(m, look_up(m, rows, self.read_row, name="read"), name="found")
         total, squares = found[:TOTAL_WIDTH].as_signed(), found[TOTAL_WIDTH:]
-        # Cycles 3 and 4: multiply. One row a cycle is not worth wide multipliers for constants.
-        scaled = multiply_by_constant(m, total, c.mean_multiplier, name="scaled")
-        above = multiply_by_constant(m, squares, c.depth, name="above")
+        # Cycles 3 and 4: multiply.
+        limb = self.config.limb_width
+        scaled = multiply(m, total, c.mean_multiplier, limb, name="scaled")
+        above = multiply(m, squares, c.depth, limb, name="above")
         below = square(m, total, name="below")
         # Cycle 5: variance. Cycles 5 and 6: mean.
         halves = register(m, shifted(scaled, c.mean_shift), name="halves")
         mean = register(m, rounded(halves)[:MEAN_WIDTH].as_signed(), name="mean")
-        variance = Signal(VARIANCE_WIDTH)
-        m.d.sync += variance.eq(above - below + c.epsilon)
+        variance = register(m, (above - below + c.epsilon)[:VARIANCE_WIDTH], name="variance")
         # Then the reciprocal square root.
         m.d.comb += rsqrt.value.eq(variance)
         # Last three: times the number of features; round; leave.
         product = register(m, rsqrt.mantissa * c.norm_scale, name="product")
-        scale = register(m, shift_round(product, 16), name="scale")
         shift = Signal(signed(8))
         m.d.comb += shift.eq(c.norm_shift + rsqrt.exponent)
         limited = Mux(shift < 0, 0, Mux(shift > 62, 62, shift))[:6]
-        m.d.sync += [
-            self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 1, name="mean")),
-            self.scale.eq(scale),
-            self.shift.eq(delay(m, limited, 2, name="shift")),
+        m.d.comb += [
+            self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 2, name="mean")),
+            self.scale.eq(delay(m, shift_round(product, 16), 2, name="scale")),
+            self.shift.eq(delay(m, limited, 3, name="shift")),
         ]
 
     def _gather(self, m: Module, rows: memory.Memory) -> None:
         write = rows.write_port()
         lanes = [self.elements.word_select(i, ELEMENT_WIDTH).as_signed() for i in range(self.config.outputs)]
+        lanes = [register(m, x, name="element") for x in lanes]
 
-        # Cycle 1: square. Then the trees.
+        # Cycle 2: square. Then the trees.
         squares, latency = tree(m, [register(m, x * x, name="square") for x in lanes], add, name="squares")
         total, _ = tree(m, [register(m, x, name="element") for x in lanes], add, name="total")
-        valid = delay(m, self.gather, latency + 1, name="gather")
-        begin = delay(m, self.begin, latency + 1, name="begin")
-        row = delay(m, self.gather_row, latency, name="gather_row")
+        valid = delay(m, self.gather, latency + 2, name="gather")
+        begin = delay(m, self.begin, latency + 2, name="begin")
+        row = delay(m, self.gather_row, latency + 1, name="gather_row")
         # Last but one: look up. Last: add and write.
         old = look_up(m, rows, row, name="old")
         old_total, old_squares = old[:TOTAL_WIDTH].as_signed(), old[TOTAL_WIDTH:]
         new_total = (total + Mux(begin, 0, old_total))[:TOTAL_WIDTH]
         new_squares = (squares + Mux(begin, 0, old_squares))[:SQUARES_WIDTH]
-        m.d.sync += [
-            write.en.eq(valid),
-            write.addr.eq(delay(m, row, 1, name="write_row")),
-            write.data.eq(Cat(new_total, new_squares)),
+        m.d.comb += [
+            write.en.eq(register(m, valid, name="write")),
+            write.addr.eq(delay(m, row, 2, name="write_row")),
+            write.data.eq(register(m, Cat(new_total, new_squares), name="write_data")),
         ]

@@ -22,7 +22,7 @@ from compiler.fixed import (
     VARIANCE_WIDTH,
     Table,
 )
-from hw.pipeline import delay, product_of_logic, register, shift_round
+from hw.pipeline import delay, register, shift_round
 
 DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
@@ -58,10 +58,20 @@ class Interpolator(wiring.Component):
         # Cycle 3: multiply.
         fraction = delay(m, self.fraction, 2, name="fraction")
         small = len(words) <= 64
-        product = register(m, product_of_logic(slope, fraction) if small else slope * fraction, name="product")
+        product = register(m, _product_of_logic(slope, fraction) if small else slope * fraction, name="product")
         # Cycle 4: round and add.
-        m.d.sync += self.value.eq(register(m, base, name="base") + shift_round(product, t.fraction_bits))
+        total = register(m, base, name="base") + shift_round(product, t.fraction_bits)
+        m.d.comb += self.value.eq(register(m, total[: t.base_width], name="total"))
         return m
+
+
+def _product_of_logic(value: Value, factor: Value) -> Value:
+    """`value * factor` for a short unsigned `factor`, from adders: such products are not worth a multiplier."""
+    terms: list[Value] = [Mux(bit, value << i, 0) for i, bit in enumerate(factor)]
+    terms = [term.as_signed() for term in terms] if value.shape().signed else terms
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return terms[0]
 
 
 class Exp2(wiring.Component):
@@ -87,7 +97,7 @@ class Exp2(wiring.Component):
         wide = delay(m, self.wide, Interpolator.LATENCY, name="wide")
         amount = register(m, whole + EXP2_GUARD + Mux(wide, 0, 8), name="amount")
         # Last: shift by exponent and format, rounding once.
-        m.d.sync += self.value.eq(shift_round(table.value, amount))
+        m.d.comb += self.value.eq(register(m, shift_round(table.value, amount)[:16], name="rounded"))
         return m
 
 
@@ -118,7 +128,8 @@ class Gelu(wiring.Component):
         kept = Mux(self.x[-1] & (self.post != Post.NONE), 0, self.x)
         relu = delay(m, register(m, kept, name="relu"), Interpolator.LATENCY, name="relu")
         inside = delay(m, inside, Interpolator.LATENCY, name="inside")
-        m.d.sync += self.value.eq(relu - Mux(inside, table.value, 0))
+        activated = (relu - Mux(inside, table.value, 0))[:EPILOGUE_WIDTH]
+        m.d.comb += self.value.eq(register(m, activated, name="activated"))
         return m
 
 
@@ -146,10 +157,9 @@ class Reciprocal(wiring.Component):
         m.submodules.table = table = Interpolator(RECIPROCAL_TABLE)
 
         # Cycle 1: exponent. Cycle 2: normalise. Then interpolate.
-        m.d.sync += self.exponent.eq(floor_log2(self.value))
+        m.d.comb += self.exponent.eq(register(m, floor_log2(self.value), name="log2"))
         value = register(m, self.value, name="raw")
-        normal = Signal(SUM_WIDTH)
-        m.d.sync += normal.eq(value << (SUM_WIDTH - 1 - self.exponent)[:5])
+        normal = register(m, (value << (SUM_WIDTH - 1 - self.exponent)[:5])[:SUM_WIDTH], name="normal")
         m.d.comb += [table.index.eq(normal[-8:-1]), table.fraction.eq(normal[-18:-8]), self.mantissa.eq(table.value)]
         return m
 
@@ -170,8 +180,8 @@ class Rsqrt(wiring.Component):
         # Cycle 1: half the exponent. Cycle 2: normalise by an even shift. Then interpolate.
         half = register(m, floor_log2(self.value) >> 1, name="half")
         value = register(m, self.value, name="raw")
-        normal = Signal(VARIANCE_WIDTH)
-        m.d.sync += normal.eq(value << Cat(Const(0, 1), (VARIANCE_WIDTH // 2 - 1 - half)[:5]))
+        shift = Cat(Const(0, 1), (VARIANCE_WIDTH // 2 - 1 - half)[:5])
+        normal = register(m, (value << shift)[:VARIANCE_WIDTH], name="normal")
         m.d.comb += [table.index.eq(normal[-8:]), table.fraction.eq(normal[-18:-8]), self.mantissa.eq(table.value)]
         m.d.comb += self.exponent.eq(delay(m, half, Interpolator.LATENCY + 1, name="half"))
         return m

@@ -66,7 +66,6 @@ class Top(wiring.Component):
             writer.flush.eq(hold),
             self.irq.eq(registers.irq),
             registers.busy.eq(sequencer.busy),
-            registers.done.eq(sequencer.done),
             registers.stall_weights.eq(sequencer.stall_weights),
             registers.stall_writes.eq(sequencer.stall_writes),
             registers.saturation_increment.eq(datapath.saturations),
@@ -92,25 +91,33 @@ class Top(wiring.Component):
         m.d.sync += idle_cycles.eq(Mux(progress | ~sequencer.busy, 0, idle_cycles + 1))
 
         fail = Signal()
-        m.d.comb += [hold.eq(failed | registers.soft_reset), registers.error_valid.eq(fail)]
-        for engine, code in ((reader, ErrorCode.READ_SLVERR), (writer, ErrorCode.WRITE_SLVERR)):
+        code, detail = Signal.like(registers.error_code), Signal.like(registers.error_detail)
+        m.d.comb += hold.eq(failed | registers.soft_reset)
+        # What ends a task, well or not, is told a cycle later.
+        m.d.sync += [
+            registers.done.eq(sequencer.done),
+            registers.error_valid.eq(fail),
+            registers.error_code.eq(code),
+            registers.error_detail.eq(detail),
+        ]
+        for engine, first in ((reader, ErrorCode.READ_SLVERR), (writer, ErrorCode.WRITE_SLVERR)):
             with m.If(engine.error[1] & ~hold):
                 m.d.comb += [
                     fail.eq(1),
-                    registers.error_code.eq(code + engine.error[0]),
-                    registers.error_detail.eq(sequencer.command_index),
+                    code.eq(first + engine.error[0]),
+                    detail.eq(sequencer.command_index),
                 ]
         with m.If(late & ~hold):
             m.d.comb += [
                 fail.eq(1),
-                registers.error_code.eq(ErrorCode.WATCHDOG),
-                registers.error_detail.eq(registers.watchdog_limit),
+                code.eq(ErrorCode.WATCHDOG),
+                detail.eq(registers.watchdog_limit),
             ]
         with m.If(sequencer.error & ~hold):
             m.d.comb += [
                 fail.eq(1),
-                registers.error_code.eq(sequencer.error_code),
-                registers.error_detail.eq(sequencer.error_detail),
+                code.eq(sequencer.error_code),
+                detail.eq(sequencer.error_detail),
             ]
         # After an error the register still tells where, though the sequencer is in reset.
         with m.If(~hold):

@@ -85,8 +85,15 @@ struct Bursts {
 
 // hw.sequencer.Walker
 struct Walker {
-    enum State { IDLE, FETCH, TAKE, RUN, LOAD, MATMUL, ROUTE_START, ROUTE, STORE, END } state = IDLE;
+    enum State { IDLE, FETCH, TAKE, DECODE, RUN, LOAD, MATMUL, ROUTE_START, ROUTE, STORE, END } state = IDLE;
     Count index = 1, command = 0, seen = 0;
+    bool known = false, empty = false, filling = false;  // as they were a cycle ago
+};
+
+// hw.sequencer's request to the reader
+struct Request {
+    bool valid = false;
+    Count beat = 0, beats = 0;
 };
 
 struct Boot {
@@ -142,6 +149,7 @@ struct Registers {
     Boot boot;
     Issuer issuer;
     Walker stager, fetcher;
+    Request request;
     Loader loader;
     Router router;
     Storer storer;
@@ -152,8 +160,8 @@ struct Registers {
 // Signals between units; low or zero unless driven in this cycle.
 struct Wires {
     bool arready, rvalid, awready, wready, bvalid;
-    bool read_valid, read_ready, data_valid, data_ready;  // reader: request, data
-    Count read_beat, read_beats;
+    Request asked;
+    bool read_ready, data_valid, data_ready;  // reader: request, data
     bool write_valid, write_ready, beats_valid, beats_ready;  // writer: request, data
     Count write_beat, write_beats;
     bool do_read_burst, do_write_burst;
@@ -307,13 +315,16 @@ private:
 
     void read() {
         Reader& n = next.reader;
+        const Request& q = now.request;
         const bool do_leave = w.data_valid && w.data_ready;
         const bool whole = w.rvalid && now.reader.place == m.word_beats - 1;
         n.free += do_leave * m.word_beats - (w.do_read_burst ? now.reader.bursts.cut : 0);
         if (w.rvalid) n.place = whole ? 0 : now.reader.place + 1;
         n.buffer.update(m.fifo_beats / m.word_beats + 1, whole, do_leave);
         n.bursts.update(
-            m.read_chunk, w.arready, w.do_read_burst, w.read_valid && w.read_ready, w.read_beat, w.read_beats);
+            m.read_chunk, w.arready, w.do_read_burst, q.valid && w.read_ready, q.beat, q.beats);
+        if (q.valid) next.request.valid = !w.read_ready;
+        else next.request = w.asked;
     }
 
     void write() {
@@ -336,14 +347,16 @@ private:
     const Command& at(const Walker& r) const { return commands[r.command]; }
     bool queued(const Walker& r) const { return at(r).kind == KIND_MATMUL && at(r).queue != QUEUE_NONE; }
     Count length(const Walker& r) const { return queued(r) ? lengths[at(r).expert] : at(r).rows; }
-    bool known(const Walker& r) const { return !queued(r) || r.seen == now.issuer.routes; }
-    bool empty(const Walker& r) const { return queued(r) && !length(r); }
 
     // States that all walkers begin with; `grant`: no walker before this one asks for a command.
     void walk(const Walker& r, Walker& n, bool grant) {
         if (r.state == Walker::IDLE && w.begun) n.state = Walker::FETCH;
         if (r.state == Walker::FETCH && grant) n.state = Walker::TAKE;
-        if (r.state == Walker::TAKE) n.state = Walker::RUN, n.command = r.index;
+        if (r.state == Walker::TAKE) n.state = Walker::DECODE, n.command = r.index;
+        if (r.state == Walker::DECODE) n.state = Walker::RUN;
+        n.known = !queued(r) || r.seen == now.issuer.routes;
+        n.empty = queued(r) && !length(r);
+        n.filling = queued(r) && length(r) && r.seen == now.issuer.routes_begun;
     }
 
     void advance(const Walker& r, Walker& n) {
@@ -367,10 +380,9 @@ private:
         case Boot::FIRST:
         case Boot::REST: {
             const bool first = r.state == Boot::FIRST;
-            w.read_valid = true;
-            w.read_beat = m.first_beat;
-            w.read_beats = (first ? 1 : (r.left - 1) / m.word_commands + 1) * m.word_commands * m.command_beats;
-            if (w.read_ready) n.state = first ? Boot::CHECK : Boot::STORE;
+            const Count words = first ? 1 : (r.left - 1) / m.word_commands + 1;
+            w.asked = {true, m.first_beat, words * m.word_commands * m.command_beats};
+            if (!now.request.valid) n.state = first ? Boot::CHECK : Boot::STORE;
             break;
         }
         case Boot::CHECK:
@@ -397,12 +409,12 @@ private:
         const bool streams = c.kind == KIND_LOAD || (c.kind == KIND_MATMUL && c.b_source == STATIONARY_MEMORY);
         if (c.kind == KIND_END) {
             n.state = Walker::END;
-        } else if (!c.expected && !known(r) && (empty(r) || r.seen != now.issuer.routes_begun)) {
+        } else if (!c.expected && !r.known && !r.filling) {
             w.fetcher_waits = FETCHER_ROUTE;
-        } else if (streams && (c.expected || !empty(r))) {
-            w.read_valid = true, w.read_beat = c.dma_address / m.beat_bytes, w.read_beats = c.dma_beats;
-            w.fetcher_waits = w.read_ready ? NO_WAIT : FETCHER_READER;
-            if (w.read_ready) advance(r, n);
+        } else if (streams && (c.expected || !r.empty)) {
+            w.asked = {true, c.dma_address / m.beat_bytes, c.dma_beats};
+            w.fetcher_waits = now.request.valid ? FETCHER_READER : NO_WAIT;
+            if (!now.request.valid) advance(r, n);
         } else {
             advance(r, n);
         }
@@ -423,11 +435,11 @@ private:
         const Command& c = at(r);
         if (c.kind == KIND_END) {
             n.state = Walker::END;
-        } else if (!known(r)) {
+        } else if (!r.known) {
             w.stager_waits = STAGER_ROUTE;
-        } else if ((c.kind == KIND_LOAD || c.kind == KIND_MATMUL) && (c.expected || !empty(r))) {
+        } else if ((c.kind == KIND_LOAD || c.kind == KIND_MATMUL) && (c.expected || !r.empty)) {
             // The loader, asked before, begins with the next cycle.
-            next.loader.state = empty(r) ? Loader::DROP : first_state(c);
+            next.loader.state = r.empty ? Loader::DROP : first_state(c);
             n.state = Walker::LOAD;
         } else {
             advance(r, n);
@@ -444,7 +456,8 @@ private:
         switch (r.state) {
         case Walker::IDLE: w.issuer_waits = ISSUER_BOOT; break;
         case Walker::FETCH:
-        case Walker::TAKE: w.issuer_waits = ISSUER_COMMAND; break;
+        case Walker::TAKE:
+        case Walker::DECODE: w.issuer_waits = ISSUER_COMMAND; break;
         case Walker::RUN:
             w.issuer_waits = ISSUER_SETTLE;
             if (drained) begin(same);
@@ -513,7 +526,7 @@ private:
         case KIND_MATMUL:
             n.state = Walker::MATMUL;
             n.odd = false;
-            if (empty(r)) advance(r, n);
+            if (r.empty) advance(r, n);
             break;
         case KIND_ROUTE: n.state = Walker::ROUTE_START; break;
         case KIND_END: n.state = Walker::END; break;

@@ -8,15 +8,15 @@ from compiler.config import Config, ConfigError
 
 OTHER = {
     "inputs": 32, "outputs": 32, "lanes": 8, "weight_width": 16, "activation_width": 16, "accumulator_width": 32,
-    "max_rows": 128, "scratchpad_chunks": 8192, "statistics_rows": 256, "max_experts": 8, "max_top_k": 2,
-    "command_depth": 128, "bus_width": 128, "fifo_beats": 256, "word_beats": 2,
+    "max_rows": 128, "scratchpad_chunks": 8192, "scratchpad_copies": 1, "statistics_rows": 256, "max_experts": 8,
+    "max_top_k": 2, "command_depth": 128, "bus_width": 128, "fifo_beats": 256, "word_beats": 2,
     "multipliers_packed": True,
 }  # fmt: skip
 
 BROKEN = {
     "inputs": 24, "outputs": 0, "lanes": 12, "weight_width": 4, "activation_width": 12, "accumulator_width": 48,
-    "max_rows": 8, "scratchpad_chunks": 1, "statistics_rows": 1, "max_experts": 1, "max_top_k": 9,
-    "command_depth": 1, "bus_width": 48, "word_beats": 3, "fifo_beats": 33,
+    "max_rows": 8, "scratchpad_chunks": 1, "scratchpad_copies": 3, "statistics_rows": 1, "max_experts": 1,
+    "max_top_k": 9, "command_depth": 1, "bus_width": 48, "word_beats": 3, "fifo_beats": 33,
 }  # fmt: skip
 
 
