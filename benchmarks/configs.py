@@ -4,7 +4,7 @@ from compiler.config import Config
 
 # The image of 129 x 768 elements, the position embeddings that it is added to, and some more.
 ELEMENTS = 129 * 1152
-# Attentions head by head and the image in two parts: 129 tokens of 612 elements, in 20 memories of 1024 words.
+# Attentions head by head and the image in two parts: 129 tokens of 612 elements, in 80 block RAMs of 1024 elements.
 FEWEST_ELEMENTS = 80 * 1024
 
 

@@ -166,9 +166,10 @@ class Epilogue(wiring.Component):
         m.d.comb += reciprocal.value.eq(self.row_total)
         softmax = c.row_scale == RowScale.SOFTMAX
         self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 1, name="exponent"), 0)
-        score = delay(m, entry.score, self.POST - 1, name="score")
-        mantissa = delay(m, reciprocal.mantissa, self.POST - Reciprocal.LATENCY, name="mantissa")
-        self.factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
+        score = delay(m, entry.score, self.POST - 2, name="score")
+        mantissa = delay(m, reciprocal.mantissa, self.POST - 1 - Reciprocal.LATENCY, name="mantissa")
+        factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
+        self.factor = register(m, factor, name="factor")
 
     def _channels(self, m: Module) -> None:
         c, n = self.command, self.config.outputs
