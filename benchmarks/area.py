@@ -27,9 +27,10 @@ from hw.top import Top
 from hw.verilog import build_directory, digest
 
 RESULTS = Path(__file__).parent / "results" / "area.json"
-MEGAHERTZ = 60  # what the router is asked for
-SEED = 2  # of the placer; the outcome differs by some MHz
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
+# The default placer's wires are a fifth longer, the default router is many times slower; seeds differ by some MHz.
+PLACE = ("--freq", "60", "--lpf-allow-unconstrained", "--timing-allow-fail", "--placer", "static", "--seed", "1")
+ROUTE = ("--router", "router2", "--tmg-ripup")
 READ = {".il": "read_rtlil", ".v": "read_verilog"}
 YOSYS = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(p, d) for p in sys.argv[1:]]"
 # As synth_xilinx itself does, but for ABC in the place of ABC9, which takes hours over trees of adders.
@@ -74,7 +75,7 @@ def area(name: str, progress: Progress = print) -> Area:
     """Of a config by name, from `RESULTS` if nothing has changed."""
     device = DEVICES[name]
     text = design(CONFIGS[name])
-    key = digest(text, device, version("pyosys"), *router()[:1])
+    key = digest(text, device, version("pyosys"), *router()[:1], *(() if device == "xcup" else PLACE + ROUTE))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if key not in known.get(name, {}):
         begin = time.monotonic()
@@ -185,11 +186,8 @@ def route(directory: Path) -> tuple[float | None, bool | None]:
     if not found:
         return None, None
     files = ["--json", "shell.json", "--textcfg", "shell.config", "--report", "report.json", "--log", "nextpnr.log"]
-    options = ["--freq", str(MEGAHERTZ), "--lpf-allow-unconstrained", "--timing-allow-fail", "--seed", str(SEED)]
-    # The wires of the default placer are a fifth longer; the default router is many times slower.
-    options += ["--placer", "static", "--router", "router2"]
     (directory / "report.json").unlink(missing_ok=True)
-    done = subprocess.run([found[1], *DEVICE, *files, *options], cwd=directory, capture_output=True, check=False)
+    done = subprocess.run([found[1], *DEVICE, *files, *PLACE, *ROUTE], cwd=directory, capture_output=True, check=False)
     if done.returncode or not (directory / "report.json").exists():
         return None, False
     clocks = json.loads((directory / "report.json").read_text())["fmax"]

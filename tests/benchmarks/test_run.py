@@ -43,7 +43,7 @@ def test_shell():
 end
 """
     made = shell(text)
-    assert "top top(.clk(clk), .rst(rst), .a(given[0 +: 8]), .b(made_b));" in made
+    assert "top top(.clk(clk), .rst(reset[1]), .a(given[0 +: 8]), .b(made_b));" in made
     assert "reg [7:0] given;" in made
 
 
