@@ -70,10 +70,15 @@ class Scratchpad(wiring.Component):
             data = [read[(first + i)[:bits]] for i in range(chunks)] if bits else [read[0]]
             m.d.comb += getattr(self, f"{name}_data").eq(register(m, Cat(data), name=f"{name}_data"))
 
-        # Cycle 1: rotate chunks to their banks. Cycle 2: write.
+        self._write(m, banks, at["b"] if c.scratchpad_copies == 1 else self._rows(m, self.write_address))
+        return m
+
+    def _write(self, m: Module, banks: list[list[memory.Memory]], rows: list[Signal]) -> None:
+        """Cycle 1: rotate chunks to their banks. Cycle 2: write."""
+        c = self.config
+        width, bits = c.lanes * ELEMENT_WIDTH, (c.banks - 1).bit_length()
         offset = self.write_address[:bits]
-        write_at = at["b"] if c.scratchpad_copies == 1 else self._rows(m, self.write_address)
-        for i, (bank, row) in enumerate(zip(banks, write_at, strict=True)):
+        for i, (bank, row) in enumerate(zip(banks, rows, strict=True)):
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank
             words = [self.write_data.word_select(j, width) for j in range(c.output_chunks)]
             enables = [Mux(source == j, self.write_enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
@@ -87,7 +92,6 @@ class Scratchpad(wiring.Component):
                 port = block.write_port(granularity=width // 2)
                 chosen = row[self.BLOCK_BITS :] == number
                 m.d.comb += [port.addr.eq(row), port.data.eq(data), port.en.eq(Mux(chosen, enable, 0))]
-        return m
 
     def _rows(self, m: Module, address: Value) -> list[Signal]:
         """In each bank, the row of the one chunk of address .. address + banks - 1 that lives there, a cycle later."""
