@@ -82,7 +82,8 @@ class Datapath(wiring.Component):
 
     @staticmethod
     def latency(config: Config) -> int:
-        return Datapath.sums_latency(config) + Epilogue.settle(config)
+        settled = max(Epilogue.settle(config), Epilogue.LATENCY + Statistics.gather_latency(config))
+        return Datapath.sums_latency(config) + settled
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

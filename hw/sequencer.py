@@ -80,7 +80,7 @@ class Walker:
     has run; `filling`: it is running, and there is a token. `empty`: the command needs a queue that has no token.
     """
 
-    def __init__(self, m: Module, store: CommandStore, number: int, queues: "QueueState", name: str):
+    def __init__(self, m: Module, store: CommandStore, number: int, queues: QueueState, name: str):
         self.m, self.store, self.number, self.name = m, store, number, name
         self.index = Signal(range(store.config.command_depth), init=1, name=f"{name}_index")
         self.command = Signal(CommandLayout, name=f"{name}_command", reset_less=True)
@@ -201,17 +201,17 @@ class Sequencer(wiring.Component):
         m.d.comb += [box.beats.payload.eq(self.read_data.payload), self.booting.eq(1), self.busy.eq(1)]
         m.d.comb += [store.write_command.eq(command), store.write_index.eq(index)]
 
+        def ask(size: Value | int) -> None:
+            address = request.payload.address.eq(base)
+            m.d.comb += [request.valid.eq(1), address, request.payload.beats.eq(size)]
+
         with m.FSM(name="boot"):
             with m.State("IDLE"):
                 m.d.comb += self.busy.eq(0)
                 with m.If(self.start):
                     m.next = "FIRST"
             with m.State("FIRST"):
-                m.d.comb += [
-                    request.valid.eq(1),
-                    request.payload.address.eq(base),
-                    request.payload.beats.eq(whole * beats),
-                ]
+                ask(whole * beats)
                 with m.If(~self.read_request.valid):
                     m.next = "CHECK"
             with m.State("CHECK"):
@@ -220,21 +220,10 @@ class Sequencer(wiring.Component):
                 with m.If(box.items.valid):
                     m.d.comb += box.items.ready.eq(1)
                     m.next = "REST"
-                    with m.If(
-                        (command.kind != Kind.BEGIN) | (command.rows < 2) | (command.rows > config.command_depth)
-                    ):
-                        self._fail(m, ErrorCode.BAD_COMMAND, command.kind)
-                        m.next = "STOPPED"
-                    with m.Elif(command.epsilon != config.fingerprint):
-                        self._fail(m, ErrorCode.WRONG_CONFIG, command.epsilon[:32])
-                        m.next = "STOPPED"
+                    self._check(m, command)
             with m.State("REST"):
-                m.d.comb += [
-                    box.clear.eq(1),
-                    request.valid.eq(1),
-                    request.payload.address.eq(base),
-                    request.payload.beats.eq((left + whole - 1) // whole * (whole * beats)),
-                ]
+                m.d.comb += box.clear.eq(1)
+                ask((left + whole - 1) // whole * (whole * beats))
                 with m.If(~self.read_request.valid):
                     m.next = "STORE"
             with m.State("STORE"):
@@ -259,6 +248,16 @@ class Sequencer(wiring.Component):
             self.weights.valid.eq(self.read_data.valid & ~self.booting),
             self.read_data.ready.eq(Mux(self.booting, box.beats.ready, self.weights.ready)),
         ]
+
+    def _check(self, m: Module, command: data.View) -> None:
+        """From inside the boot's state: the first command must begin a program for this Config."""
+        depth = self.config.command_depth
+        with m.If((command.kind != Kind.BEGIN) | (command.rows < 2) | (command.rows > depth)):
+            self._fail(m, ErrorCode.BAD_COMMAND, command.kind)
+            m.next = "STOPPED"
+        with m.Elif(command.epsilon != self.config.fingerprint):
+            self._fail(m, ErrorCode.WRONG_CONFIG, command.epsilon[:32])
+            m.next = "STOPPED"
 
     def _address(self, command: data.View) -> Signal:
         """Byte address of a command's DMA."""

@@ -18,6 +18,7 @@ CONFIGS = {
     "1 copy, 4 banks, 2 blocks": Config(
         inputs=16, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=32768, scratchpad_copies=1
     ),
+    "2 blocks, the last one shorter": Config(inputs=8, outputs=4, lanes=4, bus_width=32, scratchpad_chunks=2 * 5000),
     "8 banks, 2 and 5 chunks": Config(inputs=8, outputs=20, lanes=4, bus_width=32, scratchpad_chunks=64),
 }
 CYCLES = 1500  # after every chunk has been written
@@ -33,12 +34,13 @@ class Case:
     def __init__(self, config: Config):
         rng = np.random.default_rng(3)
         self.config, self.depth = config, config.scratchpad_chunks
+        self.firsts = self.depth if self.depth.bit_count() == 1 else self.depth - config.banks + 1  # that wrap or fit
         self.chunk, halves = config.lanes * ELEMENT_WIDTH, 2 * config.output_chunks
         self.readers = Scratchpad.readers(config)
         self.writes, self.reads = [], []
         fresh: deque[set[int]] = deque([set()] * WRITE, WRITE)
         for cycle in range(self.depth + CYCLES):
-            address = int(rng.integers(self.depth))
+            address = int(rng.integers(self.firsts))
             # all chunks are written once, then any
             every = cycle < self.depth
             enable = (1 << halves) - 1 if every else int(rng.integers(1 << halves))
@@ -57,7 +59,7 @@ class Case:
 
     def _apart(self, rng: np.random.Generator, fresh: set[int], chunks: int) -> int:
         while True:
-            address = int(rng.integers(self.depth))
+            address = int(rng.integers(self.firsts))
             if fresh.isdisjoint((address + i) % self.depth for i in range(chunks)):
                 return address
 
