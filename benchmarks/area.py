@@ -22,9 +22,8 @@ from amaranth.back import rtlil
 
 from benchmarks.configs import CONFIGS, DEVICES
 from compiler.config import Config
-from hw import axi
+from hw import axi, cache
 from hw.top import Top
-from hw.verilog import build_directory, digest
 
 RESULTS = Path(__file__).parent / "results" / "area.json"
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
@@ -75,7 +74,7 @@ def area(name: str, progress: Progress = print) -> Area:
     """Of a config by name, from `RESULTS` if nothing has changed."""
     device = DEVICES[name]
     text = design(CONFIGS[name])
-    key = digest(text, device, version("pyosys"), *router()[:1], *(() if device == "xcup" else PLACE + ROUTE))
+    key = cache.digest(text, device, version("pyosys"), *router()[:1], *(() if device == "xcup" else PLACE + ROUTE))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if key not in known.get(name, {}):
         begin = time.monotonic()
@@ -99,7 +98,7 @@ def measured(name: str) -> Area | None:
 
 def synthesise(name: str, files: dict[str, str], passes: Sequence[str]) -> tuple[Path, dict[str, int]]:
     """The directory of the files, and how many cells of each type there are."""
-    directory = build_directory("area") / name
+    directory = cache.directory("area") / name
     directory.mkdir(exist_ok=True)
     for file, text in files.items():
         (directory / file).write_text(text)

@@ -1,8 +1,6 @@
 """Verilog text of a component: the same text for the same design on any machine."""
 
-import hashlib
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -16,9 +14,8 @@ from amaranth.hdl import ClockDomain, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from hw import axi
+from hw import axi, cache
 
-ROOT = Path(__file__).resolve().parent.parent
 WRITER = f"amaranth {version('amaranth')}, pyosys {version('pyosys')}"
 ATTRIBUTES = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding")  # not of the design
 PASSES = (
@@ -36,39 +33,12 @@ WORD = re.compile(r"^ *(?P<name>\\?\S+ ?)\[(?P<index>\d+)\] = (?P<value>\d+'h[0-
 MEMORY = re.compile(
     rf"^(?P<indent> *)initial begin\n(?P<words>(?:{re.sub('[?]P<[a-z]+>', '?:', WORD.pattern)})+) *end\n", re.MULTILINE
 )
-IMPORT = re.compile(r"^ *from compiler\.(\w+) import", re.MULTILINE)
-
-
-def build_directory(kind: str) -> Path:
-    """Where generated files of a kind are kept: under $PATCHLOOM_BUILD, or build/ beside the sources."""
-    path = Path(os.environ.get("PATCHLOOM_BUILD") or ROOT / "build") / kind
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def digest(*parts: str | bytes) -> str:
-    """Key of a cache entry."""
-    total = hashlib.sha256()
-    for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
-        total.update(len(raw).to_bytes(8, "little") + raw)
-    return total.hexdigest()[:20]
-
-
-def cached_text(key: str, make: Callable[[], str]) -> str:
-    """The text of a key, made at most once."""
-    path = build_directory("verilog") / f"{key}.v"
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(make())
-        temporary.replace(path)
-    return path.read_text()
 
 
 def emit(component: wiring.Component, name: str = "top", ports: dict | None = None) -> str:
     """Verilog of a component, its AXI ports named as tools expect (`axi.port_map`) unless `ports` says otherwise."""
     text = rtlil.convert(component, name, ports=ports or axi.port_map(component), emit_src=False)
-    return cached_text(digest(WRITER, *PASSES, text), lambda: _to_verilog(text))
+    return cache.text("verilog", cache.digest(WRITER, *PASSES, text), lambda: _to_verilog(text))
 
 
 def _to_verilog(text: str) -> str:
@@ -107,18 +77,8 @@ def emit_cached(
     make: Callable[[], wiring.Component], *key: str, name: str = "top", sources: tuple[Path, ...] = ()
 ) -> str:
     """Verilog of `make()`, which is called only if `key`, `sources`, or any source of the RTL has changed."""
-    texts = [file.read_bytes() for file in _with_imports({*(ROOT / "hw").glob("*.py"), *sources})]
-    return cached_text(digest(WRITER, *PASSES, name, *key, *texts), lambda: emit(make(), name))
-
-
-def _with_imports(files: set[Path]) -> list[Path]:
-    """Files and all of compiler/ that they import, directly or not."""
-    done: set[Path] = set()
-    while files:
-        done |= files
-        modules = {name for file in files for name in IMPORT.findall(file.read_text())}
-        files = {file for name in modules if (file := ROOT / "compiler" / f"{name}.py").exists()} - done
-    return sorted(done)
+    total = cache.digest(WRITER, *PASSES, name, *key, *cache.sources(*cache.RTL, *sources))
+    return cache.text("verilog", total, lambda: emit(make(), name))
 
 
 class ResetRegister(wiring.Component):

@@ -15,7 +15,8 @@ import numpy as np
 from cocotb_tools.runner import Verilator
 from numpy.typing import NDArray
 
-from hw.verilog import build_directory, digest, emit
+from hw import cache
+from hw.verilog import emit
 from sim import toolchain
 from sim.bench import CASE, RESULT
 
@@ -88,8 +89,8 @@ def build(verilog: str, name: str, *, waves: bool) -> Path:
             raise toolchain.ToolchainError(f"{name} did not build:\n{(directory / 'build.log').read_text()[-6000:]}")
         toolchain.drop_intermediates(directory)
 
-    key = digest(verilog, name, str(waves), toolchain.version(), *BUILD_ARGS)
-    return toolchain.cached_build("cosim", key, make)
+    key = cache.digest(verilog, name, str(waves), toolchain.version(), *BUILD_ARGS)
+    return cache.entry("cosim", key, make)
 
 
 def _public_ports(verilog: str, name: str) -> str:
@@ -122,7 +123,7 @@ def simulate(
     file = Path(module)
     paths = [file.resolve().parent] if file.suffix == ".py" else []
     directory = build(emit(component, name), name, waves=waves)
-    run = Path(tempfile.mkdtemp(prefix=f"{file.stem}-", dir=build_directory("runs")))
+    run = Path(tempfile.mkdtemp(prefix=f"{file.stem}-", dir=cache.directory("runs")))
     np.savez(run / "case.npz", **dict(case or {}))
     runner = _Runner(path=paths, timeout=timeout)
     try:

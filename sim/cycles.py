@@ -12,12 +12,12 @@ compares it with the RTL over random machines, commands and memories.
 
 import argparse
 import ctypes
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
-from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,13 +30,12 @@ from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from compiler.fixed import Ints
 from compiler.layout import stream_beats
 from compiler.program import Program, Task, command_table
-from hw import axi, dma
+from hw import axi, cache, dma
 from hw.datapath import Datapath
 from hw.epilogue import parameters_at_once
 from hw.router import Router
 from hw.scratchpad import Scratchpad
 from hw.storer import Storer
-from hw.verilog import digest
 from sim import toolchain
 from sim.device import NATIVE, SimulatedDevice
 from sim.interpret import State, execute
@@ -191,7 +190,7 @@ SOURCE = NATIVE / "cycles.cpp"
 COMPILE = ("g++", "-std=c++20", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared")
 
 
-@cache
+@functools.cache
 def _library() -> ctypes.CDLL:
     facts = _facts()
 
@@ -199,8 +198,8 @@ def _library() -> ctypes.CDLL:
         (directory / "facts.hpp").write_text(facts)
         toolchain.call([*COMPILE, "-I.", "-o", "cycles.so", SOURCE], directory)
 
-    key = digest(facts, *COMPILE, SOURCE.read_bytes())
-    library = ctypes.CDLL(str(toolchain.cached_build("native", key, make) / "cycles.so"))
+    key = cache.digest(facts, *COMPILE, *cache.sources(NATIVE))
+    library = ctypes.CDLL(str(cache.entry("native", key, make) / "cycles.so"))
     library.cycles_run.restype, library.cycles_run.argtypes = None, [ctypes.POINTER(_Job)]
     return library
 

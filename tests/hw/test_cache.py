@@ -1,0 +1,84 @@
+"""A cache entry is never stale: whatever source it is made from is in its key."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hw import cache
+
+ROOT = Path(__file__).parents[2]
+# Names of the entries that a small component, the HLS kernels and the cycle model are kept under. No compiler runs.
+KEYS = """
+from amaranth.lib import wiring
+from compiler.config import Config
+from hw.dma import Writer
+from hw import cache
+from hw.verilog import emit_cached
+from sim import cycles, hls
+from sim.toolchain import ToolchainError
+
+cache.entry = lambda kind, key, build: print(kind, key) or cache.ROOT
+cache.text = lambda kind, key, make: print(kind, key) or ""
+emit_cached(lambda: Writer(Config()), "writer")
+hls.build(Config())
+try:
+    cycles._library()
+except OSError:
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources."""
+    copy = tmp_path_factory.mktemp("tree")
+    for folder in ("compiler", "hw", "sim"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def keys(tree: Path) -> dict[str, str]:
+    done = subprocess.run([sys.executable, "-c", KEYS], cwd=tree, capture_output=True, text=True, check=True)
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def before(tree):
+    found = keys(tree)
+    assert set(found) == {"verilog", "hls", "native"}
+    assert keys(tree) == found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("hw/array.py", "old = Mux(later.first, 0, found)", "old = Mux(later.first, 1, found)", {"verilog"}),
+        ("compiler/fixed.py", "GELU_FRACTION = 16", "GELU_FRACTION = 15", {"verilog", "hls"}),
+        ("hw/hls/kernels/softmax.hpp", "#pragma once", "#pragma once\n", {"verilog", "hls"}),
+        ("sim/native/cycles.cpp", "namespace", "\nnamespace", {"native"}),
+    ],
+)
+def test_a_changed_source_gives_another_key(tree, before, file, old, new, changed):
+    path = tree / file
+    text = path.read_text()
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new, 1))
+        after = keys(tree)
+    finally:
+        path.write_text(text)
+    assert {kind for kind in before if after[kind] != before[kind]} == changed
+
+
+def test_a_new_file_in_a_folder_of_a_folder_counts(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.py").write_text("a")
+    first = list(cache.sources(tmp_path))
+    (tmp_path / "folder" / "a.py").write_text("a")
+    assert list(cache.sources(tmp_path)) == [*first, "folder/a.py", b"a"]
+    (tmp_path / "folder" / "a.pyc").write_text("not a source")
+    assert len(list(cache.sources(tmp_path))) == 4
