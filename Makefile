@@ -28,7 +28,7 @@ lint: $(READY)  ## all checks but the tests
 bench: $(READY) build/nextpnr  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
 	PATH="$(CURDIR)/build/nextpnr/bin:$$PATH" $(BIN)/python -m benchmarks.area
 	$(BIN)/python -m benchmarks.run
-	$(BIN)/python -m sim.cycles check --count 50 --output benchmarks/results/cycles.json
+	$(BIN)/python -m patchloom.sim.cycles check --count 50 --output benchmarks/results/cycles.json
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hls
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from amaranth.back import rtlil
 
 from benchmarks.configs import CONFIGS, DEVICES
-from compiler.config import Config
-from hw import axi, cache
-from hw.top import Top
+from patchloom.compiler.machine.config import Config
+from patchloom.hw import axi, cache
+from patchloom.hw.top import Top
 
 RESULTS = Path(__file__).parent / "results" / "area.json"
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")

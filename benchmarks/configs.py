@@ -1,6 +1,6 @@
 """Four sizes of the same machine; the small one has as little memory as the reference workload needs."""
 
-from compiler.config import Config
+from patchloom.compiler.machine.config import Config
 
 # The image of 129 x 768 elements, the position embeddings that it is added to, and some more.
 ELEMENTS = 129 * 1152

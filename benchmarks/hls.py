@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from benchmarks.configs import CONFIGS
 from benchmarks.run import Workload, reference, workload
-from compiler.program import Program
-from compiler.schedule import schedule
 from examples.fashion_scenes.evaluate import HERE, load_scenes, network_input
-from host.design import compile_design, load_design
-from host.flow import input_frames, input_region
-from sim.device import SimulatedDevice
-from sim.hls import WARNINGS, HlsMachine, build, write_project
-from sim.interpret import execute
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.schedule import schedule
+from patchloom.design import compile_design, load_design
+from patchloom.running import input_frames, input_region
+from patchloom.sim.device import SimulatedDevice
+from patchloom.sim.hls import WARNINGS, HlsMachine, build, write_project
+from patchloom.sim.interpret import execute
 from tests.sim.models import TASKS, Model
 from tests.sim.test_machine import CONFIGS as SMALL
 from tests.sim.test_machine import PRECISIONS

@@ -24,16 +24,16 @@ from benchmarks.area import measured
 from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
-from compiler.capture import capture
-from compiler.commands import COMMAND_BYTES, Kind, Queue, Stationary
-from compiler.program import Program, Task
-from compiler.quantise import Precision, Quantised, quantise
-from compiler.schedule import schedule
-from host.flow import input_region
-from hw.registers import REGISTERS
-from sim.cycles import Routed, predict, queue_lengths
-from sim.device import SimulatedDevice
-from sim.interpret import execute
+from patchloom.compiler.capture import capture
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Stationary
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.registers import REGISTERS
+from patchloom.compiler.quantise import Precision, Quantised, quantise
+from patchloom.compiler.schedule import schedule
+from patchloom.running import input_region
+from patchloom.sim.cycles import Routed, predict, queue_lengths
+from patchloom.sim.device import SimulatedDevice
+from patchloom.sim.interpret import execute
 
 RESULTS = Path(__file__).parent / "results" / "m3vit_t.json"
 README = Path(__file__).parents[1] / "README.md"

@@ -15,13 +15,13 @@ import torch
 from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT
 from benchmarks.m3vit_t.weights import SEED, draw, picture
-from compiler.capture import capture
-from compiler.commands import Kind, Queue
-from compiler.config import Config
-from compiler.program import Program
-from compiler.quantise import Precision, Quantised, quantise
-from compiler.schedule import schedule
-from sim.cycles import predict
+from patchloom.compiler.capture import capture
+from patchloom.compiler.machine.commands import Kind, Queue
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.quantise import Precision, Quantised, quantise
+from patchloom.compiler.schedule import schedule
+from patchloom.sim.cycles import predict
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

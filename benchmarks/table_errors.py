@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compiler.fixed import (
+from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     EXP_ONE,
     GELU_FRACTION,

@@ -25,11 +25,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from compiler import moe
-from compiler.ir import Graph
-from compiler.operations import OPERATIONS, Site, arguments_of, operation_name, plain, refuse
-from compiler.primitive import CaptureError, Opaque, Origin, Problem, Source, UnsupportedError, View, whole
-from compiler.rewrite import Lowering, Pool, rewrite
+from patchloom.compiler import moe
+from patchloom.compiler.ir import Graph
+from patchloom.compiler.operations import OPERATIONS, Site, arguments_of, operation_name, plain, refuse
+from patchloom.compiler.primitive import CaptureError, Opaque, Origin, Problem, Source, UnsupportedError, View, whole
+from patchloom.compiler.rewrite import Lowering, Pool, rewrite
 
 __all__ = ["CaptureError", "capture"]
 
@@ -148,7 +148,7 @@ def is_mutable(target: OpOverload) -> bool:
     return bool(target._schema.is_mutable)
 
 
-OTHERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+OTHERS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
 LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 
 

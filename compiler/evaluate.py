@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler.ir import (
+from patchloom.compiler.ir import (
     Activation,
     Attention,
     Constant,

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from compiler.ir import Activation, Expert, Floats, Scoring
-from compiler.primitive import Origin, Problem, float32
+from patchloom.compiler.ir import Activation, Expert, Floats, Scoring
+from patchloom.compiler.primitive import Origin, Problem, float32
 
 TOLERANCE = 1e-4  # of the largest output
 ROUNDING = 10  # misfits that differ by no more than this factor are equal

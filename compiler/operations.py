@@ -17,9 +17,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from compiler import moe
-from compiler.ir import Indices
-from compiler.primitive import (
+from patchloom.compiler import moe
+from patchloom.compiler.ir import Indices
+from patchloom.compiler.primitive import (
     Activate,
     Add,
     Attend,
@@ -39,7 +39,7 @@ from compiler.primitive import (
     float32,
     whole,
 )
-from compiler.rewrite import ATTENTION_FORMS, attended, selection, without_factor
+from patchloom.compiler.rewrite import ATTENTION_FORMS, attended, selection, without_factor
 
 Args = dict[str, Any]
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from compiler.ir import Activation, Expert, Floats, Indices, Scoring
+from patchloom.compiler.ir import Activation, Expert, Floats, Indices, Scoring
+from patchloom.compiler.machine.errors import Error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Problem:
         return f"{self.origin}{shapes}: {self.text}" + (f"\n     {self.hint}" if self.hint else "")
 
 
-class CaptureError(ValueError):
+class CaptureError(Error, ValueError):
     """Everything about a model that cannot be compiled, all at once."""
 
     def __init__(self, title: str, problems: Iterable[Problem | str] = ()) -> None:

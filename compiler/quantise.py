@@ -19,10 +19,12 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import FIELDS
-from compiler.config import BIAS_WIDTH
-from compiler.evaluate import evaluate
-from compiler.fixed import (
+from patchloom.compiler.evaluate import evaluate
+from patchloom.compiler.ir import Activation, Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.machine.commands import FIELDS
+from patchloom.compiler.machine.config import BIAS_WIDTH
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     GELU_FRACTION,
     MEAN_GUARD,
@@ -32,7 +34,6 @@ from compiler.fixed import (
     multiplier_of,
     operand_limits,
 )
-from compiler.ir import Activation, Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
 
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 
@@ -47,7 +48,7 @@ EPSILON_WIDTH = FIELDS["epsilon"][0]
 SAMPLE = 1 << 15  # values of one tensor that its scale is chosen by
 
 
-class QuantiseError(ValueError):
+class QuantiseError(Error, ValueError):
     """What cannot be expressed in integers, and where."""
 
 

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from compiler import ir
-from compiler.evaluate import activate
-from compiler.ir import Expert, Floats, Indices
-from compiler.primitive import (
+from patchloom.compiler import ir
+from patchloom.compiler.evaluate import activate
+from patchloom.compiler.ir import Expert, Floats, Indices
+from patchloom.compiler.primitive import (
     Activate,
     Add,
     Attend,

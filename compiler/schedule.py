@@ -14,25 +14,37 @@ from typing import Any
 
 import numpy as np
 
-from compiler.allocate import Span, alive, allocate
-from compiler.commands import COMMAND_BYTES, Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
-from compiler.config import Config
-from compiler.fixed import EXP_ONE, NORMALISED_FEATURES, SUM_WIDTH, Ints, operand_limits
-from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
-from compiler.layout import Weights, pack, stream_beats
-from compiler.program import Buffer, Port, Program, Segment, Task, command_table
-from compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
-from compiler.verify import verify
+from patchloom.compiler.allocate import Span, alive, allocate
+from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.machine.commands import (
+    COMMAND_BYTES,
+    Command,
+    Kind,
+    Post,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.fixed import EXP_ONE, NORMALISED_FEATURES, SUM_WIDTH, Ints, operand_limits
+from patchloom.compiler.machine.layout import Weights, pack, stream_beats
+from patchloom.compiler.machine.program import Buffer, Port, Program, Segment, Task, command_table
+from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
 
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
 POST = {"none": Post.NONE, "relu": Post.RELU, "gelu": Post.GELU}
 
 
-class ScheduleError(ValueError):
+class ScheduleError(Error, ValueError):
     """A graph that the machine has no commands for."""
 
 
-class FitError(ValueError):
+class FitError(Error, ValueError):
     """Everything that does not fit the Config, one per line."""
 
 

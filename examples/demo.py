@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import Tensor
 
 import patchloom
-from compiler.commands import Command, Kind
 from examples.fashion_scenes.evaluate import (
     HERE,
     METRICS,
@@ -36,9 +35,10 @@ from examples.fashion_scenes.evaluate import (
     trivial,
 )
 from examples.fashion_scenes.model import CLASSES, TASKS, FashionSceneViT, MixtureOfExperts
-from host.design import compile_design, load_design
-from host.progress import Tell, progress_bar
-from sim.interpret import State
+from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.design import compile_design, load_design
+from patchloom.progress import Tell, progress_bar
+from patchloom.sim.interpret import State
 
 SCENES = 64  # held back
 PICTURES = 4  # scenes a picture shows

@@ -3,7 +3,7 @@
 import hls4ml
 
 from examples.hls4ml_model import pictures, trained
-from host.hls4ml_plugin import wrap
+from patchloom.hls4ml import wrap
 
 (calibration, _), (images, classes) = pictures(64, seed=1), pictures(500, seed=2)
 model = wrap(trained(), "body", calibration=calibration, precision="w8a8")

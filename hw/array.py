@@ -9,10 +9,10 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from compiler.config import Config
-from compiler.fixed import SUM_WIDTH
-from hw.command import beat_layout
-from hw.pipeline import add, block_ram, delay, look_up, register, tree, tree_latency
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import SUM_WIDTH
+from patchloom.hw.command import beat_layout
+from patchloom.hw.pipeline import add, block_ram, delay, look_up, register, tree, tree_latency
 
 
 def tile_word(config: Config) -> int:

@@ -11,16 +11,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RTL = (ROOT / "hw", ROOT / "compiler")  # whatever a unit's Verilog can depend on
+from platformdirs import user_cache_path
+
+PACKAGE = Path(__file__).parents[1]
+RTL = (PACKAGE / "hw", PACKAGE / "compiler" / "machine")  # whatever a unit's Verilog can depend on
 UNSOURCED = {"__pycache__", ".pyc", ".pyo"}
 
 
 def directory(kind: str) -> Path:
-    """Where entries of a kind are kept: under $PATCHLOOM_BUILD, or build/ beside the sources."""
-    path = Path(os.environ.get("PATCHLOOM_BUILD") or ROOT / "build") / kind
+    """Where entries of a kind are kept: under $PATCHLOOM_BUILD, in build/ of a checkout, or in the user's cache."""
+    path = Path(os.environ.get("PATCHLOOM_BUILD") or _default()) / kind
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _default() -> Path:
+    checkout = PACKAGE.parent
+    return checkout / "build" if (checkout / "pyproject.toml").is_file() else user_cache_path("patchloom")
 
 
 def digest(*parts: str | bytes) -> str:

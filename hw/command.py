@@ -1,10 +1,10 @@
-"""The command set as hardware sees it: the encoding of `compiler.commands` as a layout."""
+"""The command set as hardware sees it: the encoding of `compiler.machine.commands` as a layout."""
 
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
-from compiler.commands import FIELDS
-from compiler.config import Config
+from patchloom.compiler.machine.commands import FIELDS
+from patchloom.compiler.machine.config import Config
 
 CommandLayout = data.StructLayout({name: signed(bits) if s else unsigned(bits) for name, (bits, s) in FIELDS.items()})
 

@@ -4,15 +4,15 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import Queue, Residual
-from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
-from hw.array import Accumulators, Multipliers, Tile, tile_word
-from hw.command import CommandLayout, beat_layout
-from hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
-from hw.operand import Operand
-from hw.pipeline import delay, register
-from hw.scratchpad import Scratchpad
-from hw.statistics import Statistics
+from patchloom.compiler.machine.commands import Queue, Residual
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.hw.array import Accumulators, Multipliers, Tile, tile_word
+from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from patchloom.hw.operand import Operand
+from patchloom.hw.pipeline import delay, register
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.statistics import Statistics
 
 
 class Datapath(wiring.Component):

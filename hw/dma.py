@@ -11,9 +11,9 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from compiler.config import Config
-from hw import axi
-from hw.pipeline import block_ram, look_up
+from patchloom.compiler.machine.config import Config
+from patchloom.hw import axi
+from patchloom.hw.pipeline import block_ram, look_up
 
 BEATS_WIDTH = 28  # as dma_beats of a command
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data

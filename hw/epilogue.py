@@ -7,11 +7,11 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import Queue, Residual, RowScale, Stationary
-from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
-from hw.command import CommandLayout, beat_layout
-from hw.pipeline import (
+from patchloom.compiler.machine.commands import Queue, Residual, RowScale, Stationary
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
+from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.pipeline import (
     block_ram,
     clip,
     delay,
@@ -25,8 +25,8 @@ from hw.pipeline import (
     tree,
     tree_latency,
 )
-from hw.scratchpad import Scratchpad
-from hw.tables import Gelu, Reciprocal
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.tables import Gelu, Reciprocal
 
 FACTOR_WIDTH = ROW_ONE.bit_length()
 

@@ -5,14 +5,14 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from compiler.commands import Kind, Stationary
-from compiler.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
-from compiler.fixed import operand_limits
-from hw.array import tile_word
-from hw.command import CommandLayout
-from hw.epilogue import parameters_at_once
-from hw.pipeline import clip, delay, register
-from hw.scratchpad import Scratchpad
+from patchloom.compiler.machine.commands import Kind, Stationary
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.fixed import operand_limits
+from patchloom.hw.array import tile_word
+from patchloom.hw.command import CommandLayout
+from patchloom.hw.epilogue import parameters_at_once
+from patchloom.hw.pipeline import clip, delay, register
+from patchloom.hw.scratchpad import Scratchpad
 
 
 class Gearbox(wiring.Component):

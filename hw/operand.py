@@ -8,13 +8,13 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import Prologue
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MEAN_GUARD, ROW_ONE, SUM_WIDTH, operand_limits
-from hw.command import CommandLayout, beat_layout
-from hw.pipeline import add, clip, delay, popcount, register, rounded, shifted_in_two, tree, tree_latency
-from hw.statistics import MEAN_WIDTH
-from hw.tables import DIFFERENCE_WIDTH, Exp2
+from patchloom.compiler.machine.commands import Prologue
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, SUM_WIDTH, operand_limits
+from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.pipeline import add, clip, delay, popcount, register, rounded, shifted_in_two, tree, tree_latency
+from patchloom.hw.statistics import MEAN_WIDTH
+from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2
 
 
 class Operand(wiring.Component):

@@ -77,7 +77,7 @@ def look_up(m: Module, store: memory.Memory, address: Value, enable: Value | int
 
 
 def shift_round(value: Value, shift: Value | int) -> Value:
-    """Add half, shift right arithmetically (`compiler.fixed.shift_round`); `shift` may be 0."""
+    """Add half, shift right arithmetically (`compiler.machine.fixed.shift_round`); `shift` may be 0."""
     return rounded(shifted(value, shift))
 
 

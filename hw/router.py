@@ -4,13 +4,13 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import SUM_WIDTH
-from hw.command import CommandLayout
-from hw.epilogue import FACTOR_WIDTH, queue_entry
-from hw.pipeline import block_ram, delay, look_up, register, shift_round
-from hw.scratchpad import Scratchpad
-from hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import SUM_WIDTH
+from patchloom.hw.command import CommandLayout
+from patchloom.hw.epilogue import FACTOR_WIDTH, queue_entry
+from patchloom.hw.pipeline import block_ram, delay, look_up, register, shift_round
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 
 
 class Queues(wiring.Component):

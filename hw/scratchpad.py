@@ -8,8 +8,8 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from compiler.config import ELEMENT_WIDTH, Config
-from hw.pipeline import block_ram, delay, look_up, register
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.hw.pipeline import block_ram, delay, look_up, register
 
 
 class Scratchpad(wiring.Component):

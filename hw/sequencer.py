@@ -12,15 +12,15 @@ from amaranth.hdl import Array, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import COMMAND_BYTES, Kind, Queue, Residual, Space, Stationary
-from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, Config
-from hw.axi import ADDRESS_WIDTH
-from hw.command import CommandLayout, beat_layout
-from hw.datapath import Datapath
-from hw.dma import Request
-from hw.loader import Gearbox
-from hw.pipeline import block_ram, look_up, register
-from hw.registers import ErrorCode
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Residual, Space, Stationary
+from patchloom.compiler.machine.config import COMMAND_BITS, ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw.axi import ADDRESS_WIDTH
+from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.datapath import Datapath
+from patchloom.hw.dma import Request
+from patchloom.hw.loader import Gearbox
+from patchloom.hw.pipeline import block_ram, look_up, register
 
 ROUTES_WIDTH = 8
 

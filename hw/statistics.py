@@ -7,10 +7,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MEAN_GUARD, ROW_ONE, VARIANCE_WIDTH
-from hw.command import CommandLayout
-from hw.pipeline import (
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, VARIANCE_WIDTH
+from patchloom.hw.command import CommandLayout
+from patchloom.hw.pipeline import (
     add,
     block_ram,
     delay,
@@ -24,7 +24,7 @@ from hw.pipeline import (
     tree,
     tree_latency,
 )
-from hw.tables import Rsqrt
+from patchloom.hw.tables import Rsqrt
 
 TOTAL_WIDTH = ELEMENT_WIDTH + 12
 SQUARES_WIDTH = 2 * ELEMENT_WIDTH + 12

@@ -5,11 +5,11 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import ELEMENT_WIDTH, Config
-from hw.command import CommandLayout
-from hw.loader import Gearbox
-from hw.pipeline import delay
-from hw.scratchpad import Scratchpad
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.hw.command import CommandLayout
+from patchloom.hw.loader import Gearbox
+from patchloom.hw.pipeline import delay
+from patchloom.hw.scratchpad import Scratchpad
 
 
 class Storer(wiring.Component):

@@ -1,4 +1,4 @@
-"""Function units: tables with linear interpolation, the integers of `compiler.fixed` in ROMs.
+"""Function units: tables with linear interpolation, the integers of `compiler.machine.fixed` in ROMs.
 
 All of them are pipelines of fixed latency that take and give a value every cycle and never stall.
 """
@@ -7,8 +7,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigne
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.commands import Post
-from compiler.fixed import (
+from patchloom.compiler.machine.commands import Post
+from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     EXP2_GUARD,
     EXP2_TABLE,
@@ -22,7 +22,7 @@ from compiler.fixed import (
     VARIANCE_WIDTH,
     Table,
 )
-from hw.pipeline import delay, register, shift_round
+from patchloom.hw.pipeline import delay, register, shift_round
 
 DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
@@ -75,7 +75,7 @@ def _product_of_logic(value: Value, factor: Value) -> Value:
 
 
 class Exp2(wiring.Component):
-    """`compiler.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, `LATENCY` cycles later."""
+    """`compiler.machine.fixed.exp2_negative`: an operand of 16 bits if `wide`, else 8, `LATENCY` cycles later."""
 
     LATENCY = Interpolator.LATENCY + 2
 
@@ -102,7 +102,7 @@ class Exp2(wiring.Component):
 
 
 class Gelu(wiring.Component):
-    """What `post` says of an epilogue word, `LATENCY` cycles later: as it is, ReLU, or `compiler.fixed.gelu`.
+    """What `post` says of an epilogue word, `LATENCY` cycles later: as it is, ReLU, or `compiler.machine.fixed.gelu`.
 
     `post` must not change while words that it applies to are on their way.
     """
@@ -144,7 +144,7 @@ def floor_log2(value: Value) -> Value:
 
 
 class Reciprocal(wiring.Component):
-    """`compiler.fixed.reciprocal`; the exponent one cycle later, the mantissa after `LATENCY`."""
+    """`compiler.machine.fixed.reciprocal`; the exponent one cycle later, the mantissa after `LATENCY`."""
 
     LATENCY = Interpolator.LATENCY + 2
 
@@ -165,7 +165,7 @@ class Reciprocal(wiring.Component):
 
 
 class Rsqrt(wiring.Component):
-    """`compiler.fixed.rsqrt`; the exponent and the mantissa both `LATENCY` cycles later."""
+    """`compiler.machine.fixed.rsqrt`; the exponent and the mantissa both `LATENCY` cycles later."""
 
     LATENCY = Interpolator.LATENCY + 2
 

@@ -4,15 +4,16 @@ from amaranth.hdl import Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import Config
-from hw import axi
-from hw.datapath import Datapath
-from hw.dma import Reader, Writer
-from hw.loader import Loader
-from hw.registers import ErrorCode, Registers
-from hw.router import Queues, Router
-from hw.sequencer import Sequencer
-from hw.storer import Storer
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw import axi
+from patchloom.hw.datapath import Datapath
+from patchloom.hw.dma import Reader, Writer
+from patchloom.hw.loader import Loader
+from patchloom.hw.registers import Registers
+from patchloom.hw.router import Queues, Router
+from patchloom.hw.sequencer import Sequencer
+from patchloom.hw.storer import Storer
 
 
 class Top(wiring.Component):

@@ -14,7 +14,7 @@ from amaranth.hdl import ClockDomain, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from hw import axi, cache
+from patchloom.hw import axi, cache
 
 WRITER = f"amaranth {version('amaranth')}, pyosys {version('pyosys')}"
 ATTRIBUTES = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding")  # not of the design

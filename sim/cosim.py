@@ -15,10 +15,10 @@ import numpy as np
 from cocotb_tools.runner import Verilator
 from numpy.typing import NDArray
 
-from hw import cache
-from hw.verilog import emit
-from sim import toolchain
-from sim.bench import CASE, RESULT
+from patchloom.hw import cache
+from patchloom.hw.verilog import emit
+from patchloom.sim import toolchain
+from patchloom.sim.bench import CASE, RESULT
 
 RUNTIME = ("verilated", "verilated_dpi", "verilated_vpi", "verilated_threads")
 BUILD_ARGS = (*toolchain.QUIET, *toolchain.QUICK, "-CFLAGS", "-O1")

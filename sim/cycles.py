@@ -5,7 +5,7 @@ from the interpreter:
 
     prediction = predict(program, task, queues=queue_lengths(program, task, inputs), latency=20)
 
-    python -m sim.cycles check --count 50
+    python -m patchloom.sim.cycles check --count 50
 
 compares it with the RTL over random machines, commands and memories.
 """
@@ -25,20 +25,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Residual, Space, Stationary
-from compiler.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from compiler.fixed import Ints
-from compiler.layout import stream_beats
-from compiler.program import Program, Task, command_table
-from hw import axi, cache, dma
-from hw.datapath import Datapath
-from hw.epilogue import parameters_at_once
-from hw.router import Router
-from hw.scratchpad import Scratchpad
-from hw.storer import Storer
-from sim import toolchain
-from sim.device import NATIVE, SimulatedDevice
-from sim.interpret import State, execute
+from patchloom.compiler.machine.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Residual, Space, Stationary
+from patchloom.compiler.machine.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.machine.layout import stream_beats
+from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.hw import axi, cache, dma
+from patchloom.hw.datapath import Datapath
+from patchloom.hw.epilogue import parameters_at_once
+from patchloom.hw.router import Router
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.storer import Storer
+from patchloom.sim import toolchain
+from patchloom.sim.device import NATIVE, SimulatedDevice
+from patchloom.sim.interpret import State, execute
 
 # What each unit waits for. What is left of its cycles it works.
 WAITS = {
@@ -82,7 +83,7 @@ UNITS = tuple(dict.fromkeys(name.partition(".")[0] for name in WAITS))
 Ints16 = NDArray[np.int16]
 
 
-class CycleError(RuntimeError):
+class CycleError(Error, RuntimeError):
     """The machine would stand still for ever."""
 
 
@@ -240,7 +241,7 @@ def predict(
 
     `queues` are those of each ROUTE. Of an expert's queue the machine's timing depends on its length, and on when it
     gets its first token: `queue_lengths` says both, and the prediction is exact; plain lengths are taken to be
-    spread evenly over the tokens. The program is one that `compiler.verify` accepts.
+    spread evenly over the tokens. The program is one that `compiler.machine.verify` accepts.
     """
     chosen, config = program.task(task), program.config
     routes = [command for command in chosen.commands if command.kind == Kind.ROUTE]
@@ -458,7 +459,7 @@ def check(count: int, seed: int = 0, machines: Sequence[Config] = MACHINES) -> d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 if a prediction is off."""
-    parser = argparse.ArgumentParser(prog="python -m sim.cycles", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m patchloom.sim.cycles", description=__doc__)
     commands = parser.add_subparsers(required=True)
     checking = commands.add_parser("check", help="compare predictions with the RTL; JSON to stdout or a file")
     checking.add_argument("--count", type=int, default=50, help="random programs")

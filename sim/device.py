@@ -14,13 +14,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.config import Config
-from compiler.program import Program, Task
-from hw import cache
-from hw.axi import Response
-from hw.registers import MAGIC, REGISTERS, Control, ErrorCode, Status
-from hw.verilog import ResetRegister, emit_cached
-from sim import toolchain
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Control, ErrorCode, Status
+from patchloom.hw import cache
+from patchloom.hw.axi import Response
+from patchloom.hw.verilog import ResetRegister, emit_cached
+from patchloom.sim import toolchain
 
 NATIVE = Path(__file__).parent / "native"
 BASE = 1 << 32  # addresses of more than 32 bits, so that no upper half is forgotten
@@ -31,7 +32,7 @@ PAGE = 4096
 Bytes = NDArray[np.uint8]
 
 
-class DeviceError(RuntimeError):
+class DeviceError(Error, RuntimeError):
     """The machine stopped with an error; the next run begins with a soft reset."""
 
     def __init__(self, code: int, detail: int, command_index: int, note: str = "") -> None:
@@ -42,11 +43,11 @@ class DeviceError(RuntimeError):
         super().__init__(f"{name} at {where}, detail {detail:#x}")
 
 
-class RegisterError(RuntimeError):
+class RegisterError(Error, RuntimeError):
     """An access to a register was refused or not answered."""
 
 
-class DeadlineError(TimeoutError):
+class DeadlineError(Error, TimeoutError):
     """No interrupt came in time."""
 
 
@@ -163,7 +164,7 @@ class _Owner:
 
 
 def _default_top(config: Config) -> Any:
-    from hw.top import Top  # noqa: PLC0415 - only where no other machine is given
+    from patchloom.hw.top import Top  # noqa: PLC0415 - only where no other machine is given
 
     return Top(config)
 

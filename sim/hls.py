@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.config import Config
-from compiler.program import Program
-from hw import cache
-from hw.hls import emit
-from hw.registers import ErrorCode
-from sim import toolchain
-from sim.interpret import execute
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw import cache
+from patchloom.hw.hls import emit
+from patchloom.sim import toolchain
+from patchloom.sim.interpret import execute
 
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unknown-pragmas")  # g++ knows no HLS pragmas
 COMPILE = ("g++", "-std=c++17", "-O2", *WARNINGS, "-fPIC", "-shared")
 Elements = NDArray[np.int16]
 
 
-class HlsError(RuntimeError):
+class HlsError(Error, RuntimeError):
     """The kernels refused a Program."""
 
 

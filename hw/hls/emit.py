@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler import fixed
-from compiler.commands import (
+from patchloom.compiler.machine import fixed
+from patchloom.compiler.machine.commands import (
     FIELDS,
     Kind,
     Post,
@@ -22,13 +22,14 @@ from compiler.commands import (
     Space,
     Stationary,
 )
-from compiler.config import BIAS_WIDTH, COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from compiler.fixed import TABLES, Table, operand_limits
-from compiler.program import Program
-from hw.epilogue import FACTOR_WIDTH
-from hw.registers import ErrorCode
-from hw.statistics import MEAN_WIDTH, SQUARES_WIDTH, TOTAL_WIDTH
-from hw.tables import DIFFERENCE_WIDTH
+from patchloom.compiler.machine.config import BIAS_WIDTH, COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.fixed import TABLES, Table, operand_limits
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw.epilogue import FACTOR_WIDTH
+from patchloom.hw.statistics import MEAN_WIDTH, SQUARES_WIDTH, TOTAL_WIDTH
+from patchloom.hw.tables import DIFFERENCE_WIDTH
 
 KERNELS = Path(__file__).parent / "kernels"
 ENUMS: tuple[type[IntEnum], ...] = (
@@ -41,7 +42,7 @@ FIXED = (
 )  # fmt: skip
 
 
-class ProjectError(ValueError):
+class ProjectError(Error, ValueError):
     """Where no project can be written."""
 
 

@@ -10,7 +10,7 @@ from benchmarks.configs import BUDGET, CONFIGS, DEVICES
 from benchmarks.m3vit_t.model import TASKS
 from benchmarks.m3vit_t.weights import assignment, loads
 from benchmarks.run import LATENCIES, README, RESULTS, table, workload
-from compiler.schedule import schedule
+from patchloom.compiler.schedule import schedule
 
 ROW_KEYS = {
     "config", "task", "memory_latency", "cycles", "utilisation", "roofline_share", "identical", "bytes_read", "dsp",

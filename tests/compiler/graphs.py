@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from compiler.config import Config
-from compiler.evaluate import evaluate
-from compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Node, Output
-from compiler.program import Program, from_region, to_region
-from compiler.quantise import Precision, quantise
-from compiler.schedule import schedule
-from sim.interpret import execute
+from patchloom.compiler.evaluate import evaluate
+from patchloom.compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program, from_region, to_region
+from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.schedule import schedule
+from patchloom.sim.interpret import execute
 
 CONFIGS = {
     "small": Config(),

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compiler.capture import CaptureError, capture
-from compiler.evaluate import evaluate
-from compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, describe
+from patchloom.compiler.capture import CaptureError, capture
+from patchloom.compiler.evaluate import evaluate
+from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, describe
 
 GOLDEN = Path(__file__).parent / "golden"
 DIM, TOKENS = 16, 6

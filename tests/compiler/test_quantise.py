@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from compiler.fixed import MEAN_GUARD, operand_limits
-from compiler.ir import Graph, Matmul
-from compiler.quantise import (
+from patchloom.compiler.ir import Graph, Matmul
+from patchloom.compiler.machine.fixed import MEAN_GUARD, operand_limits
+from patchloom.compiler.quantise import (
     AttentionNumbers,
     Format,
     Linear,
@@ -23,7 +23,7 @@ from compiler.quantise import (
     quantise_linear,
     wide_scale,
 )
-from compiler.schedule import accumulator_bounds
+from patchloom.compiler.schedule import accumulator_bounds
 from tests.compiler.graphs import Builder, samples, transformer
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compiler.capture import CaptureError, capture
-from compiler.ir import Input, Matmul, Output, describe
-from compiler.primitive import View
-from compiler.rewrite import in_order, rewrite
+from patchloom.compiler.capture import CaptureError, capture
+from patchloom.compiler.ir import Input, Matmul, Output, describe
+from patchloom.compiler.primitive import View
+from patchloom.compiler.rewrite import in_order, rewrite
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             texts.append(" ".join(line) + "\n")
         return rewrite(results)
 
-    monkeypatch.setattr("compiler.capture.rewrite", recorded)
+    monkeypatch.setattr("patchloom.compiler.capture.rewrite", recorded)
     return texts
 
 

@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from compiler.commands import Kind, Residual, Stationary
-from compiler.config import Config
-from compiler.evaluate import evaluate
-from compiler.ir import Attention, Constant, Graph, Input, Matmul, Node, Output
-from compiler.program import Program
-from compiler.quantise import Precision, quantise
-from compiler.schedule import FitError, ScheduleError, macs, schedule
-from sim.interpret import execute
+from patchloom.compiler.evaluate import evaluate
+from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Node, Output
+from patchloom.compiler.machine.commands import Kind, Residual, Stationary
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.schedule import FitError, ScheduleError, macs, schedule
+from patchloom.sim.interpret import execute
 from tests.compiler.graphs import CONFIGS, Builder, compiled, quality, random_graph, run, samples, sqnr, transformer
 
 BOUNDS = {"w8a8": 27, "w8a16": 33, "w16a16": 62}  # dB; docs state what is measured

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import cocotb
 from cocotb.triggers import RisingEdge
 
-from sim.bench import Rules
+from patchloom.sim.bench import Rules
 
 AR = ["m_axi_araddr", "m_axi_arlen", "m_axi_arsize", "m_axi_arburst", "m_axi_arid", "m_axi_arcache", "m_axi_arprot"]
 AW = [name.replace("_ar", "_aw") for name in AR]

@@ -11,15 +11,15 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from compiler.commands import Command, Kind, Residual, Stationary
-from compiler.fixed import operand_limits, split_digits
-from compiler.program import Program, Task
-from hw.command import beat_layout
-from hw.datapath import Datapath
-from hw.epilogue import parameters_at_once, queue_entry
-from hw.scratchpad import Scratchpad
-from sim.bench import case, cycles, pack, save, start
-from sim.interpret import Entry, State, execute
+from patchloom.compiler.machine.commands import Command, Kind, Residual, Stationary
+from patchloom.compiler.machine.fixed import operand_limits, split_digits
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.hw.command import beat_layout
+from patchloom.hw.datapath import Datapath
+from patchloom.hw.epilogue import parameters_at_once, queue_entry
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.sim.bench import case, cycles, pack, save, start
+from patchloom.sim.interpret import Entry, State, execute
 from tests.hw.pipelines import command_bits, config_of, joined, parted
 
 CASE = case()

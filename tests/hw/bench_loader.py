@@ -7,9 +7,9 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from compiler.commands import Command, Kind, Stationary
-from hw.scratchpad import Scratchpad
-from sim.bench import Source, case, cycles, save, stalls, start, until
+from patchloom.compiler.machine.commands import Command, Kind, Stationary
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.sim.bench import Source, case, cycles, save, stalls, start, until
 from tests.hw.pipelines import command_bits, config_of, parted
 
 CASE = case()

@@ -4,7 +4,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from sim.bench import case, save, start
+from patchloom.sim.bench import case, save, start
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")  # 1 000 000 cycles

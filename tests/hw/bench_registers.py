@@ -6,9 +6,19 @@ import cocotb
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
-from compiler.config import Config
-from hw.registers import MAGIC, REGISTERS, RESET_CYCLES, VERSION, Access, Control, ErrorCode, Interrupt, Status
-from sim.bench import case, cycles, stalls, start, until, within
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.registers import (
+    MAGIC,
+    REGISTERS,
+    RESET_CYCLES,
+    VERSION,
+    Access,
+    Control,
+    ErrorCode,
+    Interrupt,
+    Status,
+)
+from patchloom.sim.bench import case, cycles, stalls, start, until, within
 
 TIMEOUT = {"timeout_time": 1, "timeout_unit": "ms"}  # 100 000 cycles
 SEED = int(case()["seed"])

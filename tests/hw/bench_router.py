@@ -6,10 +6,10 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from compiler.commands import Command
-from hw.epilogue import queue_entry
-from hw.scratchpad import Scratchpad
-from sim.bench import case, cycles, save, start, until
+from patchloom.compiler.machine.commands import Command
+from patchloom.hw.epilogue import queue_entry
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.sim.bench import case, cycles, save, start, until
 from tests.hw.pipelines import command_bits, config_of, joined
 
 CASE = case()

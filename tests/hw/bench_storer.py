@@ -5,9 +5,9 @@ from collections import deque
 import cocotb
 from cocotb.triggers import RisingEdge
 
-from compiler.commands import Command, Kind
-from hw.scratchpad import Scratchpad
-from sim.bench import Rules, Sink, case, cycles, save, stalls, start
+from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.sim.bench import Rules, Sink, case, cycles, save, stalls, start
 from tests.hw.pipelines import command_bits, config_of, joined
 
 CASE = case()

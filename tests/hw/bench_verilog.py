@@ -3,7 +3,7 @@
 import cocotb
 from cocotb.triggers import RisingEdge
 
-from sim.bench import save, start
+from patchloom.sim.bench import save, start
 
 
 @cocotb.test(timeout_time=100, timeout_unit="us")

@@ -7,9 +7,9 @@ from axi_memory import WriteMemory, content
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiRamWrite, AxiWriteBus
 
-from hw.axi import Response
-from hw.dma import Request
-from sim.bench import Rules, Source, case, check_equal, cycles, flowing, pack, stalls, start, until
+from patchloom.hw.axi import Response
+from patchloom.hw.dma import Request
+from patchloom.sim.bench import Rules, Source, case, check_equal, cycles, flowing, pack, stalls, start, until
 
 TIMEOUT = {"timeout_time": 2, "timeout_unit": "ms"}  # 200 000 cycles
 CASE = case()

@@ -10,12 +10,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
-from compiler.commands import Command
-from compiler.config import Config
-from compiler.fixed import Ints
-from hw.command import CommandLayout
-from sim.bench import run
-from sim.cosim import simulate
+from patchloom.compiler.machine.commands import Command
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.hw.command import CommandLayout
+from patchloom.sim.bench import run
+from patchloom.sim.cosim import simulate
 
 SIZES = [field.name for field in fields(Config)]
 SLOT = 64  # bits of a copy's value in a port of `Abreast`

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from compiler.config import Config
-from compiler.fixed import Ints
-from hw.array import Accumulators, Multipliers, Tile, sum_width
-from hw.command import beat_layout
-from sim.bench import pack
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.hw.array import Accumulators, Multipliers, Tile, sum_width
+from patchloom.hw.command import beat_layout
+from patchloom.sim.bench import pack
 from tests.hw.pipelines import drive, joined, parted
 
 CONFIGS = {

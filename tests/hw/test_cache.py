@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from hw import cache
+from patchloom.hw import cache
 
 ROOT = Path(__file__).parents[2]
 # Names of the entries that a small component, the HLS kernels and the cycle model are kept under. No compiler runs.
 KEYS = """
 from amaranth.lib import wiring
-from compiler.config import Config
-from hw.dma import Writer
-from hw import cache
-from hw.verilog import emit_cached
-from sim import cycles, hls
-from sim.toolchain import ToolchainError
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.dma import Writer
+from patchloom.hw import cache
+from patchloom.hw.verilog import emit_cached
+from patchloom.sim import cycles, hls
+from patchloom.sim.toolchain import ToolchainError
 
-cache.entry = lambda kind, key, build: print(kind, key) or cache.ROOT
+cache.entry = lambda kind, key, build: print(kind, key) or cache.PACKAGE
 cache.text = lambda kind, key, make: print(kind, key) or ""
 emit_cached(lambda: Writer(Config()), "writer")
 hls.build(Config())
@@ -35,8 +35,8 @@ except OSError:
 def tree(tmp_path_factory):
     """A copy of the sources."""
     copy = tmp_path_factory.mktemp("tree")
-    for folder in ("compiler", "hw", "sim"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("patchloom", "compiler", "hw", "sim"):
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
@@ -57,7 +57,7 @@ def before(tree):
     ("file", "old", "new", "changed"),
     [
         ("hw/array.py", "old = Mux(later.first, 0, found)", "old = Mux(later.first, 1, found)", {"verilog"}),
-        ("compiler/fixed.py", "GELU_FRACTION = 16", "GELU_FRACTION = 15", {"verilog", "hls"}),
+        ("compiler/machine/fixed.py", "GELU_FRACTION = 16", "GELU_FRACTION = 15", {"verilog", "hls"}),
         ("hw/hls/kernels/softmax.hpp", "#pragma once", "#pragma once\n", {"verilog", "hls"}),
         ("sim/native/cycles.cpp", "namespace", "\nnamespace", {"native"}),
     ],

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.config import Config
-from hw.datapath import Datapath
-from sim.cosim import simulate
-from sim.interpret import execute
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.datapath import Datapath
+from patchloom.sim.cosim import simulate
+from patchloom.sim.interpret import execute
 from tests.hw.pipelines import as_case
 from tests.sim.programs import random_program
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compiler.config import Config
-from hw.dma import Reader, Writer
-from sim.cosim import simulate
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.dma import Reader, Writer
+from patchloom.sim.cosim import simulate
 
 HERE = Path(__file__)
 CONFIGS = [Config(bus_width=64, fifo_beats=64), Config(bus_width=512, fifo_beats=32, inputs=64, outputs=64)]

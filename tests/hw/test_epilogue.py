@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from compiler.commands import Command, Kind, Post, Queue, Residual, RowScale, Stationary
-from compiler.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from compiler.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, Ints, gelu, reciprocal, shift_round
-from hw.command import beat_layout
-from hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
-from hw.scratchpad import Scratchpad
-from sim.bench import pack
+from patchloom.compiler.machine.commands import Command, Kind, Post, Queue, Residual, RowScale, Stationary
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, Ints, gelu, reciprocal, shift_round
+from patchloom.hw.command import beat_layout
+from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from patchloom.hw.scratchpad import Scratchpad
+from patchloom.sim.bench import pack
 from tests.hw.pipelines import Inputs, Seen, command_bits, drive, drive_each, joined, parted
 
 CONFIGS = {

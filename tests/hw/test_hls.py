@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from compiler.commands import FIELDS
-from compiler.config import Config
-from compiler.fixed import TABLES
-from hw.hls import emit
-from sim.hls import WARNINGS, ap_types, write_project
+from patchloom.compiler.machine.commands import FIELDS
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import TABLES
+from patchloom.hw.hls import emit
+from patchloom.sim.hls import WARNINGS, ap_types, write_project
 from tests.sim.models import TASKS, Model
 
 CONFIG = Config(

@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 # ruff: noqa: ERA001
-"""Gearbox and Loader: what `compiler.layout` packs arrives as the tiles and parameters it was made of."""
+"""Gearbox and Loader: what `compiler.machine.layout` packs arrives as the tiles and parameters it was made of."""
 
 import random
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.commands import Command, Kind, Stationary
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import Ints, operand_limits, split_digits
-from compiler.layout import Weights, pack
-from hw.loader import Gearbox, Loader
-from sim.bench import receive, run, send, stalls
-from sim.cosim import simulate
+from patchloom.compiler.machine.commands import Command, Kind, Stationary
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import Ints, operand_limits, split_digits
+from patchloom.compiler.machine.layout import Weights, pack
+from patchloom.hw.loader import Gearbox, Loader
+from patchloom.sim.bench import receive, run, send, stalls
+from patchloom.sim.cosim import simulate
 from tests.hw.pipelines import as_case
 
 # --- Gearbox ---

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from compiler.commands import Command, Kind, Prologue
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import (
+from patchloom.compiler.machine.commands import Command, Kind, Prologue
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import (
     MEAN_GUARD,
     SCORE_FRACTION,
     Ints,
@@ -16,10 +16,10 @@ from compiler.fixed import (
     shift_round,
     split_digits,
 )
-from hw.command import beat_layout
-from hw.operand import Operand
-from hw.pipeline import tree_latency
-from sim.bench import pack
+from patchloom.hw.command import beat_layout
+from patchloom.hw.operand import Operand
+from patchloom.hw.pipeline import tree_latency
+from patchloom.sim.bench import pack
 from tests.hw.pipelines import command_bits, drive, joined, parted
 
 CONFIGS = {

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from compiler.config import Config
-from hw.registers import REGISTERS, Access, Registers, markdown
-from sim.cosim import simulate
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.registers import REGISTERS, Access, markdown
+from patchloom.hw.registers import Registers
+from patchloom.sim.cosim import simulate
 
 
 def test_registers():

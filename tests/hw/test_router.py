@@ -9,13 +9,13 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from compiler.commands import Command, Kind, Space
-from compiler.config import Config
-from compiler.fixed import SCORE_FRACTION
-from compiler.program import Program, Task
-from hw.router import Queues, Router
-from sim.cosim import simulate
-from sim.interpret import State, execute
+from patchloom.compiler.machine.commands import Command, Kind, Space
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import SCORE_FRACTION
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.hw.router import Queues, Router
+from patchloom.sim.cosim import simulate
+from patchloom.sim.interpret import State, execute
 from tests.hw.pipelines import as_case
 
 SMALL = {"inputs": 8, "outputs": 4, "bus_width": 32, "scratchpad_chunks": 256}

@@ -5,8 +5,8 @@ from collections import deque
 import numpy as np
 import pytest
 
-from compiler.config import ELEMENT_WIDTH, Config
-from hw.scratchpad import Scratchpad
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.hw.scratchpad import Scratchpad
 from tests.hw.pipelines import drive
 
 CONFIGS = {

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pytest
 
-from compiler.commands import Command, Kind
-from compiler.config import ELEMENT_WIDTH, Config
-from compiler.fixed import MAX_SHIFT, NORMALISED_FEATURES, Ints, rsqrt, shift_round
-from compiler.quantise import normalise_constants
-from hw.statistics import Statistics
+from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import MAX_SHIFT, NORMALISED_FEATURES, Ints, rsqrt, shift_round
+from patchloom.compiler.quantise import normalise_constants
+from patchloom.hw.statistics import Statistics
 from tests.hw.pipelines import command_bits, drive, joined
 
 CONFIGS = {
@@ -99,7 +99,7 @@ def test_statistics(config, make, features):
 
 
 def test_widest_row():
-    """As many features as `compiler.verify` admits, all of them extreme."""
+    """As many features as `compiler.machine.verify` admits, all of them extreme."""
     config = Config(inputs=8, outputs=64, lanes=4, statistics_rows=16)
     case = extreme(config, NORMALISED_FEATURES)
     assert rtl(case) == reference(case)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.config import Config
-from hw.storer import Storer
-from sim.cosim import simulate
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.storer import Storer
+from patchloom.sim.cosim import simulate
 from tests.hw.pipelines import as_case
 
 CONFIGS = {

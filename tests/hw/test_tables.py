@@ -1,10 +1,10 @@
-"""Function units against `compiler.fixed`, over every code where that takes seconds."""
+"""Function units against `compiler.machine.fixed`, over every code where that takes seconds."""
 
 import numpy as np
 import pytest
 
-from compiler.commands import Post
-from compiler.fixed import (
+from patchloom.compiler.machine.commands import Post
+from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     GELU_FRACTION,
     SCORE_FRACTION,
@@ -18,7 +18,7 @@ from compiler.fixed import (
     reciprocal,
     rsqrt,
 )
-from hw.tables import DIFFERENCE_WIDTH, Exp2, Gelu, Interpolator, Reciprocal, Rsqrt
+from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Gelu, Interpolator, Reciprocal, Rsqrt
 from tests.hw.pipelines import Abreast, drive, sweep
 
 UNITS = Abreast({"exp2": Exp2, "gelu": Gelu, "reciprocal": Reciprocal, "rsqrt": Rsqrt}, copies=8)

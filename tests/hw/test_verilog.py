@@ -7,11 +7,11 @@ from amaranth.hdl import Module, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import Config
-from hw.dma import Reader, Writer
-from hw.registers import Registers
-from hw.verilog import emit, emit_cached
-from sim.cosim import simulate
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.dma import Reader, Writer
+from patchloom.hw.registers import Registers
+from patchloom.hw.verilog import emit, emit_cached
+from patchloom.sim.cosim import simulate
 
 
 class Recall(wiring.Component):

@@ -3,7 +3,7 @@
 import cocotb
 from cocotb.triggers import RisingEdge
 
-from sim.bench import Rules, Sink, Source, case, check_equal, cycles, save, stalls, start, until
+from patchloom.sim.bench import Rules, Sink, Source, case, check_equal, cycles, save, stalls, start, until
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

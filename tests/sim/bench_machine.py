@@ -10,10 +10,10 @@ import cocotb
 import numpy as np
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
-from compiler.commands import COMMAND_BYTES, FIELDS, Kind
-from hw.axi import Response
-from hw.registers import MAGIC, REGISTERS, Control, ErrorCode, Interrupt, Status
-from sim.bench import case, cycles, save, stalls, start, until, within
+from patchloom.compiler.machine.commands import COMMAND_BYTES, FIELDS, Kind
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Control, ErrorCode, Interrupt, Status
+from patchloom.hw.axi import Response
+from patchloom.sim.bench import case, cycles, save, stalls, start, until, within
 from tests.hw.axi_memory import ReadMemory, WriteMemory
 from tests.hw.pipelines import config_of
 

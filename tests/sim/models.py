@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from compiler.config import Config
-from compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Output
-from compiler.program import Program, to_region
-from compiler.quantise import Precision, quantise
-from compiler.schedule import schedule
+from patchloom.compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Output
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program, to_region
+from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.schedule import schedule
 
 TASKS = ("first", "second")
 

@@ -5,15 +5,33 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from compiler.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
-from compiler.config import Config
-from compiler.fixed import EXP_ONE, GELU_FRACTION, SCORE_FRACTION, SUM_WIDTH, Ints, multiplier_of, operand_limits
-from compiler.layout import Weights, pack
-from compiler.program import Program, Task, command_table
-from compiler.quantise import normalise_constants
-from compiler.schedule import Image
-from compiler.verify import verify
-from sim.interpret import State, execute
+from patchloom.compiler.machine.commands import (
+    Command,
+    Kind,
+    Post,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import (
+    EXP_ONE,
+    GELU_FRACTION,
+    SCORE_FRACTION,
+    SUM_WIDTH,
+    Ints,
+    multiplier_of,
+    operand_limits,
+)
+from patchloom.compiler.machine.layout import Weights, pack
+from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.quantise import normalise_constants
+from patchloom.compiler.schedule import Image
+from patchloom.sim.interpret import State, execute
 
 Region = np.ndarray
 

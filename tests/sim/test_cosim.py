@@ -8,9 +8,9 @@ from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw import cache
-from sim import bench
-from sim.cosim import SimulationError, simulate
+from patchloom.hw import cache
+from patchloom.sim import bench
+from patchloom.sim.cosim import SimulationError, simulate
 
 BENCH = Path(__file__).with_name("bench_cosim.py")
 

@@ -10,12 +10,22 @@ from itertools import islice, pairwise, product
 import numpy as np
 import pytest
 
-from compiler.commands import Command, Kind, Stationary
-from compiler.config import Config
-from compiler.program import Program, Task, command_table
-from sim import cycles
-from sim.cycles import MACHINES, WAITS, CycleError, Prediction, compare, main, predict, queue_lengths, random_program
-from sim.device import DeviceError, SimulatedDevice
+from patchloom.compiler.machine.commands import Command, Kind, Stationary
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.sim import cycles
+from patchloom.sim.cycles import (
+    MACHINES,
+    WAITS,
+    CycleError,
+    Prediction,
+    compare,
+    main,
+    predict,
+    queue_lengths,
+    random_program,
+)
+from patchloom.sim.device import DeviceError, SimulatedDevice
 from tests.compiler.graphs import compiled, random_graph, transformer
 
 # A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column.

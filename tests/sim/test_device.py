@@ -9,12 +9,13 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from compiler.config import Config
-from compiler.program import Program, Task
-from hw import axi
-from hw.dma import Reader, Writer
-from hw.registers import REGISTERS, Control, ErrorCode, Registers, Status
-from sim.device import DeadlineError, DeviceError, ProtocolError, RegisterError, SimulatedDevice
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.registers import REGISTERS, Control, ErrorCode, Status
+from patchloom.hw import axi
+from patchloom.hw.dma import Reader, Writer
+from patchloom.hw.registers import Registers
+from patchloom.sim.device import DeadlineError, DeviceError, ProtocolError, RegisterError, SimulatedDevice
 
 CONFIG = Config(fifo_beats=64)
 WIDE = Config(fifo_beats=32, bus_width=512, inputs=64, outputs=64)

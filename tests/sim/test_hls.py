@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler.commands import Command, Kind, Space
-from compiler.config import Config
-from compiler.program import command_table
-from sim.hls import HlsError, HlsMachine
-from sim.interpret import execute
+from patchloom.compiler.machine.commands import Command, Kind, Space
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import command_table
+from patchloom.sim.hls import HlsError, HlsMachine
+from patchloom.sim.interpret import execute
 from tests.sim.models import Model
 from tests.sim.programs import random_program
 from tests.sim.test_machine import CONFIGS, PRECISIONS, SIZES

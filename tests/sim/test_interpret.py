@@ -6,13 +6,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Space, Stationary
-from compiler.config import Config
-from compiler.fixed import EXP_ONE, GELU_FRACTION, ROW_ONE, multiplier_of
-from compiler.layout import Weights, pack
-from compiler.program import Program, Task
-from compiler.quantise import normalise_constants
-from sim.interpret import execute
+from patchloom.compiler.machine.commands import (
+    Command,
+    Kind,
+    Post,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.fixed import EXP_ONE, GELU_FRACTION, ROW_ONE, multiplier_of
+from patchloom.compiler.machine.layout import Weights, pack
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.quantise import normalise_constants
+from patchloom.sim.interpret import execute
 
 CONFIG = Config(inputs=4, outputs=4, lanes=4, scratchpad_chunks=256, max_rows=16)
 OUT = 128  # chunk from which results are stored

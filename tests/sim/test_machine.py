@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.commands import Kind
-from compiler.config import Config
-from compiler.program import Program
-from hw.axi import Response
-from hw.registers import ErrorCode
-from hw.top import Top
-from sim.cosim import simulate
-from sim.device import DeviceError, SimulatedDevice
-from sim.interpret import execute
+from patchloom.compiler.machine.commands import Kind
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw.axi import Response
+from patchloom.hw.top import Top
+from patchloom.sim.cosim import simulate
+from patchloom.sim.device import DeviceError, SimulatedDevice
+from patchloom.sim.interpret import execute
 from tests.hw.pipelines import as_case
 from tests.sim.models import TASKS, Model
 from tests.sim.programs import random_program

@@ -1,0 +1,122 @@
+"""What the compiler makes and every engine runs: commands, memory image, formats, descriptors."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Command
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.machine.layout import Weights, unpack
+
+
+class ProgramError(Error, ValueError):
+    """A Program that no machine should run, or a directory that holds none: every reason, one per line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One user tensor and where its elements lie in the input or output region, 16 bits an element.
+
+    Inputs: region element i is user element `index[i]`, -1 is zero. Outputs: user element i is region
+    element `index[i]`. An element's value is `integer * 2**-fraction`.
+    """
+
+    name: str
+    shape: tuple[int, ...]  # of the user's tensor, one sample
+    offset: int  # bytes from the region's base, a multiple of the bus beat
+    elements: int  # of the region, padding included
+    fraction: int
+    width: int  # bits, 8 or 16: saturation limits
+    index: Ints = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Where a tensor is while commands `first` to `last` run; for people and debuggers."""
+
+    name: str
+    address: int  # first chunk
+    chunks: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Commands and ports of one task; switching task is starting another of these."""
+
+    name: str
+    commands: tuple[Command, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    input_bytes: int  # size of the input region
+    output_bytes: int
+    macs: int  # multiply-accumulates of one frame: the model's, without padding or digit passes
+    notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
+    buffers: tuple[Buffer, ...] = ()
+    experts: tuple[tuple[int, ...], ...] = ()  # per ROUTE, the model's number of each queue's expert
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named part of the memory image."""
+
+    name: str
+    offset: int  # bytes
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A scheduled model. `image` begins with `command_depth` commands per task, weights follow."""
+
+    config: Config
+    precision: str
+    tasks: tuple[Task, ...]
+    image: bytes = field(repr=False)
+    segments: tuple[Segment, ...] = ()  # of the image, in order
+
+    def task(self, name: str | None) -> Task:
+        """The named task; None means the only one. Raises `KeyError` naming those there are."""
+        if name is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(f"task must be one of {', '.join(t.name for t in self.tasks)}, not {name!r}")
+
+    @cached_property
+    def _stationary(self) -> dict[tuple[int, ...], Weights]:
+        return {}
+
+    def weights(self, command: Command) -> Weights:
+        """The stationary operand of a MATMUL from memory, unpacked from the image once."""
+        key = command.dma_address, command.depth, command.columns, command.b_digits
+        if key not in self._stationary:
+            end = command.dma_address + command.dma_beats * self.config.beat_bytes
+            raw = self.image[command.dma_address : end]
+            self._stationary[key] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
+        return self._stationary[key]
+
+
+def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:
+    """The head of an image: the machine starts task t at byte `t * command_depth * COMMAND_BYTES`."""
+    pitch = config.command_depth * COMMAND_BYTES
+    return b"".join(b"".join(c.encode() for c in commands).ljust(pitch, b"\0") for commands in tasks)
+
+
+def to_region(port: Port, value: NDArray[np.floating]) -> tuple[NDArray[np.int16], int]:
+    """Quantise one user tensor into its region. Returns (elements, how many saturated)."""
+    limit = 1 << (port.width - 1)
+    flat = np.append(np.floor(np.asarray(value, np.float64).reshape(-1) * 2.0**port.fraction + 0.5), 0)
+    clipped = np.clip(flat, -limit, limit - 1)
+    return clipped[port.index].astype(np.int16), int(np.count_nonzero((flat != clipped)[port.index]))
+
+
+def from_region(port: Port, region: NDArray[np.int16]) -> NDArray[np.int16]:
+    """One user tensor's integers from its region."""
+    return region[port.index].reshape(port.shape)

@@ -1,0 +1,278 @@
+"""A Program as a directory: `manifest.json`, `image.bin` and `index.bin`, with a CRC per part and no pickle.
+
+The manifest states what the image does not: Config, tasks, ports, segments. Commands are read from the image.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Command, Kind
+from patchloom.compiler.machine.config import Config, ConfigError
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.machine.program import Buffer, Port, Program, ProgramError, Segment, Task
+from patchloom.compiler.machine.verify import verify
+
+FORMAT, VERSION = "patchloom program", 1
+MANIFEST, IMAGE, INDEX = "manifest.json", "image.bin", "index.bin"
+Json = dict[str, Any]
+
+
+# --- Writing ---
+
+
+def save(program: Program, path: Path) -> None:
+    """Whole or not at all; a Program at `path` is replaced, anything else there is refused."""
+    path = Path(path)
+    if path.exists() and not _replaceable(path):
+        raise ProgramError(f"{path} exists and is not a Program: remove it or choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh, old = temporary / "new", temporary / "old"
+        fresh.mkdir()
+        _write(program, fresh)
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _replaceable(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    if not any(path.iterdir()):
+        return True
+    try:
+        return bool(json.loads((path / MANIFEST).read_text())["format"] == FORMAT)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _write(program: Program, path: Path) -> None:
+    indices = _Indices()
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "precision": program.precision,
+        "config": asdict(program.config),
+        "tasks": [_task_document(task, indices) for task in program.tasks],
+        "segments": [
+            asdict(s) | {"crc32": zlib.crc32(program.image[s.offset : s.offset + s.length])} for s in _segments(program)
+        ],
+    }
+    (path / IMAGE).write_bytes(program.image)
+    (path / INDEX).write_bytes(b"".join(indices.parts))
+    (path / MANIFEST).write_text(_render(document))
+
+
+def _segments(program: Program) -> Iterator[Segment]:
+    """The program's segments, and what lies between them, so that every byte has a CRC."""
+    end = 0
+    for segment in (*program.segments, Segment("", len(program.image), 0)):
+        if segment.offset > end:
+            yield Segment("unnamed", end, segment.offset - end)
+        if segment.length:
+            yield segment
+        end = max(end, segment.offset + segment.length)
+
+
+class _Indices:
+    """Contents of the index file; equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.known: dict[bytes, Json] = {}
+
+    def add(self, index: Ints) -> Json:
+        data = index.astype("<i4").tobytes()
+        if data not in self.known:
+            offset = sum(map(len, self.parts))
+            self.known[data] = {"offset": offset, "count": index.size, "crc32": zlib.crc32(data)}
+            self.parts.append(data)
+        return self.known[data]
+
+
+def _task_document(task: Task, indices: _Indices) -> Json:
+    def port(p: Port) -> Json:
+        return {
+            "name": p.name, "shape": list(p.shape), "offset": p.offset, "elements": p.elements,
+            "fraction": p.fraction, "width": p.width, "index": indices.add(p.index),
+        }  # fmt: skip
+
+    return {
+        "name": task.name,
+        "macs": task.macs,
+        "input_bytes": task.input_bytes,
+        "output_bytes": task.output_bytes,
+        "inputs": [port(p) for p in task.inputs],
+        "outputs": [port(p) for p in task.outputs],
+        "notes": list(task.notes),
+        "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
+        "experts": [list(numbers) for numbers in task.experts],
+    }
+
+
+def _render(document: Json) -> str:
+    """JSON whose last entry is the CRC of all before it."""
+    body = json.dumps(document, indent=1)
+    return json.dumps(document | {"crc32": zlib.crc32(body.encode())}, indent=1) + "\n"
+
+
+# --- Reading ---
+
+
+def load(path: Path) -> Program:
+    """Raises `ProgramError` for whatever keeps the directory from being a sound Program."""
+    path = Path(path)
+    document = _manifest(path)
+    image, index = _file(path / IMAGE), _file(path / INDEX)
+    with _well_formed(path / MANIFEST):
+        segments = [_segment(entry, image, path / IMAGE) for entry in document["segments"]]
+        covered = max((s.offset + s.length for s in segments), default=0)
+        if covered != len(image):
+            raise ProgramError(f"{path / IMAGE} must have {covered} bytes, not {len(image)}")
+        program = Program(
+            _config(document["config"], path / MANIFEST),
+            _typed(document["precision"], str),
+            tuple(_task(t, number, document, image, index, path) for number, t in enumerate(document["tasks"])),
+            image,
+            tuple(segments),
+        )
+    try:
+        verify(program)
+    except ProgramError as error:
+        raise ProgramError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+    return program
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ProgramError(
+            f"{path} cannot be read: {error.strerror}; a Program has {MANIFEST}, {IMAGE}, {INDEX}"
+        ) from error
+
+
+@contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """What a hand-written manifest may break."""
+    try:
+        yield
+    except ProgramError:
+        raise
+    except KeyError as error:
+        raise ProgramError(f"{path} is malformed: it has no {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ProgramError(f"{path} is malformed: {error}") from error
+
+
+def _manifest(path: Path) -> Json:
+    path = path / MANIFEST
+    raw = _file(path)
+    with _well_formed(path):
+        document = json.loads(raw)
+        if document["format"] != FORMAT:
+            raise ProgramError(f"{path} is not the manifest of a Program: its format is {document['format']!r}")
+        if _typed(document["version"], int) > VERSION:
+            raise ProgramError(
+                f"{path} was made by a newer version: {document['version']}, this one reads up to {VERSION}"
+            )
+        stated = _typed(document.pop("crc32"), int)
+        actual = zlib.crc32(json.dumps(document, indent=1).encode())
+        if stated != actual or raw != _render(document).encode():
+            raise ProgramError(f"{path} was changed: CRC {stated:08x} expected, {actual:08x} found")
+    return dict(document)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
+
+
+def _checked(raw: bytes, offset: Any, length: int, crc: Any, what: str, file: Path) -> bytes:
+    """Part of a file, if it is there and unchanged."""
+    end = _typed(offset, int) + length
+    if offset < 0 or length < 0:
+        raise ValueError(f"{what} is at byte {offset} with {length} bytes")
+    if end > len(raw):
+        raise ProgramError(f"{file} is truncated: {what} ends at byte {end}, the file at {len(raw)}")
+    part = raw[offset:end]
+    if zlib.crc32(part) != crc:
+        raise ProgramError(
+            f"{file}: {what} was changed: CRC {_typed(crc, int):08x} expected, {zlib.crc32(part):08x} found"
+        )
+    return part
+
+
+def _segment(entry: Json, image: bytes, file: Path) -> Segment:
+    segment = Segment(_typed(entry["name"], str), _typed(entry["offset"], int), _typed(entry["length"], int))
+    _checked(image, segment.offset, segment.length, entry["crc32"], f"segment '{segment.name}'", file)
+    return segment
+
+
+def _config(entry: Json, file: Path) -> Config:
+    try:
+        return Config(**entry)
+    except ConfigError as error:
+        raise ProgramError(f"{file} has a Config that breaks rules:\n{error}") from error
+
+
+def _task(entry: Json, number: int, document: Json, image: bytes, index: bytes, path: Path) -> Task:
+    name = _typed(entry["name"], str)
+
+    def port(p: Json, of_user: bool) -> Port:
+        shape = tuple(_typed(size, int) for size in p["shape"])
+        elements = _typed(p["elements"], int)
+        part = p["index"]
+        what = f"index of '{p['name']}'"
+        data = _checked(index, part["offset"], 4 * _typed(part["count"], int), part["crc32"], what, path / INDEX)
+        array = np.frombuffer(data, "<i4").astype(np.int64)
+        wanted = shape if of_user else (elements,)
+        if array.size != math.prod(wanted):
+            raise ValueError(f"{what} has {array.size} entries, not {math.prod(wanted)}")
+        numbers: Json = {key: _typed(p[key], int) for key in ("offset", "elements", "fraction", "width")}
+        return Port(name=_typed(p["name"], str), shape=shape, index=array.reshape(wanted), **numbers)
+
+    numbers: Json = {key: _typed(entry[key], int) for key in ("input_bytes", "output_bytes", "macs")}
+    return Task(
+        name=name,
+        commands=_commands(image, number, document["config"]["command_depth"], f"{path / IMAGE}: task '{name}'"),
+        inputs=tuple(port(p, of_user=False) for p in entry["inputs"]),
+        outputs=tuple(port(p, of_user=True) for p in entry["outputs"]),
+        notes=tuple(_typed(note, str) for note in entry["notes"]),
+        buffers=tuple(
+            Buffer(_typed(label, str), *(_typed(number, int) for number in numbers))
+            for label, *numbers in entry["buffers"]
+        ),
+        experts=tuple(tuple(_typed(number, int) for number in numbers) for numbers in entry["experts"]),
+        **numbers,
+    )
+
+
+def _commands(image: bytes, task: int, depth: int, what: str) -> tuple[Command, ...]:
+    """As many as the first one, BEGIN, states."""
+    commands: list[Command] = []
+    for position in range(depth):
+        at = (task * depth + position) * COMMAND_BYTES
+        try:
+            commands.append(Command.decode(image[at : at + COMMAND_BYTES]))
+        except ValueError as error:
+            raise ProgramError(f"{what}: command {position} does not decode: {error}") from error
+        if commands[0].kind != Kind.BEGIN:
+            raise ProgramError(f"{what}: command 0 must be BEGIN, not {commands[0].kind.name}")
+        if position + 1 >= commands[0].rows:
+            return tuple(commands)
+    raise ProgramError(f"{what}: states {commands[0].rows} commands, its table has {depth}")

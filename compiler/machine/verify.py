@@ -1,0 +1,316 @@
+"""What must hold of a Program before a machine runs it.
+
+The commands of each task are walked in order with what they leave behind (chunks written, statistics, row
+maxima, queues); every rule is a condition and the text that says how it is broken.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchloom.compiler.machine.commands import (
+    COMMAND_BYTES,
+    Command,
+    Kind,
+    Prologue,
+    Queue,
+    Residual,
+    RowScale,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import (
+    EXP_ONE,
+    NORMALISED_FEATURES,
+    SCORE_FRACTION,
+    SUM_WIDTH,
+    Ints,
+    operand_limits,
+)
+from patchloom.compiler.machine.layout import stream_beats
+from patchloom.compiler.machine.program import Port, Program, ProgramError, Task
+
+Bools = NDArray[np.bool_]
+Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
+
+
+def verify(program: Program) -> None:
+    """Raises `ProgramError` naming every rule that is broken."""
+    problems = [f"program: {text}" for holds, text in _image_rules(program) if not holds]
+    for number, task in enumerate(program.tasks):
+        problems += [f"task '{task.name}': {text}" for holds, text in _task_rules(program, task, number) if not holds]
+        if not problems:
+            problems += _Walk(program, task).problems()
+    if problems:
+        raise ProgramError("\n".join(problems))
+
+
+def _image_rules(program: Program) -> Rules:
+    size, names = len(program.image), [task.name for task in program.tasks]
+    yield len(names) > 0, "it has no task"
+    yield len(set(names)) == len(names), f"task names must differ, not {', '.join(names)}"
+    yield size % 2 == 0, f"the image must be whole elements, not {size} bytes"
+    for segment in program.segments:
+        end = segment.offset + segment.length
+        yield 0 <= segment.offset <= end <= size, f"segment '{segment.name}' ends at byte {end} of {size}"
+
+
+def _task_rules(program: Program, task: Task, number: int) -> Rules:
+    config, count = program.config, len(task.commands)
+    table = number * config.command_depth * COMMAND_BYTES
+    yield 2 <= count <= config.command_depth, f"must have 2 to {config.command_depth} commands, not {count}"
+    encoded = b"".join(command.encode() for command in task.commands)
+    yield program.image[table : table + len(encoded)] == encoded, "its commands are not those in the image"
+    kinds = [command.kind for command in task.commands]
+    yield kinds[:1] == [Kind.BEGIN] and kinds.count(Kind.BEGIN) == 1, "must begin with its only BEGIN"
+    yield kinds[-1:] == [Kind.END] and kinds.count(Kind.END) == 1, "must end with its only END"
+    if kinds[:1] == [Kind.BEGIN]:
+        begin = task.commands[0]
+        yield begin.rows == count, f"BEGIN must state {count} commands, not {begin.rows}"
+        yield (
+            begin.epsilon == config.fingerprint,
+            f"was made for another Config: fingerprint {begin.epsilon:08x}, not {config.fingerprint:08x}",
+        )
+    yield len(task.notes) in (0, count), f"must have a note per command, not {len(task.notes)} for {count}"
+    yield task.input_bytes % 2 == task.output_bytes % 2 == 0, "its regions must be whole elements"
+    for ports, size, what in ((task.inputs, task.input_bytes, "input"), (task.outputs, task.output_bytes, "output")):
+        for port in ports:
+            for holds, text in _port_rules(port, config, size, what):
+                yield holds, f"{what} '{port.name}' {text}"
+
+
+def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
+    end = port.offset + 2 * port.elements
+    beats = port.offset % config.beat_bytes == 0
+    yield port.offset >= 0 and port.elements > 0, f"is at byte {port.offset} with {port.elements} elements"
+    yield end <= size, f"ends at byte {end} of a region of {size}"
+    yield beats, f"must start at a multiple of {config.beat_bytes} bytes, not at {port.offset}"
+    yield port.width in (8, ELEMENT_WIDTH), f"must have 8 or 16 bits, not {port.width}"
+    shape, low, high = port.shape, 0, port.elements
+    if what == "input":
+        shape, low, high = (port.elements,), -1, int(np.prod(port.shape))
+    yield port.index.shape == shape, f"must have an index of shape {shape}, not {port.index.shape}"
+    inside = not port.index.size or low <= int(port.index.min()) <= int(port.index.max()) < high
+    yield inside, f"must have an index of {low} to {high - 1}"
+
+
+@dataclass
+class _Walk:
+    """What the commands so far have left behind."""
+
+    program: Program
+    task: Task
+    written: Bools = field(init=False)  # half chunks, the piece that a packed tensor is written in
+    gathered: Bools = field(init=False)  # statistics rows
+    maxima: int = 0  # rows
+    experts: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.config = self.program.config
+        self.written = np.zeros(2 * self.config.scratchpad_chunks, np.bool_)
+        self.gathered = np.zeros(self.config.statistics_rows, np.bool_)
+
+    def problems(self) -> list[str]:
+        """The first one: later commands, and later rules of that one, build on what holds."""
+        for position, command in enumerate(self.task.commands):
+            broken = next((text for holds, text in _RULES[command.kind](self, command) if not holds), None)
+            if broken:
+                note = f" ({self.task.notes[position]})" if self.task.notes else ""
+                return [f"task '{self.task.name}': command {position}, {command.kind.name}{note}: {broken}"]
+        return []
+
+    def halves(self, c: Command, name: str, rows: int, columns: int) -> Ints:
+        """Half chunks of a tensor."""
+        address, stride = getattr(c, f"{name}_address"), getattr(c, f"{name}_stride")
+        pieces = -(-columns // self.config.lanes) * (1 if getattr(c, f"{name}_packed", 0) else 2)
+        at: Ints = 2 * (address + np.arange(rows)[:, None] * stride) + np.arange(pieces)
+        return at.reshape(-1)
+
+    def inside(self, name: str, at: Ints) -> tuple[bool, str]:
+        last, size = int(at.max()) // 2, self.config.scratchpad_chunks
+        return last < size, f"{name} reaches chunk {last} of a scratchpad of {size}"
+
+    def readable(self, name: str, at: Ints) -> Rules:
+        yield self.inside(name, at)
+        missing = at[~self.written[at]]
+        yield not missing.size, f"{name} reads chunk {missing[:1].sum() // 2} that nothing has written"
+
+    def statistics(self, first: int, rows: int) -> tuple[bool, str]:
+        size = self.config.statistics_rows
+        return first + rows <= size, f"statistics reach row {first + rows - 1} of {size}"
+
+
+def _none(walk: _Walk, c: Command) -> Rules:
+    yield from ()
+
+
+def _transfer(w: _Walk, c: Command) -> Rules:
+    config, size = w.config, c.rows * w.config.lanes * 2
+    load = c.kind == Kind.LOAD
+    limits = {Space.PROGRAM: len(w.program.image), Space.INPUT: w.task.input_bytes, Space.OUTPUT: w.task.output_bytes}
+    allowed = (Space.PROGRAM, Space.INPUT) if load else (Space.OUTPUT,)
+    end = c.dma_address + size
+    yield c.rows > 0, "has no chunks"
+    yield c.dma_space in allowed, f"must not address {c.dma_space.name}"
+    yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
+    yield c.dma_beats * config.beat_bytes == size, f"{c.dma_beats} beats are not {size} bytes"
+    words = not load or c.dma_beats % config.word_beats == 0
+    yield words, f"{c.dma_beats} beats are not whole words of {config.word_beats}"
+    yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
+    at = 2 * c.a_address + np.arange(2 * c.rows)
+    yield w.inside("a", at)
+    if load:
+        w.written[at] = True
+    else:  # the padding of the last beat may be anything
+        yield bool(w.written[at[0]]), f"a reads chunk {c.a_address} that nothing has written"
+
+
+def _route(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    yield 1 <= c.rows <= config.max_rows, f"must have 1 to {config.max_rows} rows, not {c.rows}"
+    yield 2 <= c.columns <= config.max_experts, f"must have 2 to {config.max_experts} experts, not {c.columns}"
+    most = min(c.columns, config.max_top_k)
+    yield 1 <= c.top_k <= most, f"top_k must be 1 to {most}, not {c.top_k}"
+    yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
+    yield not c.a_packed, "must not read packed logits"
+    yield from w.readable("a", w.halves(c, "a", c.rows, c.columns))
+    w.experts, w.tokens = c.columns, c.rows
+
+
+def _matmul(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    for name, most in (("rows", config.max_rows), ("depth", 1 << 16), ("columns", 1 << 16)):
+        value = getattr(c, name)
+        yield 1 <= value <= most, f"must have 1 to {most} {name}, not {value}"
+    yield from _queue(w, c)
+    yield from _stationary(w, c)
+    yield from _prologue(w, c)
+    yield from w.readable("a", w.halves(c, "a", c.rows, c.depth))
+    yield from _output(w, c)
+    yield from _accumulator(w, c)
+
+
+def _queue(w: _Walk, c: Command) -> Rules:
+    if c.queue:
+        yield w.experts > 0, "uses a queue before any ROUTE"
+        yield c.expert < w.experts, f"uses the queue of expert {c.expert} of {w.experts}"
+        yield c.rows == w.tokens, f"its queue can hold {w.tokens} tokens, it states {c.rows}"
+    yield bool(c.queue) or c.row_scale != RowScale.GATE, "scales by a gate without a queue"
+    yield bool(c.queue) or not c.expected, "expects tokens without a queue"
+    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
+    yield not chained or c.queue == Queue.SCATTER, "chains a residual without scattering"
+
+
+def _stationary(w: _Walk, c: Command) -> Rules:
+    config = w.config
+    most = ELEMENT_WIDTH // config.weight_width
+    yield 1 <= c.b_digits <= most, f"its stationary operand must have 1 to {most} digits, not {c.b_digits}"
+    if c.b_source == Stationary.MEMORY:
+        beats, end = (
+            stream_beats(config, c.depth, c.columns, c.b_digits),
+            c.dma_address + c.dma_beats * config.beat_bytes,
+        )
+        yield c.dma_space == Space.PROGRAM, f"weights must come from PROGRAM, not {c.dma_space.name}"
+        yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
+        yield c.dma_beats == beats, f"its weights take {beats} beats, not {c.dma_beats}"
+        yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
+        return
+    yield not c.expected, "expects weights that do not come from memory"
+    yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
+    if c.b_source == Stationary.COLUMNS:
+        yield from w.readable("b", w.halves(c, "b", c.columns, c.depth))
+    else:
+        yield from w.readable("b", w.halves(c, "b", c.depth, c.columns))
+
+
+def _prologue(w: _Walk, c: Command) -> Rules:
+    if c.prologue == Prologue.NORMALISE:
+        rows = w.tokens if c.queue == Queue.GATHER else c.rows
+        yield w.statistics(c.a_statistics, rows)
+        known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
+        yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
+        yield c.epsilon > 0, "normalises with no epsilon"
+        yield c.depth <= NORMALISED_FEATURES, f"normalises {c.depth} features, at most {NORMALISED_FEATURES} can be"
+        least = c.norm_shift + ((c.epsilon.bit_length() - 1) >> 1)
+        yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
+    if c.prologue == Prologue.EXP:
+        yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
+        yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
+        total = c.depth * _largest(c)
+        yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
+    yield c.row_scale != RowScale.SOFTMAX or c.prologue == Prologue.EXP, "divides by the sum of no exponentials"
+
+
+def _output(w: _Walk, c: Command) -> Rules:
+    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
+    yield not (c.o_packed and c.o_wide), "packs an output of 16 bits"
+    yield not (c.o_packed and chained), "chains a residual in a packed output"
+    out = w.halves(c, "o", c.rows, c.columns)
+    others = {"a": w.halves(c, "a", c.rows, c.depth)}
+    if c.b_source == Stationary.COLUMNS:
+        others["b"] = w.halves(c, "b", c.columns, c.depth)
+    elif c.b_source == Stationary.ROWS:
+        others["b"] = w.halves(c, "b", c.depth, c.columns)
+    if c.residual in (Residual.ADD, Residual.CHAIN):
+        others["r"] = w.halves(c, "r", c.rows, c.columns)
+        yield from w.readable("r", others["r"])
+    yield w.inside("o", out)
+    yield len(np.unique(out)) == out.size, f"its output's rows overlap: stride {c.o_stride}"
+    ours = np.zeros(w.config.scratchpad_chunks, np.bool_)
+    ours[out // 2] = True
+    if _in_place(c):
+        others.pop("r")
+    for name, at in others.items():
+        both = at[ours[at // 2]]
+        yield not both.size, f"writes chunk {both[:1].sum() // 2} that it reads as {name}"
+    w.written[out] = True
+    if c.statistics:
+        yield c.columns <= NORMALISED_FEATURES, f"gathers {c.columns} columns, at most {NORMALISED_FEATURES} can be"
+        yield w.statistics(c.o_statistics, c.rows)
+        w.gathered[c.o_statistics : c.o_statistics + c.rows] = True
+        apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
+        yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
+    if c.row_maximum:
+        w.maxima = c.rows
+
+
+def _in_place(c: Command) -> bool:
+    """Each element is read, once, some cycles before its sum takes its place."""
+    whole = c.residual == Residual.ADD and not c.o_packed
+    return whole and (c.r_address, c.r_stride) == (c.o_address, c.o_stride)
+
+
+def _largest(c: Command) -> int:
+    """Magnitude that the streamed operand cannot exceed."""
+    width = 16 if c.a_wide else 8
+    return EXP_ONE >> (16 - width) if c.prologue == Prologue.EXP else -operand_limits(width)[0]
+
+
+def _accumulator(w: _Walk, c: Command) -> Rules:
+    if c.b_source == Stationary.MEMORY:
+        weights = w.program.weights(c)
+        yield int(weights.shift.max()) < 64, f"a channel's shift must be below 64, not {weights.shift.max()}"
+        bounds = np.abs(weights.matrix).sum(axis=0) * _largest(c) + np.abs(weights.bias)
+        bound, where = int(bounds.max()), f"channel {int(bounds.argmax())}"
+    else:
+        width = min(ELEMENT_WIDTH, c.b_digits * w.config.weight_width)
+        bound, where = c.depth * _largest(c) << (width - 1), "every channel"
+    bits = bound.bit_length() + 1
+    yield (
+        bits <= w.config.accumulator_width,
+        f"{where} may need {bits} accumulator bits, not {w.config.accumulator_width}",
+    )
+
+
+_RULES: dict[Kind, Callable[[_Walk, Command], Rules]] = {
+    Kind.BEGIN: _none,
+    Kind.END: _none,
+    Kind.LOAD: _transfer,
+    Kind.STORE: _transfer,
+    Kind.MATMUL: _matmul,
+    Kind.ROUTE: _route,
+}

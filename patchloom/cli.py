@@ -1,0 +1,158 @@
+"""The command line: compile, run, inspect, hls."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from patchloom import running
+from patchloom.arrays import InputError, read_arrays
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.program import Task
+from patchloom.compiler.machine.store import load, save
+from patchloom.extras import needed_by
+from patchloom.inspect import describe
+from patchloom.progress import error_console as err
+from patchloom.progress import progress_bar
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+Directory = Annotated[Path, typer.Argument(help="A compiled Program.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Patchloom compiles trained multi-task Vision Transformers to fixed-point FPGA programs."""
+
+
+@app.command("compile")
+def compile_command(
+    design: Annotated[Path, typer.Argument(help="The design file: model, checkpoint, data, precision, machine.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the Program.")],
+) -> None:
+    """Compile the model of a design file to a Program."""
+    with needed_by("patchloom compile"):
+        from patchloom.design import compile_design, load_design  # noqa: PLC0415 - an extra
+    with progress_bar() as tell:
+        program = compile_design(load_design(design), tell)
+    save(program, output)
+    out.print(f"{output}: {len(program.image)} bytes, tasks {', '.join(task.name for task in program.tasks)}")
+
+
+@app.command()
+def run(
+    program: Directory,
+    input_: Annotated[
+        Path, typer.Option("--input", help="Inputs by name, one sample or a batch: .npz, .safetensors, .npy.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
+    task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
+    engine: Annotated[
+        running.Engine,
+        typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
+    ] = "interpreter",
+) -> None:
+    """Run a Program on inputs from a file."""
+    if output.suffix != ".npz":
+        raise InputError(f"--output must end in .npz, not '{output.name}'")
+    loaded = load(program)
+    inputs = inputs_for(running.task_of(loaded, task), input_)
+    with progress_bar() as tell:
+        result = running.run(loaded, inputs, task=task, engine=engine, progress=tell)
+    write_arrays(output, result.outputs | {f"raw/{name}": array for name, array in result.raw.items()})
+    report(result, output)
+
+
+def inputs_for(task: Task, path: Path) -> dict[str, Any]:
+    """The task's inputs from a file; other arrays of it are ignored, and a lone array needs no name."""
+    arrays = read_arrays(path)
+    names = [port.name for port in task.inputs]
+    if len(names) == len(arrays) == 1:
+        return dict(zip(names, arrays.values(), strict=True))
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise InputError(f"{path} must hold {', '.join(map(repr, missing))}; it holds {', '.join(map(repr, arrays))}")
+    return {name: arrays[name] for name in names}
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """All of the file or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def report(result: running.Result, output: Path) -> None:
+    table = Table("output", "shape")
+    for name, array in result.outputs.items():
+        table.add_row(name, " x ".join(map(str, array.shape)))
+    out.print(table)
+    if result.cycles:
+        out.print(f"cycles a frame: {', '.join(map(str, sorted(set(result.cycles))))}")
+    out.print(f"saturations: {result.saturations}; inputs out of range: {result.clipped}; written to {output}")
+
+
+@app.command()
+def hls(
+    program: Directory,
+    output: Annotated[Path, typer.Argument(help="Directory of the project; it must be empty, or not exist.")],
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="Inputs of the test bench by name: .npz, .safetensors, .npy.")
+    ] = None,
+) -> None:
+    """Write a Program's machine as a project for Vitis HLS, with a test bench.
+
+    The test bench runs every task on the first sample of --input, or on random numbers, and compares with the
+    reference interpreter.
+    """
+    with needed_by("patchloom hls"):
+        from patchloom.sim.hls import write_project  # noqa: PLC0415 - an extra
+    loaded = load(program)
+    frames = {task.name: golden_input(task, input_) for task in loaded.tasks}
+    write_project(loaded, frames, output)
+    out.print(f"{output}: `vitis_hls -f vitis_hls.tcl` builds it, `make` simulates it with g++")
+
+
+def golden_input(task: Task, path: Path | None) -> NDArray[np.int16]:
+    """The input region of a test bench's frame."""
+    if path is None:
+        noise = np.random.default_rng(0)
+        inputs = {port.name: noise.normal(size=port.shape) for port in task.inputs}
+    else:
+        inputs = inputs_for(task, path)
+    frames, _ = running.input_frames(task, inputs)
+    return running.input_region(task, frames[0])[0]
+
+
+@app.command()
+def inspect(program: Directory) -> None:
+    """Print what a Program holds: tasks, inputs, outputs, commands, memory."""
+    out.print(describe(load(program)), end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Errors of the user's making are one message and exit code 1; 2 is a wrong command line."""
+    try:
+        app()
+    except (Error, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        message = f"error: {type(error).__name__}: {error}\n`patchloom --debug ...` shows where"
+        err.print(message, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

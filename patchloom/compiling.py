@@ -1,0 +1,68 @@
+"""From a trained module to a Program."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from patchloom.arrays import InputError, Samples, as_floats, by_name
+from patchloom.compiler.capture import capture, input_names
+from patchloom.compiler.ir import Input
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.schedule import schedule
+from patchloom.progress import Tell
+
+# Machines to begin with. `small` fits the smallest boards; `wide` multiplies four times as much a cycle.
+PRESETS = {
+    "small": Config(),
+    "wide": Config(inputs=32, outputs=32, lanes=32, bus_width=256, scratchpad_chunks=8192),
+}
+
+
+def preset_for(precision: Precision, name: str = "small") -> Config:
+    """The preset with multipliers as wide as most of the model needs; wider layers take several passes."""
+    return replace(
+        PRESETS[name], weight_width=max(precision.weights, 8), activation_width=max(precision.activations, 8)
+    )
+
+
+def compile_module(
+    module: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    calibration: Any,
+    tasks: Sequence[str] | None = None,
+    config: Config | None = None,
+    precision: str = "w8a8",
+    overrides: Mapping[str, str] | None = None,
+    progress: Tell | None = None,
+) -> Program:
+    """Compile a trained module to a Program.
+
+    `example_inputs` are forward's arguments with a batch dimension; where forward takes a task number, an int
+    stands for it and `tasks` names the tasks. `calibration` holds samples, [n, ...] per input: one tensor or
+    array, a tuple in forward's order, or a dictionary by the names of forward's parameters. `overrides` gives
+    layers, by pattern of their name, another precision than `precision`.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+    example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    bits = Precision.parse(precision, overrides)
+    samples = calibration_samples(module, example, calibration)
+    if progress:
+        progress("capture", 0, 1)
+    graphs = capture(module, example, tasks=tasks)
+    if progress:
+        progress("capture", 1, 1)
+    read = {node.name for graph in graphs for node in graph.nodes() if isinstance(node, Input)}
+    quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
+    return schedule(quantised, config or preset_for(bits))
+
+
+def calibration_samples(module: nn.Module, example: tuple[Any, ...], calibration: Any) -> Samples:
+    """Samples by input, finite; `quantise` checks their shapes and number."""
+    given = by_name("calibration", calibration, input_names(module, example))
+    return {name: as_floats(f"calibration of '{name}'", value) for name, value in given.items()}

@@ -1,0 +1,434 @@
+"""The design file: which model, checkpoint, data, precision and machine make a Program.
+
+    module: model.py:FashionSceneViT     # a path relative to this file, or package.module:name
+    arguments: {depth: 4}                # of the class or function
+    checkpoint: checkpoint.safetensors
+    tasks: [segmentation, depth]         # names of the task numbers that forward takes
+    calibration:                         # one entry, or one per input by its name
+      file: scenes.safetensors           # .npy, .npz or .safetensors
+      key: calibration
+      divide: 255                        # samples / 255 ...
+      shape: [1, 64, 128]                # ... each brought into this shape
+    precision: w8a8
+    overrides: {heads.*: w8a16}          # by pattern of the layer's name
+    config: {preset: small, inputs: 32}  # or just the preset's name
+
+Every problem of a file is found at once and told with its line.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from patchloom.arrays import SUFFIXES, InputError, as_floats, read_array
+from patchloom.compiler.machine.config import Config, ConfigError
+from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.program import Program
+from patchloom.compiler.quantise import Precision, QuantiseError
+from patchloom.compiling import PRESETS, compile_module, preset_for
+from patchloom.progress import Tell
+
+
+class DesignError(Error, ValueError):
+    """Every problem of a design file, one a line, each with its place in the file."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the samples of one input are."""
+
+    file: Path
+    where: str  # file:line of the design
+    key: str | None = None
+    divide: float = 1.0
+    shape: tuple[int, ...] | None = None
+
+    def load(self) -> NDArray[np.floating[Any]]:
+        array = as_floats(str(self.file), read_array(self.file, self.key))
+        array = array / np.asarray(self.divide, array.dtype)
+        if self.shape is None:
+            return array
+        if array.ndim == 0 or array[0].size != np.prod(self.shape):
+            raise InputError(f"{self.file} cannot be brought into shape {list(self.shape)} from {list(array.shape)}")
+        return array.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A design file without problems."""
+
+    path: Path
+    module: str
+    where_module: str
+    calibration: dict[str, Data]  # the name '' stands for the only input
+    config: Config
+    arguments: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    where_checkpoint: str = ""
+    tasks: tuple[str, ...] | None = None
+    precision: str = "w8a8"
+    overrides: dict[str, str] = field(default_factory=dict)
+
+
+# --- Reading the file ---
+
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # key -> its own place, its value
+
+
+class Reader:
+    """The nodes of one YAML file, and every problem found in them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[tuple[int, str]] = []
+
+    def where(self, node: yaml.Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
+
+    def complain(self, node: yaml.Node, text: str) -> None:
+        self.problems.append((node.start_mark.line + 1, text))
+
+    def finish(self) -> None:
+        if self.problems:
+            raise DesignError("\n".join(f"{self.path}:{line}: {text}" for line, text in sorted(set(self.problems))))
+
+    def value(self, node: yaml.Node) -> Any:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+
+    def pairs(self, node: yaml.Node, what: str) -> Pairs:
+        if not isinstance(node, yaml.MappingNode):
+            self.complain(node, f"{what} must be key: value pairs, not {self.shown(node)}")
+            return {}
+        found: Pairs = {}
+        for key, value in node.value:
+            name = self.value(key) if isinstance(key, yaml.ScalarNode) else None
+            if not isinstance(name, str):
+                self.complain(key, f"a key of {what} must be text, not {self.shown(key)}")
+            elif name in found:
+                first = found[name][0].start_mark.line + 1
+                self.complain(key, f"'{name}' must be given once, and is already in line {first}")
+            else:
+                found[name] = key, value
+        return found
+
+    def known(self, node: yaml.Node, what: str, keys: list[str], required: tuple[str, ...] = ()) -> Pairs:
+        """As `pairs`, without unknown keys."""
+        found = self.pairs(node, what)
+        for name, (key, _) in found.items():
+            if name not in keys:
+                close = difflib.get_close_matches(name, keys, 1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                self.complain(key, f"'{name}' is not a key of {what}{hint}")
+        if isinstance(node, yaml.MappingNode):
+            for name in required:
+                if name not in found:
+                    self.complain(node, f"{what} must have the key '{name}'")
+        return {name: pair for name, pair in found.items() if name in keys}
+
+    def of_type(self, node: yaml.Node, what: str, kinds: tuple[type, ...], rule: str) -> Any:
+        """The node's value, or None if it is of another type."""
+        value = self.value(node)
+        if type(value) in kinds and (not isinstance(value, list) or value):
+            return value
+        self.complain(node, f"{what} must be {rule}, not {self.shown(node)}")
+        return None
+
+    def shown(self, node: yaml.Node) -> str:
+        text = repr(self.value(node))
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    def text(self, node: yaml.Node, what: str) -> str | None:
+        value: str | None = self.of_type(node, what, (str,), "text")
+        return value
+
+    def file(self, node: yaml.Node, what: str, suffixes: tuple[str, ...]) -> Path | None:
+        name = self.text(node, what)
+        if name is None:
+            return None
+        path = self.path.parent / name
+        if path.suffix not in suffixes:
+            self.complain(node, f"{what} must be a file that ends in {', '.join(suffixes)}, not '{name}'")
+        elif not path.is_file():
+            self.complain(node, f"{what} must be a file, and there is none at '{path}'")
+        return path
+
+
+def load_design(path: Path) -> Design:
+    """Raises `DesignError` with all problems of the file."""
+    reader = Reader(path)
+    root = _parse(path)
+    values: dict[str, Any] = {}
+    pairs = reader.known(root, "a design", list(KEYS), required=("module", "calibration"))
+    for name, (_, node) in pairs.items():
+        values[name] = KEYS[name](reader, node)
+    config = _config(reader, pairs.get("config"), Precision.parse(values.get("precision") or "w8a8"))
+    reader.finish()
+    assert config is not None
+    for name in ("module", "checkpoint"):
+        if name in pairs:
+            values[f"where_{name}"] = reader.where(pairs[name][1])
+    return Design(path=path, **values | {"config": config})
+
+
+def _parse(path: Path) -> yaml.Node:
+    try:
+        root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
+        if root is not None:
+            yaml.SafeLoader("").construct_object(root, deep=True)
+    except OSError as error:
+        raise DesignError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise DesignError(f"{path}:{mark.line + 1 if mark else 1}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise DesignError(f"{path}: {error}") from error
+    if root is None:
+        raise DesignError(f"{path}: a design must have the keys 'module' and 'calibration', and the file is empty")
+    return root
+
+
+def _module(reader: Reader, node: yaml.Node) -> str | None:
+    name = reader.text(node, "module")
+    if name is not None and not all(name.rpartition(":")[::2]):
+        reader.complain(node, f"module must be package.module:name or path/to/file.py:name, not '{name}'")
+    return name
+
+
+def _arguments(reader: Reader, node: yaml.Node) -> dict[str, Any]:
+    return {name: reader.value(value) for name, (_, value) in reader.pairs(node, "arguments").items()}
+
+
+def _tasks(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
+    names = reader.of_type(node, "tasks", (list,), "a list of names") or []
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or name in names[:i]:
+            reader.complain(node.value[i], f"tasks must be different names, not {name!r}")
+    return tuple(names)
+
+
+def _calibration(reader: Reader, node: yaml.Node) -> dict[str, Data | None]:
+    if not isinstance(node, yaml.MappingNode) or any(isinstance(value, yaml.ScalarNode) for _, value in node.value):
+        return {"": _data(reader, node, "calibration")}
+    return {
+        name: _data(reader, value, f"calibration of '{name}'")
+        for name, (_, value) in reader.pairs(node, "calibration").items()
+    }
+
+
+def _data(reader: Reader, node: yaml.Node, what: str) -> Data | None:
+    pairs = reader.known(node, what, ["file", "key", "divide", "shape"], required=("file",))
+    values: dict[str, Any] = {}
+    for name, (_, value) in pairs.items():
+        if name == "file":
+            values[name] = reader.file(value, "file", SUFFIXES)
+        elif name == "key":
+            values[name] = reader.text(value, "key")
+        elif name == "divide":
+            values[name] = reader.of_type(value, "divide", (int, float), "a number")
+            if values[name] == 0:
+                reader.complain(value, "divide must not be 0")
+        else:
+            values[name] = _shape(reader, value)
+    return Data(where=reader.where(node), **values) if values.get("file") else None
+
+
+def _shape(reader: Reader, node: yaml.Node) -> tuple[int, ...]:
+    sizes = reader.of_type(node, "shape", (list,), "a list of sizes") or []
+    if any(type(size) is not int or size < 1 for size in sizes):
+        reader.complain(node, f"shape must be a list of positive sizes, not {sizes!r}")
+    return tuple(sizes)
+
+
+def _overrides(reader: Reader, node: yaml.Node) -> dict[str, str]:
+    out = {}
+    for pattern, (_, value) in reader.pairs(node, "overrides").items():
+        out[pattern] = _precision(reader, value)
+    return {pattern: text for pattern, text in out.items() if text is not None}
+
+
+def _precision(reader: Reader, node: yaml.Node) -> str | None:
+    text = reader.text(node, "precision")
+    if text is not None:
+        try:
+            Precision.parse(text)
+        except QuantiseError as error:
+            reader.complain(node, str(error))
+            return None
+    return text
+
+
+KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
+    "module": _module,
+    "arguments": _arguments,
+    "checkpoint": lambda reader, node: reader.file(node, "checkpoint", (".safetensors",)),
+    "tasks": _tasks,
+    "calibration": _calibration,
+    "precision": _precision,
+    "overrides": _overrides,
+    "config": lambda reader, node: None,  # read last, as it follows the precision
+}
+
+
+# --- The machine ---
+
+
+def _config(reader: Reader, pair: tuple[yaml.Node, yaml.Node] | None, precision: Precision) -> Config | None:
+    if pair is None:
+        return preset_for(precision)
+    node = pair[1]
+    if isinstance(node, yaml.ScalarNode):
+        return preset_for(precision, _preset(reader, node))
+    pairs = reader.known(node, "config", ["preset", *(f.name for f in fields(Config))])
+    base = preset_for(precision, _preset(reader, pairs.pop("preset")[1]) if "preset" in pairs else "small")
+    try:
+        return replace(base, **{name: reader.value(value) for name, (_, value) in pairs.items()})
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            name = line.removeprefix("Config.").split()[0]
+            reader.complain(pairs[name][1] if name in pairs else node, line.removeprefix("Config."))
+        return None
+
+
+def _preset(reader: Reader, node: yaml.Node) -> str:
+    name = reader.value(node)
+    if name in PRESETS:
+        return str(name)
+    reader.complain(node, f"config must be one of {', '.join(PRESETS)}, or fields, not {reader.shown(node)}")
+    return "small"
+
+
+# --- Building what the file names ---
+
+
+def compile_design(design: Design, progress: Tell | None = None) -> Program:
+    """Raises `DesignError` with all that cannot be loaded."""
+    problems: list[str] = []
+    model = _attempt(problems, design.where_module, lambda: load_module(design))
+    samples = {name: _attempt(problems, data.where, data.load) for name, data in design.calibration.items()}
+    if problems or model is None:
+        raise DesignError("\n".join(problems))
+    return compile_module(
+        model,
+        _example(design, model, samples),
+        calibration=samples.get("", samples),
+        tasks=design.tasks,
+        config=design.config,
+        precision=design.precision,
+        overrides=design.overrides,
+        progress=progress,
+    )
+
+
+Loaded = TypeVar("Loaded")
+
+
+def _attempt(problems: list[str], where: str, action: Callable[[], Loaded]) -> Loaded | None:
+    """The action's result; or None, and what went wrong among the problems."""
+    try:
+        return action()
+    except DesignError as error:
+        problems.append(str(error))
+    except InputError as error:
+        problems.append(f"{where}: {error}")
+    return None
+
+
+def load_module(design: Design) -> nn.Module:
+    """The model with its weights."""
+    found = _find(design)
+    try:
+        model = found if isinstance(found, nn.Module) else found(**design.arguments)
+    except Exception as error:  # the user's code may raise anything
+        raise DesignError(f"{design.where_module}: {design.module} failed: {_said(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise DesignError(
+            f"{design.where_module}: module must be or return a torch.nn.Module, not {type(model).__name__}"
+        )
+    if design.checkpoint:
+        _load_weights(design, model, design.checkpoint)
+    return model.eval()
+
+
+def _find(design: Design) -> Any:
+    place, _, name = design.module.rpartition(":")
+    try:
+        with _importing_from(design.path.resolve().parent):
+            found = _run_file(design.path.parent / place) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the user's code may raise anything
+        raise DesignError(f"{design.where_module}: {place} cannot be imported: {_said(error)}") from error
+    if not hasattr(found, name):
+        raise DesignError(f"{design.where_module}: {place} has no '{name}'")
+    return getattr(found, name)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _importing_from(directory: Path) -> Iterator[None]:
+    """Imports find modules beside the design file, and those of the directory one stands in."""
+    before = sys.path[:]
+    sys.path[:0] = [str(directory), str(Path.cwd())]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _run_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"design_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_weights(design: Design, model: nn.Module, path: Path) -> None:
+    try:
+        missing, unexpected = load_model(model, path, strict=False)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise DesignError(f"{design.where_checkpoint}: {path} does not fit the model: {error}") from error
+    problems = [f"has no {names}" for names in [", ".join(sorted(missing))] if names]
+    problems += [f"has {names}, which the model has not" for names in [", ".join(sorted(unexpected))] if names]
+    if problems:
+        raise DesignError(f"{design.where_checkpoint}: {path} {' and '.join(problems)}")
+
+
+def _example(
+    design: Design, model: nn.Module, samples: Mapping[str, NDArray[np.floating[Any]] | None]
+) -> tuple[Any, ...]:
+    """Arguments of forward: the first sample of each input, 0 for the task."""
+    tensors = {name: torch.from_numpy(array[:1]).float() for name, array in samples.items() if array is not None}
+    if "" in tensors:
+        return (tensors[""], 0) if design.tasks else (tensors[""],)
+    arguments: list[Any] = []
+    task = [0] if design.tasks else []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if name in tensors:
+            arguments.append(tensors[name])
+        elif task:
+            arguments.append(task.pop())
+        elif parameter.default is parameter.empty:
+            where = next(iter(design.calibration.values())).where
+            raise DesignError(f"{where}: calibration must have '{name}', which forward of {design.module} needs")
+        else:
+            break
+    return tuple(arguments)

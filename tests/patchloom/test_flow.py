@@ -1,0 +1,191 @@
+"""The front door: how inputs may be given, what comes back, and what is refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import patchloom
+from patchloom.arrays import InputError
+from patchloom.compiler.capture import CaptureError
+from patchloom.compiler.machine.program import ProgramError
+from patchloom.compiler.quantise import QuantiseError
+from patchloom.compiler.schedule import FitError
+
+EXAMPLE = torch.zeros(1, 5, 16)
+
+
+def message(kind, function, *arguments, **options):
+    with pytest.raises(kind) as caught:
+        function(*arguments, **options)
+    return str(caught.value)
+
+
+# --- Running ---
+
+
+def test_outputs_are_near_float(mlp, program, samples):
+    with torch.no_grad():
+        expected = mlp(torch.from_numpy(samples)).numpy()
+    result = patchloom.run(program, samples)
+    np.testing.assert_allclose(result.outputs["main"], expected, atol=0.05)
+    assert result.raw["main"].dtype == np.int16
+    assert result.cycles is None
+
+
+def test_one_sample_is_a_batch_without_its_dimension(program, samples):
+    one, batch = patchloom.run(program, samples[3]), patchloom.run(program, samples[3:4])
+    assert one.outputs["main"].shape == (5, 8)
+    np.testing.assert_array_equal(one.outputs["main"], batch.outputs["main"][0])
+
+
+def test_hls_kernels_agree_with_the_interpreter(program, samples):
+    expected, result = patchloom.run(program, samples), patchloom.run(program, samples, engine="hls")
+    np.testing.assert_array_equal(result.raw["main"], expected.raw["main"])
+    assert (result.saturations, result.clipped, result.cycles) == (expected.saturations, expected.clipped, None)
+
+
+@pytest.mark.parametrize(
+    "give", [torch.from_numpy, lambda x: (x,), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"]
+)
+def test_inputs_may_be_given_as(give, program, samples):
+    np.testing.assert_array_equal(
+        patchloom.run(program, give(samples)).raw["main"], patchloom.run(program, samples).raw["main"]
+    )
+
+
+def test_inputs_out_of_range_are_counted(program, samples):
+    loud = samples[0].copy()
+    loud[0, :3] = 1e6
+    assert patchloom.run(program, loud).clipped == 3
+    assert patchloom.run(program, samples[0] * 0).clipped == 0
+
+
+def test_progress_and_observer_see_every_step(program, samples):
+    steps, kinds = [], []
+    patchloom.run(
+        program,
+        samples[:2],
+        observe=lambda _, command, __: kinds.append(command),
+        progress=lambda *step: steps.append(step),
+    )
+    assert steps == [("run main", 1, 2), ("run main", 2, 2)]
+    assert kinds == list(program.tasks[0].commands) * 2
+
+
+def bad_inputs(samples):
+    nan = samples.copy()
+    nan[0, 0, :2] = np.nan, np.inf
+    return {
+        "input 'x' must have shape [5, 16], or that behind a batch dimension, not [8, 5, 15]": samples[..., :15],
+        "input 'x' must have shape [5, 16], or that behind a batch dimension, not []": np.float32(1),
+        "input 'x' must have shape [5, 16], or that behind a batch dimension, not [0, 5, 16]": samples[:0],
+        "input 'x' must be finite, 2 of its 640 values are NaN or infinite": nan,
+        "input 'x' must hold numbers, not <U1": np.array("a"),
+        "inputs must be given for 'x', not 2 of them": (samples, samples),
+        "inputs must be given for 'x', not for 'y'": {"y": samples},
+    }
+
+
+def test_bad_inputs(program, samples):
+    for expected, inputs in bad_inputs(samples).items():
+        assert message(InputError, patchloom.run, program, inputs) == expected
+
+
+def test_unknown_task_and_engine(program, samples):
+    assert message(InputError, patchloom.run, program, samples, task="depth") == "task must be one of main, not 'depth'"
+    text = message(InputError, patchloom.run, program, samples, engine="gpu")
+    assert text == "engine must be one of interpreter, hls, rtl, not 'gpu'"
+
+
+# --- Compiling ---
+
+
+def test_calibration_may_be_a_batch_a_tuple_or_named(mlp, program, samples):
+    for calibration in (torch.from_numpy(samples), (samples,), {"x": samples}):
+        assert patchloom.compile(mlp, EXAMPLE, calibration=calibration).image == program.image
+
+
+def test_calibration_that_is_refused(mlp, samples):
+    nan = samples.copy()
+    nan[1, 2, 3] = np.nan
+    cases = {
+        "calibration of 'x' must be finite, 1 of its 640 values are NaN or infinite": (InputError, nan),
+        "calibration must be given for 'x', not for 'image'": (InputError, {"image": samples}),
+        "calibration samples of 'x' must have shape (samples, 5, 16), not (8, 16)": (QuantiseError, samples[:, 0]),
+        "calibration samples of 'x' must have shape (samples, 5, 16), not (0, 5, 16)": (QuantiseError, samples[:0]),
+    }
+    for expected, (kind, calibration) in cases.items():
+        assert message(kind, patchloom.compile, mlp, EXAMPLE, calibration=calibration) == expected
+
+
+def test_every_unsupported_operation_is_named(models, samples):
+    text = message(CaptureError, patchloom.compile, models.Unsupported(), EXAMPLE, calibration=samples)
+    assert "sin" in text
+    assert "cumsum" in text
+    assert "models.py:" in text
+
+
+def test_weights_that_are_not_finite(mlp, samples):
+    bad = copy.deepcopy(mlp)
+    bad.fc2.weight.data[0, 0] = float("nan")
+    assert "fc2.weight" in message(CaptureError, patchloom.compile, bad, EXAMPLE, calibration=samples)
+
+
+def test_no_module(samples):
+    text = message(InputError, patchloom.compile, print, EXAMPLE, calibration=samples)
+    assert text == "module must be a torch.nn.Module, not builtin_function_or_method"
+
+
+def test_unknown_precision_and_idle_override(mlp, samples):
+    assert "w3a8" in message(QuantiseError, patchloom.compile, mlp, EXAMPLE, calibration=samples, precision="w3a8")
+    options = {"calibration": samples, "overrides": {"fc9*": "w8a16"}}
+    assert "fc9*" in message(QuantiseError, patchloom.compile, mlp, EXAMPLE, **options)
+
+
+def test_a_model_that_does_not_fit(mlp, samples):
+    small = patchloom.Config(scratchpad_chunks=64)
+    example = torch.zeros(1, 100, 16)
+    text = message(FitError, patchloom.compile, mlp, example, calibration=np.zeros((1, 100, 16)), config=small)
+    assert text.startswith("does not fit: task 'main': scratchpad (chunks) needs 200, has 64")
+
+
+# --- A Program's directory ---
+
+
+def test_saved_and_loaded_program_is_the_same(program, saved, samples):
+    loaded = patchloom.load(saved)
+    assert (loaded.image, loaded.config) == (program.image, program.config)
+    np.testing.assert_array_equal(
+        patchloom.run(loaded, samples).raw["main"], patchloom.run(program, samples).raw["main"]
+    )
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("harm", [flip, truncate])
+@pytest.mark.parametrize("name", ["manifest.json", "image.bin", "index.bin"])
+def test_damaged_program(saved, harm, name):
+    harm(saved / name)
+    assert str(saved / name) in message(ProgramError, patchloom.load, saved)
+
+
+def test_newer_program(saved):
+    manifest = saved / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    assert "newer version" in message(ProgramError, patchloom.load, saved)
+
+
+def test_save_replaces_nothing_but_a_program(program, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert str(tmp_path) in message(ProgramError, patchloom.save, program, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
