@@ -1,16 +1,23 @@
-"""A Program as a directory: `manifest.json`, `image.bin` and `index.bin`, with a CRC per part and no pickle.
+"""A Program as a directory: a manifest, the memory image and index tables, with a CRC per part and no pickle.
 
-The manifest states what the image does not: Config, tasks, ports, segments. Commands are read from the image.
+The manifest states what the image does not: Config, tasks, ports, segments. Commands are read from the image. It also
+names the two other files, whose names follow from their content: a save writes them beside those of the Program that
+was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
+meanwhile finds one or the other, whole, and a save that is killed leaves the old one; the next save removes its rest.
 """
 
+import fcntl
 import json
 import math
-import shutil
-import tempfile
+import os
+import re
+import secrets
+import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +29,10 @@ from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import Buffer, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify
 
-FORMAT, VERSION = "patchloom program", 1
-MANIFEST, IMAGE, INDEX = "manifest.json", "image.bin", "index.bin"
+FORMAT, VERSION = "patchloom program", 2
+MANIFEST = "manifest.json"
+OURS = re.compile(r"(image|index)-[0-9a-f]{16}\.bin|\.patchloom-\w+\.tmp")  # files that only a save makes
+RETRIES = 1000  # of a reader whose Program is replaced under its eyes
 Json = dict[str, Any]
 
 
@@ -31,32 +40,58 @@ Json = dict[str, Any]
 
 
 def save(program: Program, path: Path) -> None:
-    """Whole or not at all; a Program at `path` is replaced, anything else there is refused."""
+    """Whole or not at all; a Program at `path` is replaced, files beside it are kept, anything else is refused."""
     path = Path(path)
-    if path.exists() and not _replaceable(path):
+    new = not path.exists()
+    if not new and not _replaceable(path):
         raise ProgramError(f"{path} exists and is not a Program: remove it or choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        fresh, old = temporary / "new", temporary / "old"
-        fresh.mkdir()
-        _write(program, fresh)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    finally:
-        shutil.rmtree(temporary)
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        try:
+            _write(program, path)
+        finally:
+            _clean(path)
+            if new:
+                with suppress(OSError):  # not empty: it holds the Program
+                    path.rmdir()
 
 
 def _replaceable(path: Path) -> bool:
     if not path.is_dir():
         return False
-    if not any(path.iterdir()):
-        return True
+    if (path / MANIFEST).exists():
+        return bool(_stated(path).get("format") == FORMAT)
+    return all(OURS.fullmatch(file.name) for file in path.iterdir())
+
+
+def _stated(path: Path) -> Json:
+    """The manifest as it stands, sound or not; empty if it cannot be read."""
     try:
-        return bool(json.loads((path / MANIFEST).read_text())["format"] == FORMAT)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+        document = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One save at a time; the lock is the directory's own and ends with the process."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _clean(path: Path) -> None:
+    """Remove what saves wrote and the manifest does not name."""
+    files = _stated(path).get("files")
+    named = files.values() if isinstance(files, dict) else ()
+    for file in path.iterdir():
+        if OURS.fullmatch(file.name) and file.name not in named:
+            file.unlink()
 
 
 def _write(program: Program, path: Path) -> None:
@@ -71,9 +106,21 @@ def _write(program: Program, path: Path) -> None:
             asdict(s) | {"crc32": zlib.crc32(program.image[s.offset : s.offset + s.length])} for s in _segments(program)
         ],
     }
-    (path / IMAGE).write_bytes(program.image)
-    (path / INDEX).write_bytes(b"".join(indices.parts))
-    (path / MANIFEST).write_text(_render(document))
+    parts = {"image": program.image, "index": b"".join(indices.parts)}
+    names = {name: f"{name}-{blake2b(data, digest_size=8).hexdigest()}.bin" for name, data in parts.items()}
+    for name, data in parts.items():
+        _put(path / names[name], data)
+    _put(path / MANIFEST, _render(document | {"files": names}).encode())
+
+
+def _put(file: Path, data: bytes) -> None:
+    """The whole file or none."""
+    temporary = file.with_name(f".patchloom-{secrets.token_hex(8)}.tmp")
+    with temporary.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
 
 
 def _segments(program: Program) -> Iterator[Segment]:
@@ -135,20 +182,37 @@ def _render(document: Json) -> str:
 def load(path: Path) -> Program:
     """Raises `ProgramError` for whatever keeps the directory from being a sound Program."""
     path = Path(path)
-    document = _manifest(path)
-    image, index = _file(path / IMAGE), _file(path / INDEX)
+    for _ in range(RETRIES):
+        raw = _file(path / MANIFEST)
+        document = _manifest(path / MANIFEST, raw)
+        try:
+            image, index = (_file(path / document["files"][name]) for name in ("image", "index"))
+        except ProgramError:
+            if _file(path / MANIFEST) == raw:
+                raise
+            continue  # a save has put another Program there since
+        return _verified(_program(document, image, index, path), path)
+    raise ProgramError(f"{path} is replaced again and again while it is read")
+
+
+def _program(document: Json, image: bytes, index: bytes, path: Path) -> Program:
+    file = path / document["files"]["image"]
     with _well_formed(path / MANIFEST):
-        segments = [_segment(entry, image, path / IMAGE) for entry in document["segments"]]
+        segments = [_segment(entry, image, file) for entry in document["segments"]]
         covered = max((s.offset + s.length for s in segments), default=0)
         if covered != len(image):
-            raise ProgramError(f"{path / IMAGE} must have {covered} bytes, not {len(image)}")
-        program = Program(
+            raise ProgramError(f"{file} must have {covered} bytes, not {len(image)}")
+        tables = _Tables(index, path / document["files"]["index"])
+        return Program(
             _config(document["config"], path / MANIFEST),
             _typed(document["precision"], str),
-            tuple(_task(t, number, document, image, index, path) for number, t in enumerate(document["tasks"])),
+            tuple(_task(t, number, document, image, tables, file) for number, t in enumerate(document["tasks"])),
             image,
             tuple(segments),
         )
+
+
+def _verified(program: Program, path: Path) -> Program:
     try:
         verify(program)
     except ProgramError as error:
@@ -157,11 +221,15 @@ def load(path: Path) -> Program:
 
 
 def _file(path: Path) -> bytes:
+    """The content of a regular file; nothing else is waited for or read."""
     try:
-        return path.read_bytes()
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ProgramError(f"{path} must be a regular file")
+            return file.read()
     except OSError as error:
         raise ProgramError(
-            f"{path} cannot be read: {error.strerror}; a Program has {MANIFEST}, {IMAGE}, {INDEX}"
+            f"{path} cannot be read: {error.strerror}; a Program has {MANIFEST} and the files that it names"
         ) from error
 
 
@@ -174,25 +242,27 @@ def _well_formed(path: Path) -> Iterator[None]:
         raise
     except KeyError as error:
         raise ProgramError(f"{path} is malformed: it has no {error}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ProgramError(f"{path} is malformed: {error}") from error
 
 
-def _manifest(path: Path) -> Json:
-    path = path / MANIFEST
-    raw = _file(path)
+def _manifest(path: Path, raw: bytes) -> Json:
     with _well_formed(path):
         document = json.loads(raw)
         if document["format"] != FORMAT:
             raise ProgramError(f"{path} is not the manifest of a Program: its format is {document['format']!r}")
-        if _typed(document["version"], int) > VERSION:
+        if _typed(document["version"], int) != VERSION:
+            newer = "a newer" if document["version"] > VERSION else "an older"
             raise ProgramError(
-                f"{path} was made by a newer version: {document['version']}, this one reads up to {VERSION}"
+                f"{path} was made by {newer} version: {document['version']}, this one reads {VERSION}; compile it again"
             )
         stated = _typed(document.pop("crc32"), int)
         actual = zlib.crc32(json.dumps(document, indent=1).encode())
         if stated != actual or raw != _render(document).encode():
             raise ProgramError(f"{path} was changed: CRC {stated:08x} expected, {actual:08x} found")
+        for name in ("image", "index"):
+            if not OURS.fullmatch(_typed(document["files"][name], str)):
+                raise ValueError(f"{document['files'][name]!r} is no name of a file of it")
     return dict(document)
 
 
@@ -230,16 +300,33 @@ def _config(entry: Json, file: Path) -> Config:
         raise ProgramError(f"{file} has a Config that breaks rules:\n{error}") from error
 
 
-def _task(entry: Json, number: int, document: Json, image: bytes, index: bytes, path: Path) -> Task:
+class _Tables:
+    """The index file's arrays; ports share those that are equal, and no byte belongs to two."""
+
+    def __init__(self, raw: bytes, file: Path) -> None:
+        self.raw, self.file = raw, file
+        self.known: dict[tuple[int, int], Ints] = {}
+        self.size = 0
+
+    def get(self, entry: Json, what: str) -> Ints:
+        place = _typed(entry["offset"], int), _typed(entry["count"], int)
+        if place not in self.known:
+            data = _checked(self.raw, place[0], 4 * place[1], entry["crc32"], what, self.file)
+            self.size += len(data)
+            if self.size > len(self.raw):
+                raise ValueError(f"{what} overlaps another index")
+            self.known[place] = np.frombuffer(data, "<i4").astype(np.int64)
+        return self.known[place]
+
+
+def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Tables, file: Path) -> Task:
     name = _typed(entry["name"], str)
 
     def port(p: Json, of_user: bool) -> Port:
         shape = tuple(_typed(size, int) for size in p["shape"])
         elements = _typed(p["elements"], int)
-        part = p["index"]
         what = f"index of '{p['name']}'"
-        data = _checked(index, part["offset"], 4 * _typed(part["count"], int), part["crc32"], what, path / INDEX)
-        array = np.frombuffer(data, "<i4").astype(np.int64)
+        array = tables.get(p["index"], what)
         wanted = shape if of_user else (elements,)
         if array.size != math.prod(wanted):
             raise ValueError(f"{what} has {array.size} entries, not {math.prod(wanted)}")
@@ -249,7 +336,7 @@ def _task(entry: Json, number: int, document: Json, image: bytes, index: bytes, 
     numbers: Json = {key: _typed(entry[key], int) for key in ("input_bytes", "output_bytes", "macs")}
     return Task(
         name=name,
-        commands=_commands(image, number, document["config"]["command_depth"], f"{path / IMAGE}: task '{name}'"),
+        commands=_commands(image, number, document["config"]["command_depth"], f"{file}: task '{name}'"),
         inputs=tuple(port(p, of_user=False) for p in entry["inputs"]),
         outputs=tuple(port(p, of_user=True) for p in entry["outputs"]),
         notes=tuple(_typed(note, str) for note in entry["notes"]),
