@@ -16,6 +16,8 @@ import numpy as np
 
 from patchloom.compiler.allocate import Span, alive, allocate
 from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.machine import bounds
+from patchloom.compiler.machine.bounds import digits
 from patchloom.compiler.machine.commands import (
     COMMAND_BYTES,
     Command,
@@ -28,9 +30,9 @@ from patchloom.compiler.machine.commands import (
     Space,
     Stationary,
 )
-from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.config import BIAS_WIDTH, Config
 from patchloom.compiler.machine.errors import Error
-from patchloom.compiler.machine.fixed import EXP_ONE, NORMALISED_FEATURES, SUM_WIDTH, Ints, operand_limits
+from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SUM_WIDTH, Ints
 from patchloom.compiler.machine.layout import Weights, pack, stream_beats
 from patchloom.compiler.machine.program import Buffer, Port, Program, Segment, Task, command_table
 from patchloom.compiler.machine.verify import verify
@@ -116,11 +118,6 @@ def _laid_out(linear: Linear, rows: Ints, columns: Ints) -> Weights:
     channels = np.zeros((3, extent(columns)), np.int64)
     channels[:, columns] = linear.bias, linear.multiplier, linear.shift
     return Weights(matrix, *channels)
-
-
-def digits(config: Config, bits: int) -> int:
-    """Digits of the array's width that a stationary operand of `bits` takes."""
-    return -(-bits // config.weight_width)
 
 
 # --- Where columns lie ---
@@ -320,6 +317,10 @@ class Drafting:
         if need > have:
             self.problems.append(does_not_fit(what, need, have, remedy))
 
+    def demand_accumulator(self, what: str, bits: int, narrower: str) -> None:
+        remedy = f"Config(accumulator_width={bits})" if bits <= BIAS_WIDTH else narrower
+        self.demand(f"accumulator of {what}", bits, self.config.accumulator_width, remedy)
+
     # Cuts
 
     def separates(self, node: Attention) -> bool:
@@ -463,19 +464,12 @@ class Drafting:
 
     def prove(self, note: str, linear: Linear) -> None:
         """No operand can make a channel's sum leave the accumulator."""
-        bounds = accumulator_bounds(linear.matrix, linear.bias, linear.operand.format.width)
-        channel = int(bounds.argmax())
-        self.demand(
-            f"accumulator of '{note}', channel {channel},", int(bounds[channel]).bit_length() + 1,
-            self.config.accumulator_width, "Config(accumulator_width) up to 40, or fewer bits for this layer",
-        )  # fmt: skip
+        sums = bounds.sums(bounds.streamed(linear.operand.format.width), linear.matrix, linear.bias)
+        channel = int(sums.argmax())
+        bits = bounds.signed_bits(int(sums[channel]))
+        self.demand_accumulator(f"'{note}', channel {channel},", bits, "fewer bits for this layer")
         if linear.operand.normalise is not None:
             self.demand(f"'{note}': normalised features", len(linear.matrix), NORMALISED_FEATURES, "fewer features")
-
-
-def accumulator_bounds(matrix: Ints | np.ndarray[Any, Any], bias: Ints, width: int) -> Ints:
-    """Largest magnitude that each channel's sum can have, whatever the operand of `width` bits."""
-    return np.abs(matrix.astype(np.int64)).sum(axis=0) * -operand_limits(width)[0] + np.abs(bias)  # type: ignore[no-any-return]
 
 
 # --- One function per node type ---
@@ -614,18 +608,12 @@ def _head(
 
 def _prove_attention(d: Drafting, node: Attention, n: AttentionNumbers) -> None:
     q, k, v = (d.quantised.formats[x].width for x in node.inputs)
-    exp_one = EXP_ONE >> (16 - n.width)
-    keys = node.k.shape[0]
-    remedy = "Config(accumulator_width) up to 40, or 8-bit activations for this layer"
-    width = d.config.accumulator_width
-    for what, bound in (
-        ("scores", node.head_dim << (q + k - 2)),
-        ("values", keys * exp_one << (v - 1)),
-    ):
-        d.demand(f"accumulator of '{node.name}' {what}, every channel,", bound.bit_length() + 1, width, remedy)
-    d.demand(
-        f"softmax sum of '{node.name}'", (keys * exp_one).bit_length(), SUM_WIDTH, "8-bit activations for this layer"
-    )
+    keys, one, narrower = node.k.shape[0], bounds.exponentials(n.width), "8-bit activations for this layer"
+    for what, largest, depth, operand in (("scores", bounds.streamed(q), node.head_dim, k), ("values", one, keys, v)):
+        width = bounds.stationary_width(d.config, digits(d.config, operand))
+        bits = bounds.signed_bits(bounds.sums_on_chip(largest, depth, width))
+        d.demand_accumulator(f"'{node.name}' {what}, every channel,", bits, narrower)
+    d.demand(f"softmax sum of '{node.name}'", bounds.row_sum(one, keys).bit_length(), SUM_WIDTH, narrower)
 
 
 def _moe(d: Drafting, node: Moe) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
     COMMAND_BYTES,
     Command,
@@ -22,14 +23,7 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import (
-    EXP_ONE,
-    NORMALISED_FEATURES,
-    SCORE_FRACTION,
-    SUM_WIDTH,
-    Ints,
-    operand_limits,
-)
+from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SCORE_FRACTION, SUM_WIDTH, Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Port, Program, ProgramError, Task
 
@@ -207,7 +201,7 @@ def _queue(w: _Walk, c: Command) -> Rules:
 
 def _stationary(w: _Walk, c: Command) -> Rules:
     config = w.config
-    most = ELEMENT_WIDTH // config.weight_width
+    most = bounds.digits(config, ELEMENT_WIDTH)
     yield 1 <= c.b_digits <= most, f"its stationary operand must have 1 to {most} digits, not {c.b_digits}"
     if c.b_source == Stationary.MEMORY:
         beats, end = (
@@ -235,12 +229,12 @@ def _prologue(w: _Walk, c: Command) -> Rules:
         yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
         yield c.epsilon > 0, "normalises with no epsilon"
         yield c.depth <= NORMALISED_FEATURES, f"normalises {c.depth} features, at most {NORMALISED_FEATURES} can be"
-        least = c.norm_shift + ((c.epsilon.bit_length() - 1) >> 1)
+        least = c.norm_shift + bounds.least_root_exponent(c.epsilon)
         yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
     if c.prologue == Prologue.EXP:
         yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
         yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
-        total = c.depth * _largest(c)
+        total = bounds.row_sum(_largest(c), c.depth)
         yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
     yield c.row_scale != RowScale.SOFTMAX or c.prologue == Prologue.EXP, "divides by the sum of no exponentials"
 
@@ -287,19 +281,19 @@ def _in_place(c: Command) -> bool:
 def _largest(c: Command) -> int:
     """Magnitude that the streamed operand cannot exceed."""
     width = 16 if c.a_wide else 8
-    return EXP_ONE >> (16 - width) if c.prologue == Prologue.EXP else -operand_limits(width)[0]
+    return bounds.exponentials(width) if c.prologue == Prologue.EXP else bounds.streamed(width)
 
 
 def _accumulator(w: _Walk, c: Command) -> Rules:
     if c.b_source == Stationary.MEMORY:
         weights = w.program.weights(c)
         yield int(weights.shift.max()) < 64, f"a channel's shift must be below 64, not {weights.shift.max()}"
-        bounds = np.abs(weights.matrix).sum(axis=0) * _largest(c) + np.abs(weights.bias)
-        bound, where = int(bounds.max()), f"channel {int(bounds.argmax())}"
+        sums = bounds.sums(_largest(c), weights.matrix, weights.bias)
+        bound, where = int(sums.max()), f"channel {int(sums.argmax())}"
     else:
-        width = min(ELEMENT_WIDTH, c.b_digits * w.config.weight_width)
-        bound, where = c.depth * _largest(c) << (width - 1), "every channel"
-    bits = bound.bit_length() + 1
+        width = bounds.stationary_width(w.config, c.b_digits)
+        bound, where = bounds.sums_on_chip(_largest(c), c.depth, width), "every channel"
+    bits = bounds.signed_bits(bound)
     yield (
         bits <= w.config.accumulator_width,
         f"{where} may need {bits} accumulator bits, not {w.config.accumulator_width}",

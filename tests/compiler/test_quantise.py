@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from patchloom.compiler.ir import Graph, Matmul
+from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.fixed import MEAN_GUARD, operand_limits
 from patchloom.compiler.quantise import (
     AttentionNumbers,
@@ -23,7 +24,6 @@ from patchloom.compiler.quantise import (
     quantise_linear,
     wide_scale,
 )
-from patchloom.compiler.schedule import accumulator_bounds
 from tests.compiler.graphs import Builder, samples, transformer
 
 
@@ -166,7 +166,7 @@ def test_channel_of_zeros_keeps_its_bias():
 def test_a_sum_cannot_leave_the_accumulator():
     weight = np.ones((3, 8192), np.float32)
     linear = quantise_linear(Operand(Format(16, 2.0**-12)), weight, np.ones(3, np.float32), 16, "none", 2.0**-8, 0)
-    assert accumulator_bounds(linear.matrix, linear.bias, 16).max() < 1 << 39
+    assert bounds.sums(bounds.streamed(16), linear.matrix, linear.bias).max() < 1 << 39
     assert np.abs(linear.matrix).min() > 2000
 
 
