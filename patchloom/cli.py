@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from patchloom import running
 from patchloom.arrays import InputError, read_arrays
@@ -22,7 +24,7 @@ from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-out = Console()
+out = Console(markup=False, highlight=False)
 Directory = Annotated[Path, typer.Argument(help="A compiled Program.")]
 
 
@@ -86,8 +88,10 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        with zipfile.ZipFile(temporary, "w") as archive:  # as np.savez does, which takes no array named 'file'
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -96,7 +100,7 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def report(result: running.Result, output: Path) -> None:
     table = Table("output", "shape")
     for name, array in result.outputs.items():
-        table.add_row(name, " x ".join(map(str, array.shape)))
+        table.add_row(Text(name), " x ".join(map(str, array.shape)))
     out.print(table)
     if result.cycles:
         out.print(f"cycles a frame: {', '.join(map(str, sorted(set(result.cycles))))}")

@@ -2,7 +2,7 @@
 
     module: model.py:FashionSceneViT     # a path relative to this file, or package.module:name
     arguments: {depth: 4}                # of the class or function
-    checkpoint: checkpoint.safetensors
+    checkpoint: checkpoint.safetensors   # or {file: checkpoint.safetensors, prefix: module.}
     tasks: [segmentation, depth]         # names of the task numbers that forward takes
     calibration:                         # one entry, or one per input by its name
       file: scenes.safetensors           # .npy, .npz or .safetensors
@@ -20,6 +20,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,8 +33,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_model
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from patchloom.arrays import SUFFIXES, InputError, as_floats, read_array
 from patchloom.compiler.machine.config import Config, ConfigError
@@ -69,6 +70,14 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Trained weights; `prefix` is what every name in the file begins with and no name in the model."""
+
+    file: Path
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Design:
     """A design file without problems."""
 
@@ -78,7 +87,7 @@ class Design:
     calibration: dict[str, Data]  # the name '' stands for the only input
     config: Config
     arguments: dict[str, Any] = field(default_factory=dict)
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
     where_checkpoint: str = ""
     tasks: tuple[str, ...] | None = None
     precision: str = "w8a8"
@@ -86,6 +95,11 @@ class Design:
 
 
 # --- Reading the file ---
+
+
+# A few levels of a value: aliases can make its whole text longer than any memory.
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # key -> its own place, its value
 
@@ -149,7 +163,7 @@ class Reader:
         return None
 
     def shown(self, node: yaml.Node) -> str:
-        text = repr(self.value(node))
+        text = SHORT.repr(self.value(node))
         return text if len(text) <= 60 else f"{text[:57]}..."
 
     def text(self, node: yaml.Node, what: str) -> str | None:
@@ -163,8 +177,8 @@ class Reader:
         path = self.path.parent / name
         if path.suffix not in suffixes:
             self.complain(node, f"{what} must be a file that ends in {', '.join(suffixes)}, not '{name}'")
-        elif not path.is_file():
-            self.complain(node, f"{what} must be a file, and there is none at '{path}'")
+        elif "\0" in name or not path.is_file():
+            self.complain(node, f"{what} must be a file, and there is none at {str(path)!r}")
         return path
 
 
@@ -195,7 +209,7 @@ def _parse(path: Path) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise DesignError(f"{path}:{mark.line + 1 if mark else 1}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DesignError(f"{path}: {error}") from error
     if root is None:
         raise DesignError(f"{path}: a design must have the keys 'module' and 'calibration', and the file is empty")
@@ -211,6 +225,16 @@ def _module(reader: Reader, node: yaml.Node) -> str | None:
 
 def _arguments(reader: Reader, node: yaml.Node) -> dict[str, Any]:
     return {name: reader.value(value) for name, (_, value) in reader.pairs(node, "arguments").items()}
+
+
+def _checkpoint(reader: Reader, node: yaml.Node) -> Checkpoint | None:
+    if isinstance(node, yaml.ScalarNode):
+        file, prefix = reader.file(node, "checkpoint", (".safetensors",)), ""
+    else:
+        pairs = reader.known(node, "checkpoint", ["file", "prefix"], required=("file",))
+        file = reader.file(pairs["file"][1], "file", (".safetensors",)) if "file" in pairs else None
+        prefix = (reader.text(pairs["prefix"][1], "prefix") or "") if "prefix" in pairs else ""
+    return Checkpoint(file, prefix) if file else None
 
 
 def _tasks(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
@@ -275,7 +299,7 @@ def _precision(reader: Reader, node: yaml.Node) -> str | None:
 KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
     "module": _module,
     "arguments": _arguments,
-    "checkpoint": lambda reader, node: reader.file(node, "checkpoint", (".safetensors",)),
+    "checkpoint": _checkpoint,
     "tasks": _tasks,
     "calibration": _calibration,
     "precision": _precision,
@@ -306,8 +330,8 @@ def _config(reader: Reader, pair: tuple[yaml.Node, yaml.Node] | None, precision:
 
 def _preset(reader: Reader, node: yaml.Node) -> str:
     name = reader.value(node)
-    if name in PRESETS:
-        return str(name)
+    if isinstance(name, str) and name in PRESETS:
+        return name
     reader.complain(node, f"config must be one of {', '.join(PRESETS)}, or fields, not {reader.shown(node)}")
     return "small"
 
@@ -353,7 +377,7 @@ def load_module(design: Design) -> nn.Module:
     found = _find(design)
     try:
         model = found if isinstance(found, nn.Module) else found(**design.arguments)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise DesignError(f"{design.where_module}: {design.module} failed: {_said(error)}") from error
     if not isinstance(model, nn.Module):
         raise DesignError(
@@ -369,7 +393,7 @@ def _find(design: Design) -> Any:
     try:
         with _importing_from(design.path.resolve().parent):
             found = _run_file(design.path.parent / place) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise DesignError(f"{design.where_module}: {place} cannot be imported: {_said(error)}") from error
     if not hasattr(found, name):
         raise DesignError(f"{design.where_module}: {place} has no '{name}'")
@@ -401,15 +425,50 @@ def _run_file(path: Path) -> Any:
     return module
 
 
-def _load_weights(design: Design, model: nn.Module, path: Path) -> None:
+def _load_weights(design: Design, model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Every tensor of the model, and nothing else, or a `DesignError` with all that does not fit."""
     try:
-        missing, unexpected = load_model(model, path, strict=False)
+        stored = load_file(checkpoint.file)
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise DesignError(f"{design.where_checkpoint}: {path} does not fit the model: {error}") from error
-    problems = [f"has no {names}" for names in [", ".join(sorted(missing))] if names]
-    problems += [f"has {names}, which the model has not" for names in [", ".join(sorted(unexpected))] if names]
+        raise DesignError(f"{design.where_checkpoint}: {checkpoint.file} cannot be read: {error}") from error
+    named = {name.removeprefix(checkpoint.prefix): tensor for name, tensor in stored.items()}
+    problems = list(_misfits(model.state_dict(), named))
     if problems:
-        raise DesignError(f"{design.where_checkpoint}: {path} {' and '.join(problems)}")
+        lines = (f"{design.where_checkpoint}: {checkpoint.file} {problem}" for problem in problems)
+        raise DesignError("\n".join(lines))
+    model.load_state_dict(named, strict=False)
+
+
+# What wrappers put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+def _misfits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is wrong with a checkpoint; `own` are the model's tensors, of which some may be one tensor by two names."""
+    missing = [name for name in own if name not in stored]
+    if missing:
+        for prefix in PREFIXES:
+            if all(prefix + name in stored for name in missing):
+                yield f"has '{prefix}' before every name: give the checkpoint as {{file: ..., prefix: {prefix}}}"
+                return
+    present = {_place(own[name]) for name in own if name in stored}
+    missing = [name for name in missing if _place(own[name]) not in present]
+    if missing:
+        yield f"has no {', '.join(sorted(missing))}"
+    unexpected = sorted(stored.keys() - own.keys())
+    if unexpected:
+        yield f"has {', '.join(unexpected)}, which the model has not"
+    for name in sorted(own.keys() & stored.keys()):
+        ours, theirs = own[name], stored[name]
+        if ours.shape != theirs.shape:
+            yield f"has {name} of shape {list(theirs.shape)}, not {list(ours.shape)}"
+        if ours.dtype != theirs.dtype and not (ours.is_floating_point() and theirs.is_floating_point()):
+            yield f"has {name} of type {theirs.dtype}, which cannot become {ours.dtype}"
+
+
+def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    """The same for tied weights."""
+    return tensor.data_ptr(), tensor.numel(), tuple(tensor.stride())
 
 
 def _example(

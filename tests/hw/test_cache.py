@@ -124,9 +124,7 @@ def test_a_read_only_cache_is_used(kept, monkeypatch):
 
     monkeypatch.setattr(cache.os, "open", refuse)
     assert cache.entry("kind", "key", made) == kept
-    with pytest.raises(
-        cache.CacheError, match="must be writable to build what is not there yet, and"
-    ):
+    with pytest.raises(cache.CacheError, match="must be writable to build what is not there yet, and"):
         cache.entry("kind", "other", made)
 
 

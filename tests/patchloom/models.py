@@ -1,5 +1,7 @@
 """Models that the tests' design files name."""
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,18 @@ class TwoInputs(nn.Module):
         return self.a(left) + self.b(right) if task else self.a(left)
 
 
+class Tied(nn.Module):
+    """One matrix by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
 class Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -39,3 +53,7 @@ def broken() -> nn.Module:
 
 def not_a_module() -> int:
     return 3
+
+
+def leaves() -> nn.Module:
+    sys.exit("bye")

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from patchloom.compiling import PRESETS
-from patchloom.design import DesignError, compile_design, load_design
+from patchloom.design import DesignError, compile_design, load_design, load_module
+from tests.patchloom.models import Mlp, Tied
 
 HERE = Path(__file__).parent
 BAD = sorted(path.stem for path in (HERE / "designs").glob("*.yaml"))
@@ -84,6 +87,7 @@ calibration:
     ("lines", "message"),
     [
         ("module: models.py:broken", "design.yaml:1: models.py:broken failed: RuntimeError: no weights today"),
+        ("module: models.py:leaves", "design.yaml:1: models.py:leaves failed: SystemExit: bye"),
         ("module: models.py:not_a_module", "design.yaml:1: module must be or return a torch.nn.Module, not int"),
         ("module: nowhere.py:A", "design.yaml:1: nowhere.py cannot be imported: FileNotFoundError"),
         ("module: no.such:A", "design.yaml:1: no.such cannot be imported: ModuleNotFoundError"),
@@ -94,3 +98,96 @@ def test_model_that_cannot_be_made(lines, message):
     with pytest.raises(DesignError) as caught:
         compile_design(load_design(write(f"{lines}\ncalibration: {{file: samples.npy}}\n")))
     assert message in str(caught.value)
+
+
+# --- Checkpoints ---
+
+
+def checkpoint(change=lambda tensors: None, model=Mlp) -> dict[str, torch.Tensor]:
+    """A file with a model's weights, after a change; what was written."""
+    tensors = {name: torch.randn_like(tensor) for name, tensor in model().state_dict().items()}
+    change(tensors)
+    save_file(tensors, "weights.safetensors")
+    return tensors
+
+
+def loaded(line: str = "checkpoint: weights.safetensors", model: str = "Mlp") -> torch.nn.Module:
+    design = f"module: models.py:{model}\n{line}\ncalibration: {{file: samples.npy}}\n"
+    return load_module(load_design(write(design)))
+
+
+def test_weights_arrive():
+    expected = checkpoint()
+    for name, tensor in loaded().state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_weights_of_other_floats_arrive():
+    expected = checkpoint(lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
+    torch.testing.assert_close(loaded().fc1.weight, expected["fc1.weight"].float(), rtol=0, atol=0)
+
+
+def test_weights_behind_a_prefix_arrive_when_it_is_given():
+    expected = checkpoint(lambda t: [t.update({f"module.{name}": t.pop(name)}) for name in list(t)])
+    with pytest.raises(DesignError, match=r"has 'module\.' before every name: give the checkpoint as"):
+        loaded()
+    model = loaded("checkpoint: {file: weights.safetensors, prefix: module.}")
+    torch.testing.assert_close(model.fc1.weight, expected["module.fc1.weight"], rtol=0, atol=0)
+
+
+def test_one_name_of_a_tied_weight_is_enough():
+    checkpoint(lambda t: t.pop("b.weight"), Tied)
+    model = loaded(model="Tied")
+    assert model.a.weight is model.b.weight
+
+
+def test_everything_wrong_with_a_checkpoint_is_told():
+    def harm(tensors):
+        tensors["fc1.weight"] = tensors["fc1.weight"].T.contiguous()
+        tensors["fc2.weight"] = (tensors["fc2.weight"] * 9).to(torch.int8)
+        tensors["fc3.weight"] = tensors.pop("fc1.bias")
+
+    checkpoint(harm)
+    with pytest.raises(DesignError) as caught:
+        loaded()
+    assert str(caught.value).splitlines() == [
+        f"design.yaml:2: weights.safetensors {text}"
+        for text in (
+            "has no fc1.bias",
+            "has fc3.weight, which the model has not",
+            "has fc1.weight of shape [16, 32], not [32, 16]",
+            "has fc2.weight of type torch.int8, which cannot become torch.float32",
+        )
+    ]
+
+
+# --- Whatever stands in a file ---
+
+# Text of 8**20 words.
+BOMB = "\n".join(
+    ["k0: &k0 [x]", *(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 8)}]" for i in range(1, 21)), "module: *k20"]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "module: &a [*a]",
+        "config: {preset: [a]}",
+        "config: {preset: {a: b}}",
+        'checkpoint: "\\0.safetensors"',
+        "checkpoint: [a]",
+        "tasks: [[a], {b: c}, [a]]",
+        "? [a, b]\n: c",
+        "? {a: b}\n: c",
+        "<<: {module: x}",
+        "calibration: {file: {}, shape: [[1]], key: 7, divide: .nan}",
+        "overrides: {a: {b: c}}",
+        "arguments: 2001-99-99",
+        "a: " + "[" * 5000,
+        BOMB,
+    ],
+)
+def test_strange_files_are_told(text):
+    with pytest.raises(DesignError, match=r"design\.yaml"):
+        load_design(write(text))
