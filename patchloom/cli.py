@@ -67,7 +67,10 @@ def run(
     inputs = inputs_for(running.task_of(loaded, task), input_)
     with progress_bar() as tell:
         result = running.run(loaded, inputs, task=task, engine=engine, progress=tell)
-    write_arrays(output, result.outputs | {f"raw/{name}": array for name, array in result.raw.items()})
+    raw = {f"raw/{name}": array for name, array in result.raw.items()}
+    if clash := sorted(raw.keys() & result.outputs.keys()):
+        raise InputError(f"{output} cannot hold {clash[0]!r} twice: as an output, and as the integers of one")
+    write_arrays(output, result.outputs | raw)
     report(result, output)
 
 

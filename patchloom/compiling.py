@@ -10,7 +10,7 @@ from patchloom.arrays import InputError, Samples, as_floats, by_name
 from patchloom.compiler.capture import capture, input_names
 from patchloom.compiler.ir import Input
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.progress import Tell
@@ -49,6 +49,9 @@ def compile_module(
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+    for name in tasks or ():
+        if not isinstance(name, str) or not is_name(name):
+            raise InputError(f"a task must have {NAME_RULE}, not {name!r}")
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     bits = Precision.parse(precision, overrides)
     samples = calibration_samples(module, example, calibration)

@@ -17,6 +17,15 @@ class ProgramError(Error, ValueError):
     """A Program that no machine should run, or a directory that holds none: every reason, one per line."""
 
 
+NAME_RULE = "a name of 1 to 100 printable characters that is no path upwards or from the root"
+
+
+def is_name(name: str) -> bool:
+    """Names of tasks and ports are free text that files, tables and terminals can hold."""
+    parts = name.replace("\\", "/").split("/")
+    return 1 <= len(name) <= 100 and name.isprintable() and {"", ".", ".."}.isdisjoint(parts)
+
+
 @dataclass(frozen=True, eq=False)
 class Port:
     """One user tensor and where its elements lie in the input or output region, 16 bits an element.

@@ -25,7 +25,7 @@ from patchloom.compiler.machine.commands import (
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SCORE_FRACTION, SUM_WIDTH, Ints
 from patchloom.compiler.machine.layout import stream_beats
-from patchloom.compiler.machine.program import Port, Program, ProgramError, Task
+from patchloom.compiler.machine.program import NAME_RULE, Port, Program, ProgramError, Task, is_name
 
 Bools = NDArray[np.bool_]
 Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
@@ -45,7 +45,8 @@ def verify(program: Program) -> None:
 def _image_rules(program: Program) -> Rules:
     size, names = len(program.image), [task.name for task in program.tasks]
     yield len(names) > 0, "it has no task"
-    yield len(set(names)) == len(names), f"task names must differ, not {', '.join(names)}"
+    yield len(set(names)) == len(names), f"task names must differ, not {names!r}"
+    yield all(map(is_name, names)), f"a task must have {NAME_RULE}, not {names!r}"
     yield size % 2 == 0, f"the image must be whole elements, not {size} bytes"
     for segment in program.segments:
         end = segment.offset + segment.length
@@ -72,6 +73,7 @@ def _task_rules(program: Program, task: Task, number: int) -> Rules:
     yield task.input_bytes % 2 == task.output_bytes % 2 == 0, "its regions must be whole elements"
     for ports, size, what in ((task.inputs, task.input_bytes, "input"), (task.outputs, task.output_bytes, "output")):
         for port in ports:
+            yield is_name(port.name), f"an {what} must have {NAME_RULE}, not {port.name!r}"
             for holds, text in _port_rules(port, config, size, what):
                 yield holds, f"{what} '{port.name}' {text}"
 

@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import patchloom
+from patchloom import cli
 from patchloom.arrays import InputError
 from patchloom.compiler.capture import CaptureError
 from patchloom.compiler.machine.program import ProgramError
@@ -190,3 +192,40 @@ def test_save_replaces_nothing_but_a_program(program, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     assert str(tmp_path) in message(ProgramError, patchloom.save, program, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# --- Names are free text ---
+
+
+class Named(torch.nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.fc = names, torch.nn.Linear(16, 8)
+
+    def forward(self, x):
+        return {name: self.fc(x) for name in self.names}
+
+
+FREE = ["file", "arr_0", "a b", "[red]x[/red]", "größe", "raw/x", "con.", "kwds"]
+
+
+def test_any_name_of_an_output_reaches_the_file(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = patchloom.compile(Named(FREE), torch.from_numpy(samples[:1]), calibration=samples)
+    patchloom.save(program, tmp_path / "p")
+    np.save("samples.npy", samples)
+    done = CliRunner().invoke(cli.app, ["run", "p", "--input", "samples.npy", "--output", "out.npz"])
+    assert done.exit_code == 0, done.output
+    with np.load("out.npz") as outputs:
+        assert {*FREE, *(f"raw/{name}" for name in FREE)} == set(outputs)
+    assert all(name in done.output for name in FREE)
+
+
+@pytest.mark.parametrize("name", ["", "../../evil", "/etc/passwd", "a\x1b[2J", "a\nb", "..\\evil", "x" * 101])
+def test_names_that_could_break_something_are_refused(name, samples):
+    example = torch.from_numpy(samples[:1])
+    text = message(ProgramError, patchloom.compile, Named([name]), example, calibration=samples)
+    assert "an output must have a name of 1 to 100 printable characters that is no path" in text
+    assert repr(name) in text
+    text = message(InputError, patchloom.compile, Named(["y"]), (example, 0), calibration=samples, tasks=(name,))
+    assert repr(name) in text
