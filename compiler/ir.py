@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Activation = Literal["none", "relu", "gelu"]
 Scoring = Literal["softmax_of_selected", "softmax_of_all"]
 
 
@@ -80,7 +79,7 @@ class Matmul(Node):
     weight: Floats = field(repr=False)  # [outputs, inputs]
     bias: Floats = field(repr=False)  # [outputs]
     epsilon: float | None = None
-    activation: Activation = "none"
+    activation: str = "none"
     residual: Node | None = None
     rows: tuple[int, int]  # [first, last) row of x
 
@@ -158,7 +157,7 @@ class Moe(Node):
     gate_weight: Floats = field(repr=False)  # [experts, inputs]
     gate_bias: Floats = field(repr=False)
     experts: tuple[Expert, ...] = field(repr=False)
-    activation: Activation
+    activation: str
     top_k: int
     scoring: Scoring
     epsilon: float | None = None

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from patchloom.compiler.ir import Activation, Expert, Floats, Scoring
+from patchloom.compiler.activations import ACTIVATIONS, Function
+from patchloom.compiler.ir import Expert, Floats, Scoring
 from patchloom.compiler.primitive import Origin, Problem, float32
 
 TOLERANCE = 1e-4  # of the largest output
@@ -28,10 +29,9 @@ HOW_TO_WRITE = (
     "experts of score * expert(token), with score = softmax of the selected gate logits, or the selected entries of "
     "the softmax of all gate logits; keep norms, residuals and shared layers outside it"
 )
-ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
-    ("gelu", F.gelu),
-    ("relu", F.relu),
-    ("gelu", lambda x: F.gelu(x, approximate="tanh")),
+# What may stand between an expert's two layers.
+BETWEEN: tuple[tuple[str, Function], ...] = tuple(
+    (row.name, function) for row in ACTIVATIONS.values() if row.forms for function in row.functions
 )
 
 
@@ -50,7 +50,7 @@ class Block:
     module: nn.Module
     experts: tuple[Expert, ...]
     functions: tuple[nn.Module, ...]
-    activation: Activation
+    activation: str
     gates: tuple[Gate, ...]
 
     @property
@@ -66,7 +66,7 @@ class Layer:
     gate_weight: Floats = field(repr=False)
     gate_bias: Floats = field(repr=False)
     experts: tuple[Expert, ...] = field(repr=False)
-    activation: Activation
+    activation: str
     top_k: int
     scoring: Scoring
 
@@ -118,7 +118,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
     return list(found.values())
 
 
-def _as_experts(functions: Sequence[nn.Module]) -> tuple[tuple[Expert, ...], Activation] | None:
+def _as_experts(functions: Sequence[nn.Module]) -> tuple[tuple[Expert, ...], str] | None:
     experts = [_as_expert(function) for function in functions]
     known = [expert for expert in experts if expert is not None]
     if len(known) < len(experts) or len({(e.w1.shape, e.w2.shape, activation) for e, activation in known}) != 1:
@@ -126,7 +126,7 @@ def _as_experts(functions: Sequence[nn.Module]) -> tuple[tuple[Expert, ...], Act
     return tuple(expert for expert, _ in known), known[0][1]
 
 
-def _as_expert(function: nn.Module) -> tuple[Expert, Activation] | None:
+def _as_expert(function: nn.Module) -> tuple[Expert, str] | None:
     """Two Linears and the activation between them, whatever it is called: whichever formula fits."""
     linears = [part for part in function.modules() if isinstance(part, nn.Linear)]
     own = {id(parameter) for linear in linears for parameter in linear.parameters()}
@@ -140,7 +140,7 @@ def _as_expert(function: nn.Module) -> tuple[Expert, Activation] | None:
             actual = function(probe)
         except (TypeError, ValueError, RuntimeError, LookupError, AssertionError):  # no function of tokens alone
             return None
-        for name, activation in ACTIVATIONS:
+        for name, activation in BETWEEN:
             if isinstance(actual, Tensor) and _alike(second(activation(first(probe))), actual):
                 return _expert(first, second), name
     return None

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler import moe
+from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.ir import Indices
 from patchloom.compiler.primitive import (
     Activate,
@@ -82,7 +83,7 @@ def refuse(_: Site, a: Args) -> Any:
 HINTS = (
     (
         r"silu|sigmoid|tanh|elu|mish|softplus|hardswish|hardsigmoid|relu6|prelu|hardtanh|erf",
-        "supported activations are GELU and ReLU",
+        f"supported activations are {' and '.join(row.title for row in ACTIVATIONS.values() if row.forms)}",
     ),
     (r"batch_norm|group_norm|instance_norm", "use LayerNorm, or fold the trained normalisation into the layer before"),
     (r"rms_norm|rsqrt|var|std|pow|sqrt", "supported normalisation is torch.nn.LayerNorm over the last dimension"),
@@ -268,12 +269,14 @@ def _times(site: Site, view: View, factor: Tensor) -> View:
 
 
 def activation(site: Site, a: Args) -> View:
-    name: Any = operation_name(a["target"]).rpartition(".")[2]
-    if a.get("approximate") == "tanh":
-        warnings.warn(
-            f"{site.origin}: GELU with the tanh approximation is compiled as exact GELU (they differ by up to 5e-4)",
-            stacklevel=2,
-        )
+    operation = operation_name(a["target"])
+    forms = ((row.name, form) for row in ACTIVATIONS.values() for form in row.forms if form.operation == operation)
+    found = [(name, form) for name, form in forms if form.arguments.items() <= a.items()]
+    if not found:
+        refuse(site, a)
+    name, form = found[0]
+    if form.warning:
+        warnings.warn(f"{site.origin}: {form.warning}", stacklevel=2)
     view = plain(a["self"])
     base = view.base
     if base is not None and len(base.shape) == 2 and not isinstance(base, Source | Fixed):
@@ -574,7 +577,7 @@ OPERATIONS: dict[str, Handler] = {
     **table(multiply, "mul multiply"),
     **table(divide, "div divide true_divide"),
     **table(negate, "neg negative"),
-    **table(activation, "relu gelu"),
+    **{form.operation: activation for row in ACTIVATIONS.values() for form in row.forms},
     **table(linear, "linear"),
     **table(matmul, "matmul mm bmm"),
     **table(addmm, "addmm baddbmm"),

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchloom.compiler.ir import Activation, Expert, Floats, Indices, Scoring
+from patchloom.compiler.ir import Expert, Floats, Indices, Scoring
 from patchloom.compiler.machine.errors import Error
 
 
@@ -252,7 +252,7 @@ class Linear(Primitive):
     weight: Floats = field(repr=False)
     bias: Floats = field(repr=False)
     epsilon: float | None = None
-    activation: Activation = "none"
+    activation: str = "none"
     residual: View | None = None
 
     @property
@@ -268,7 +268,7 @@ class Mixture(Primitive):
     gate_weight: Floats = field(repr=False)
     gate_bias: Floats = field(repr=False)
     experts: tuple[Expert, ...] = field(repr=False)
-    activation: Activation
+    activation: str
     top_k: int
     scoring: Scoring
     epsilon: float | None = None
@@ -296,7 +296,7 @@ class Normalise(Primitive):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Activate(Primitive):
     x: View
-    activation: Activation
+    activation: str
 
     @property
     def shape(self) -> tuple[int, ...]:

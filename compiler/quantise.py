@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.evaluate import evaluate
-from patchloom.compiler.ir import Activation, Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.ir import Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
 from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import BIAS_WIDTH
 from patchloom.compiler.machine.errors import Error
@@ -142,7 +142,7 @@ class Linear:
     bias: Ints = field(repr=False)  # the rest as in `layout.Weights`
     multiplier: Ints = field(repr=False)
     shift: Ints = field(repr=False)
-    activation: Activation
+    activation: str
     post_shift: int
 
 
@@ -471,7 +471,7 @@ class _Maker:
         return Operand(Format(width, scale), constants)
 
     def linear(
-        self, operand: Operand, weight: Floats, bias: Floats, bits: int, activation: Activation, word: float, shift: int
+        self, operand: Operand, weight: Floats, bias: Floats, bits: int, activation: str, word: float, shift: int
     ) -> Linear:
         """`word` is the scale of the epilogue's word, `shift` its distance to the output's scale."""
         digest = blake2b(weight.tobytes()).digest(), blake2b(bias.tobytes()).digest()
@@ -550,7 +550,7 @@ def normalise_constants(features: int, epsilon: float, x_scale: float, scale: fl
 
 
 def quantise_linear(
-    operand: Operand, weight: Floats, bias: Floats, bits: int, activation: Activation, word: float, post_shift: int
+    operand: Operand, weight: Floats, bias: Floats, bits: int, activation: str, word: float, post_shift: int
 ) -> Linear:
     x = operand.format
     scale = np.maximum(_least_error(weight, bits), _least_scale(weight, bias, x, word))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.allocate import Span, alive, allocate
 from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
 from patchloom.compiler.machine import bounds
@@ -22,7 +23,6 @@ from patchloom.compiler.machine.commands import (
     COMMAND_BYTES,
     Command,
     Kind,
-    Post,
     Prologue,
     Queue,
     Residual,
@@ -39,7 +39,6 @@ from patchloom.compiler.machine.verify import verify
 from patchloom.compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
 
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
-POST = {"none": Post.NONE, "relu": Post.RELU, "gelu": Post.GELU}
 
 
 class ScheduleError(Error, ValueError):
@@ -458,7 +457,7 @@ class Drafting:
             rows=rows, depth=depth, columns=columns, a_stride=a.stride,
             a_wide=int(linear.operand.format.width == 16), a_packed=int(a.packed),
             b_digits=count, dma_beats=stream_beats(self.config, depth, columns, count),
-            post=POST[linear.activation], post_shift=linear.post_shift,
+            post=ACTIVATIONS[linear.activation].post, post_shift=linear.post_shift,
             o_stride=out.stride, o_wide=int(out.width == 16), o_packed=int(out.packed), **fields,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from patchloom.compiler.machine.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Stationary
+from patchloom.compiler.machine.commands import Command, Kind, Prologue, Queue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Buffer, Port, Program, Task
 
@@ -107,7 +107,7 @@ def _matmul(c: Command) -> Words:
         ),
         *_part(c.prologue, {Prologue.NORMALISE: "normalise", Prologue.EXP: "exp"}),
         f"{bits}-bit{' packed' * c.a_packed} a x {c.b_digits}-digit b",
-        *_part(c.post, {Post.RELU: "relu", Post.GELU: "gelu"}),
+        *[c.post.name.lower()] * bool(c.post),
         *_part(c.row_scale, {RowScale.SOFTMAX: "/ row sum", RowScale.GATE: "* gate score"}),
         *_part(c.residual, {Residual.ADD: "+ r", Residual.CHAIN: "+ r, then itself", Residual.CHAIN_ZERO: "+ itself"}),
         f"to {16 if c.o_wide else 8}{' packed' * c.o_packed} bits",

@@ -1,0 +1,77 @@
+"""Activation functions, a row each: what torch calls it, what it computes, what the machine needs for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchloom.compiler.machine.commands import Post
+from patchloom.compiler.machine.fixed import GELU_FRACTION
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """An operation that torch.export shows for a function, and the arguments by which it is that function."""
+
+    operation: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    approximation: Function | None = None  # what it computes, where that is not quite the row's function
+    warning: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activation:
+    """`fraction` and `limit` bind the number formats around the function: see `quantise`.
+
+    `fraction`: fractional bits that the epilogue's word must have when it enters the function, because a table
+    is read by it; the result is then shifted right to a scale that is a power of two. None: any scale will do.
+    `limit`: the largest value, which the function clips to by saturating there; hence no residual joins it.
+    """
+
+    name: str
+    title: str = ""  # as users know it
+    function: Function
+    post: Post
+    forms: tuple[Form, ...] = ()
+    fraction: int | None = None
+    limit: float | None = None
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = self.function(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+        return result
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """All that is compiled as this function, itself first."""
+        return self.function, *(form.approximation for form in self.forms if form.approximation)
+
+
+ROWS = (
+    Activation(name="none", function=lambda x: x, post=Post.NONE),
+    Activation(
+        name="gelu",
+        title="GELU",
+        function=F.gelu,
+        post=Post.GELU,
+        fraction=GELU_FRACTION,
+        forms=(
+            Form("aten.gelu", {"approximate": "none"}),
+            Form(
+                "aten.gelu",
+                {"approximate": "tanh"},
+                lambda x: F.gelu(x, approximate="tanh"),
+                "GELU with the tanh approximation is compiled as exact GELU (they differ by up to 5e-4)",
+            ),
+        ),
+    ),
+    Activation(name="relu", title="ReLU", function=torch.relu, post=Post.RELU, forms=(Form("aten.relu"),)),
+)
+
+ACTIVATIONS: Mapping[str, Activation] = {row.name: row for row in ROWS}
