@@ -8,7 +8,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test lint fuzz bench format clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+fuzz: $(READY)  ## damaged files and strange commands, 5,000 of them: only errors may come out; minutes
+	$(BIN)/python -m tests.fuzz --count 5000 --seed 0
 
 bench: $(READY) build/nextpnr  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
 	PATH="$(CURDIR)/build/nextpnr/bin:$$PATH" $(BIN)/python -m benchmarks.area

@@ -2,7 +2,9 @@
 
 import sys
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,11 @@ from patchloom.compiler.machine.errors import Error
 
 Arrays = dict[str, NDArray[Any]]
 Samples = dict[str, NDArray[np.floating[Any]]]
+# What readers of damaged files raise; NumPy parses headers as Python.
+UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError,
+    NotImplementedError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, SafetensorError,
+)  # fmt: skip
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
@@ -28,12 +35,11 @@ def read_arrays(path: Path) -> Arrays:
         if path.suffix == ".safetensors":
             parts: Any = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
             return {name: _decoded(**stored) for name, stored in parts}
-        loaded = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
-            return {"": np.asarray(loaded)}
-        with loaded:
+            return {"": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}  # mapped: it cannot claim more
+        with np.load(path, allow_pickle=False) as loaded:
             return dict(loaded)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path} cannot be read: {reason}") from error
 
