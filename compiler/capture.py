@@ -26,7 +26,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from patchloom.compiler import moe
-from patchloom.compiler.ir import Graph
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.operations import OPERATIONS, Site, arguments_of, operation_name, plain, refuse
 from patchloom.compiler.primitive import CaptureError, Opaque, Origin, Problem, Source, UnsupportedError, View, whole
 from patchloom.compiler.rewrite import Lowering, Pool, rewrite

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from patchloom.compiler.activations import ACTIVATIONS, Function
-from patchloom.compiler.ir import Expert, Floats, Scoring
+from patchloom.compiler.graph import Floats
+from patchloom.compiler.nodes import Expert, Scoring
 from patchloom.compiler.primitive import Origin, Problem, float32
 
 TOLERANCE = 1e-4  # of the largest output
@@ -60,7 +61,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A block with its explanation: what `ir.Moe` needs besides the tokens."""
+    """A block with its explanation: what `nodes.Moe` needs besides the tokens."""
 
     origin: Origin
     gate_weight: Floats = field(repr=False)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler import moe
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.ir import Indices
+from patchloom.compiler.graph import Indices
 from patchloom.compiler.primitive import (
     Activate,
     Add,

@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchloom.compiler.ir import Expert, Floats, Indices, Scoring
+from patchloom.compiler.graph import Floats, Indices
 from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.nodes import Expert, Scoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,7 @@ class Opaque(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Primitive):
-    """As `ir.Matmul`, with x and residual as views of shape tokens x features."""
+    """As `nodes.Matmul`, with x and residual as views of shape tokens x features."""
 
     x: View
     weight: Floats = field(repr=False)
@@ -262,7 +263,7 @@ class Linear(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture(Primitive):
-    """As `ir.Moe`, with x and residual as views of shape tokens x features."""
+    """As `nodes.Moe`, with x and residual as views of shape tokens x features."""
 
     x: View
     gate_weight: Floats = field(repr=False)
@@ -350,7 +351,7 @@ class Softmax(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attend(Primitive):
-    """As `ir.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
+    """As `nodes.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
 
     q: View
     k: View

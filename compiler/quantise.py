@@ -19,8 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.evaluate import evaluate
-from patchloom.compiler.ir import Attention, Floats, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.graph import Floats, Graph, Node, evaluate
 from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import BIAS_WIDTH
 from patchloom.compiler.machine.errors import Error
@@ -34,6 +33,7 @@ from patchloom.compiler.machine.fixed import (
     multiplier_of,
     operand_limits,
 )
+from patchloom.compiler.nodes import Attention, Input, Matmul, Moe, Output
 
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 
@@ -333,7 +333,8 @@ def _formats(graphs: list[Graph], precision: Precision, keys: dict[Node, Key], s
     for node in nodes:
         if isinstance(node, Matmul | Moe) and node.residual is not None:
             chains.join(keys[node], keys[node.residual])
-    powers = {keys[n.x] for graph in graphs for n in graph.outputs} | {keys[n] for n in nodes if isinstance(n, Input)}
+    powers = {keys[x] for graph in graphs for n in graph.outputs for x in n.inputs}
+    powers |= {keys[n] for n in nodes if isinstance(n, Input)}
     powers |= {keys[n] for n in nodes if isinstance(n, Matmul) and n.activation == "gelu"}
     finest = _finest(nodes, keys)
     formats: dict[Key, Format] = {}

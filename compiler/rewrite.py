@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from patchloom.compiler import ir
-from patchloom.compiler.evaluate import activate
-from patchloom.compiler.ir import Expert, Floats, Indices
+from patchloom.compiler import nodes
+from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.graph import Floats, Graph, Indices, Node
+from patchloom.compiler.nodes import Expert
 from patchloom.compiler.primitive import (
     Activate,
     Add,
@@ -447,7 +448,7 @@ def _gathered(old: Linear, rows: Indices) -> Linear | None:
     if x is None or not _is_fixed(old.residual):
         return None
     added = np.zeros(old.shape, np.float32) if old.residual is None else _value(old.residual)
-    empty = -activate(old.bias, old.activation)  # what a zero token would give
+    empty = -ACTIVATIONS[old.activation](old.bias)  # what a zero token would give
     residual = float32(np.where(rows[:, None] >= 0, added[rows], empty))
     return _plus(replace(old, x=x, residual=None), residual, old)
 
@@ -642,22 +643,22 @@ class Lowering:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.nodes: dict[object, ir.Node] = {}
+        self.nodes: dict[object, Node] = {}
         self.names: Counter[str] = Counter()
 
-    def graph(self, task: str, results: Mapping[str, View]) -> ir.Graph:
+    def graph(self, task: str, results: Mapping[str, View]) -> Graph:
         for base in in_order(list(results.values())):
             if not isinstance(base, Source):
                 self.node(whole(base))
-        return ir.Graph(task, tuple(self._output(name, view) for name, view in results.items()))
+        return Graph(task, tuple(self._output(name, view) for name, view in results.items()))
 
-    def _output(self, name: str, view: View) -> ir.Output:
+    def _output(self, name: str, view: View) -> nodes.Output:
         if not isinstance(view.base, Source):
-            return ir.Output(name=name, x=self.node(view), index=view.index)
+            return nodes.Output(name=name, x=self.node(view), index=view.index)
         x = self.node(view.reshape(-1, view.shape[-1] if view.shape else 1))
-        return ir.Output(name=name, x=x, index=np.arange(view.index.size).reshape(view.shape))
+        return nodes.Output(name=name, x=x, index=np.arange(view.index.size).reshape(view.shape))
 
-    def node(self, view: View) -> ir.Node:
+    def node(self, view: View) -> Node:
         """The canonical node of a settled operand."""
         base = view.base
         assert base is not None, "settled operands come from one operation"
@@ -673,22 +674,22 @@ class Lowering:
         unique = name if self.names[name] == 1 else f"{name}_{self.names[name] - 1}"
         return {"name": unique, "source": base.origin.where}
 
-    def optional(self, view: View | None) -> ir.Node | None:
+    def optional(self, view: View | None) -> Node | None:
         return None if view is None else self.node(view)
 
 
-def _lower_source(_: Lowering, base: Source, view: View) -> ir.Node:
-    return ir.Input(name=base.name, index=np.ascontiguousarray(view.index), user_shape=base.user_shape)
+def _lower_source(_: Lowering, base: Source, view: View) -> Node:
+    return nodes.Input(name=base.name, index=np.ascontiguousarray(view.index), user_shape=base.user_shape)
 
 
-def _lower_fixed(at: Lowering, base: Fixed, _: View) -> ir.Node:
-    return ir.Constant(value=at.pool(base.value), **at.name(base))
+def _lower_fixed(at: Lowering, base: Fixed, _: View) -> Node:
+    return nodes.Constant(value=at.pool(base.value), **at.name(base))
 
 
-def _lower_linear(at: Lowering, base: Linear, _: View) -> ir.Node:
+def _lower_linear(at: Lowering, base: Linear, _: View) -> Node:
     chosen = None if isinstance(base.x.base, Source) else selection(base.x)
     name = at.name(base)  # before its operands take theirs
-    return ir.Matmul(
+    return nodes.Matmul(
         x=at.node(base.x),
         weight=at.pool(base.weight),
         bias=at.pool(base.bias),
@@ -700,8 +701,8 @@ def _lower_linear(at: Lowering, base: Linear, _: View) -> ir.Node:
     )
 
 
-def _lower_mixture(at: Lowering, base: Mixture, _: View) -> ir.Node:
-    return ir.Moe(
+def _lower_mixture(at: Lowering, base: Mixture, _: View) -> Node:
+    return nodes.Moe(
         x=at.node(base.x),
         gate_weight=at.pool(base.gate_weight),
         gate_bias=at.pool(base.gate_bias),
@@ -715,8 +716,8 @@ def _lower_mixture(at: Lowering, base: Mixture, _: View) -> ir.Node:
     )
 
 
-def _lower_attend(at: Lowering, base: Attend, _: View) -> ir.Node:
-    return ir.Attention(
+def _lower_attend(at: Lowering, base: Attend, _: View) -> Node:
+    return nodes.Attention(
         q=at.node(base.q),
         k=at.node(base.k),
         v=at.node(base.v),
@@ -730,7 +731,7 @@ def _lower_attend(at: Lowering, base: Attend, _: View) -> ir.Node:
     )
 
 
-LOWER: Mapping[type[Primitive], Callable[[Lowering, Any, View], ir.Node]] = {
+LOWER: Mapping[type[Primitive], Callable[[Lowering, Any, View], Node]] = {
     Source: _lower_source,
     Fixed: _lower_fixed,
     Linear: _lower_linear,

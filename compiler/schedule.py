@@ -16,7 +16,7 @@ import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.allocate import Span, alive, allocate
-from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.graph import Graph, Node
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.bounds import digits
 from patchloom.compiler.machine.commands import (
@@ -36,6 +36,7 @@ from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SUM_WIDTH, Int
 from patchloom.compiler.machine.layout import Weights, pack, stream_beats
 from patchloom.compiler.machine.program import Buffer, Port, Program, Segment, Task, command_table
 from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
 
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
@@ -688,7 +689,7 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
     return Task(
         graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
-        sum(macs(node) for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
+        sum(node.macs for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
         tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
     )  # fmt: skip
 
@@ -736,15 +737,3 @@ def _encodable(draft: Draft, image: Image, problems: dict[str, None]) -> Command
     except ValueError as error:
         problems[f"does not fit: '{draft.note}': {error}; try a smaller layer"] = None
     return command
-
-
-def macs(node: Node) -> int:
-    """Multiply-accumulates of one frame, as the model counts them."""
-    if isinstance(node, Matmul):
-        return node.shape[0] * node.weight.size
-    if isinstance(node, Attention):
-        return len(node.q_columns) * node.shape[0] * node.k.shape[0] * (node.head_dim + node.value_dim)
-    if isinstance(node, Moe):
-        expert = node.experts[0]
-        return node.shape[0] * (node.gate_weight.size + node.top_k * (expert.w1.size + expert.w2.size))
-    return 0

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from patchloom.arrays import InputError, Samples, as_floats, by_name
 from patchloom.compiler.capture import capture, input_names
-from patchloom.compiler.ir import Input
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
+from patchloom.compiler.nodes import Input
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.progress import Tell

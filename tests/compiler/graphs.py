@@ -1,13 +1,13 @@
-"""Random graphs, straight from `ir` nodes, and how far a Program is from its graph."""
+"""Random graphs, straight from nodes, and how far a Program is from its graph."""
 
 from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.evaluate import evaluate
-from patchloom.compiler.ir import Attention, Constant, Expert, Graph, Input, Matmul, Moe, Node, Output
+from patchloom.compiler.graph import Graph, Node, evaluate
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, from_region, to_region
+from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.sim.interpret import execute

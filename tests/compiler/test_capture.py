@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchloom.compiler.capture import CaptureError, capture
-from patchloom.compiler.evaluate import evaluate
-from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Moe, describe
+from patchloom.compiler.graph import Graph, describe, evaluate
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe
 
 GOLDEN = Path(__file__).parent / "golden"
 DIM, TOKENS = 16, 6

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from patchloom.compiler.ir import Graph, Matmul
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.fixed import MEAN_GUARD, operand_limits
+from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.quantise import (
     AttentionNumbers,
     Format,

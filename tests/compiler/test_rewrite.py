@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchloom.compiler.capture import CaptureError, capture
-from patchloom.compiler.ir import Input, Matmul, Output, describe
+from patchloom.compiler.graph import describe
+from patchloom.compiler.nodes import Input, Matmul, Output
 from patchloom.compiler.primitive import View
 from patchloom.compiler.rewrite import in_order, rewrite
 

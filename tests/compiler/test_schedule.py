@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from patchloom.compiler.evaluate import evaluate
-from patchloom.compiler.ir import Attention, Constant, Graph, Input, Matmul, Node, Output
+from patchloom.compiler.graph import Graph, Node, evaluate
 from patchloom.compiler.machine.commands import Kind, Residual, Stationary
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Output
 from patchloom.compiler.quantise import Precision, quantise
-from patchloom.compiler.schedule import FitError, ScheduleError, macs, schedule
+from patchloom.compiler.schedule import FitError, ScheduleError, schedule
 from patchloom.sim.interpret import execute
 from tests.compiler.graphs import CONFIGS, Builder, compiled, quality, random_graph, run, samples, sqnr, transformer
 
@@ -365,10 +365,10 @@ def test_notes_and_buffers_name_the_models_parts():
 def test_macs_are_the_models():
     b = Builder()
     qkv = b.matmul("qkv", b.input(10, 8), 48)
-    assert macs(qkv) == 10 * 8 * 48
+    assert qkv.macs == 10 * 8 * 48
     attention = b.attention("attention", qkv, 2, 8)
-    assert macs(attention) == 2 * 10 * 10 * (8 + 8)
-    assert macs(b.moe("moe", attention, 4, 32, top_k=2)) == 10 * (16 * 4 + 2 * 2 * 16 * 32)
+    assert attention.macs == 2 * 10 * 10 * (8 + 8)
+    assert b.moe("moe", attention, 4, 32, top_k=2).macs == 10 * (16 * 4 + 2 * 2 * 16 * 32)
 
 
 def test_mixture_chains_on_its_own_output():

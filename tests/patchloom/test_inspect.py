@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from patchloom.compiler.ir import Graph
+from patchloom.compiler.graph import Graph
 from patchloom.inspect import describe
 from tests.compiler.graphs import Builder, compiled, transformer
 

@@ -1,0 +1,122 @@
+"""The canonical graph: what a model is once captured and rewritten, before numbers become integers.
+
+Every node yields one two-dimensional tensor, tokens x features, of one sample. Nodes are immutable, check
+themselves when built and derive their shape, so a graph never goes stale. Weights are float32 arrays in
+torch's layout, `[outputs, inputs]`. What kinds there are, `compiler.nodes` tells: nothing here knows one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Observe = Callable[["Node", str, np.ndarray[Any, Any]], None]
+
+
+class GraphError(ValueError):
+    """A node whose parts do not fit together: the message names the node, the rule and the value."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Node(ABC):
+    """One operation on tensors. `name` is the path of the torch module, `source` the user's file:line."""
+
+    name: str
+    source: str = field(default="", repr=False)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+    @property
+    def inputs(self) -> tuple["Node", ...]:
+        return ()
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(tokens, features)."""
+
+    @property
+    def flags(self) -> Iterable[str]:
+        """What `describe` says of it besides its operands."""
+        return ()
+
+    @abstractmethod
+    def evaluate(self, at: "Evaluation") -> Floats:
+        """Its result in float32; `at` is told of every intermediate that will need a number format."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one frame, as the model counts them."""
+        return 0
+
+    def require(self, rule: bool, text: str) -> None:
+        if not rule:
+            raise GraphError(f"{self.kind} '{self.name}' {text}{self.source and f' ({self.source})'}")
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One task: its outputs, in the order the user's forward returns them."""
+
+    task: str
+    outputs: tuple[Node, ...]
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node once, each after all its inputs."""
+        seen: set[int] = set()
+
+        def visit(node: Node) -> Iterator[Node]:
+            if id(node) in seen:
+                return
+            seen.add(id(node))
+            for before in node.inputs:
+                yield from visit(before)
+            yield node
+
+        for output in self.outputs:
+            yield from visit(output)
+
+    def tensors(self) -> list[Node]:
+        """Every node whose result is stored: all but the outputs, which name elements of others."""
+        return [node for node in self.nodes() if node not in self.outputs]
+
+
+def describe(graph: Graph) -> str:
+    """One line per node: number, operation, name, shape, operands, flags. The form that tests compare."""
+    numbers = {node: f"%{i}" for i, node in enumerate(graph.nodes())}
+
+    def line(node: Node) -> str:
+        operands = " ".join(numbers[before] for before in node.inputs)
+        parts = [f"{numbers[node]} = {node.kind} '{node.name}' {node.shape[0]}x{node.shape[1]}", operands]
+        return " ".join(part for part in (*parts, ", ".join(node.flags)) if part)
+
+    return "\n".join([f"task '{graph.task}'", *(line(node) for node in graph.nodes())]) + "\n"
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """One sample on its way through a graph."""
+
+    inputs: Mapping[str, Floats]  # by name, without the batch dimension
+    observe: Observe
+    values: dict[Node, Floats] = field(default_factory=dict)
+
+
+def evaluate(graph: Graph, inputs: Mapping[str, Floats], observe: Observe = lambda *_: None) -> dict[str, Floats]:
+    """What the graph means, in float32: its outputs by name.
+
+    `observe(node, quantity, array)` sees every intermediate that will need a number format.
+    """
+    at = Evaluation(inputs, observe)
+    for node in graph.nodes():
+        at.values[node] = node.evaluate(at)
+        if node not in graph.outputs:
+            observe(node, "output", at.values[node])
+    return {output.name: at.values[output] for output in graph.outputs}

@@ -1,0 +1,106 @@
+"""A sparse mixture of experts, with its gate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.nodes.float32 import normalise, softmax
+
+Scoring = Literal["softmax_of_selected", "softmax_of_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """`w2 @ activation(w1 @ x + b1) + b2`; all experts of a layer have the same shapes."""
+
+    w1: Floats = field(repr=False)
+    b1: Floats = field(repr=False)
+    w2: Floats = field(repr=False)
+    b2: Floats = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moe(Node):
+    """`sum over the top_k experts e of score_e * expert_e(norm(x)) + residual`.
+
+    Logits are `norm(x) @ gate_weight.T + gate_bias`. Scores are the softmax of the selected logits, or the
+    selected entries of the softmax of all logits. `epsilon` as in `Matmul`.
+    """
+
+    x: Node
+    gate_weight: Floats = field(repr=False)  # [experts, inputs]
+    gate_bias: Floats = field(repr=False)
+    experts: tuple[Expert, ...] = field(repr=False)
+    activation: str  # of `ACTIVATIONS`
+    top_k: int
+    scoring: Scoring
+    epsilon: float | None = None
+    residual: Node | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.experts)
+        self.require(1 <= self.top_k <= count, f"top_k must be 1 to {count}, not {self.top_k}")
+        self.require(
+            self.gate_weight.shape == (count, self.x.shape[1]),
+            f"gate must be {(count, self.x.shape[1])}, not {self.gate_weight.shape}",
+        )
+        if self.residual is not None:
+            self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.experts[0].w2.shape[0]
+
+    @property
+    def flags(self) -> Iterator[str]:
+        if self.epsilon is not None:
+            yield f"norm({self.epsilon:g})"
+        yield f"experts {len(self.experts)} of {len(self.experts[0].w1)}, top {self.top_k}, {self.scoring}"
+        if self.activation != "none":
+            yield self.activation
+        if self.residual is not None:
+            yield "+ residual"
+
+    def evaluate(self, at: Evaluation) -> Floats:
+        operand = normalise(at.values[self.x], self.epsilon)
+        at.observe(self, "operand", operand)
+        choice, scores = self._route(at, operand)
+        result = self._mix(at, operand, choice, scores)
+        at.observe(self, "result", result)
+        return result if self.residual is None else result + at.values[self.residual]
+
+    def _route(self, at: Evaluation, operand: Floats) -> tuple[Indices, Floats]:
+        """Experts of each token, the one with the largest logit first, and their scores."""
+        logits = operand @ self.gate_weight.T + self.gate_bias
+        at.observe(self, "logits", logits)
+        choice = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
+        at.observe(self, "choice", choice)
+        if self.scoring == "softmax_of_selected":
+            return choice, softmax(np.take_along_axis(logits, choice, axis=1))
+        return choice, np.take_along_axis(softmax(logits), choice, axis=1)
+
+    def _mix(self, at: Evaluation, operand: Floats, choice: Indices, scores: Floats) -> Floats:
+        activate, result = ACTIVATIONS[self.activation], np.zeros(self.shape, np.float32)
+        preactivations, hiddens = [], []
+        for number, expert in enumerate(self.experts):
+            tokens, rank = np.nonzero(choice == number)
+            if len(tokens):
+                preactivations.append(operand[tokens] @ expert.w1.T + expert.b1)
+                hiddens.append(activate(preactivations[-1]))
+                result[tokens] += scores[tokens, rank, None] * (hiddens[-1] @ expert.w2.T + expert.b2)
+        at.observe(self, "preactivation", np.concatenate(preactivations))
+        at.observe(self, "hidden", np.concatenate(hiddens))
+        return result
+
+    @property
+    def macs(self) -> int:
+        expert = self.experts[0]
+        return self.shape[0] * (self.gate_weight.size + self.top_k * (expert.w1.size + expert.w2.size))
