@@ -25,8 +25,9 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-fuzz: $(READY)  ## damaged files and strange commands, 5,000 of them: only errors may come out; minutes
+fuzz: $(READY)  ## damaged files, strange commands, killed compiles: only errors may come out, nothing is lost; minutes
 	$(BIN)/python -m tests.fuzz --count 5000 --seed 0
+	$(BIN)/python -m tests.kill --count 500 --seed 0
 
 bench: $(READY) build/nextpnr  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
 	PATH="$(CURDIR)/build/nextpnr/bin:$$PATH" $(BIN)/python -m benchmarks.area
