@@ -24,7 +24,7 @@ from benchmarks.area import measured
 from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
-from patchloom.compiler.capture import capture
+from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Stationary
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.registers import REGISTERS

@@ -15,7 +15,7 @@ import torch
 from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT
 from benchmarks.m3vit_t.weights import SEED, draw, picture
-from patchloom.compiler.capture import capture
+from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.machine.commands import Kind, Queue
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program

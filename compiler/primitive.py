@@ -5,7 +5,7 @@ flattened result it is. Whatever reshapes, transposes, slices, splits or joins t
 index array, so heads, fused projections, patches and output layouts leave no operations behind.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -14,70 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patchloom.compiler.graph import Floats, Indices
-from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.nodes import Expert, Scoring
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What the user wrote: the operation, the module it is in, and the file:line."""
-
-    op: str = ""
-    name: str = ""
-    where: str = ""
-
-    def __str__(self) -> str:
-        return self.op + (f" in '{self.name}'" if self.name else "") + (f" at {self.where}" if self.where else "")
-
-
-NOWHERE = Origin()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that cannot be compiled, where it is, and how to go on."""
-
-    origin: Origin
-    text: str
-    hint: str = ""
-    shapes: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """The same for one line of the user's that many modules run."""
-        return self.origin.op, self.origin.where, self.shapes, self.text, self.hint
-
-    def __str__(self) -> str:
-        shapes = f" of {', '.join('x'.join(map(str, shape)) for shape in self.shapes)}" if self.shapes else ""
-        return f"{self.origin}{shapes}: {self.text}" + (f"\n     {self.hint}" if self.hint else "")
-
-
-class CaptureError(Error, ValueError):
-    """Everything about a model that cannot be compiled, all at once."""
-
-    def __init__(self, title: str, problems: Iterable[Problem | str] = ()) -> None:
-        found: dict[object, list[Problem | str]] = {}
-        for problem in problems:
-            found.setdefault(problem.kind if isinstance(problem, Problem) else problem, []).append(problem)
-        self.problems = tuple(_with_count(alike) for alike in found.values())
-        super().__init__("\n".join([title, *(f"{i:3}. {text}" for i, text in enumerate(self.problems, 1))]))
-
-
-def _with_count(alike: Sequence[Problem | str]) -> str:
-    first = alike[0]
-    names = {problem.origin.name for problem in alike if isinstance(problem, Problem)}
-    if isinstance(first, str) or len(names) == 1:
-        return str(first)
-    more = replace(first.origin, name=f"{first.origin.name}' and {len(names) - 1} more like '{max(names)}")
-    return str(replace(first, origin=more))
-
-
-class UnsupportedError(Exception):
-    """Raised where an operation is met that has no meaning here; becomes a `Problem` of that operation."""
-
-    def __init__(self, text: str, hint: str = "") -> None:
-        super().__init__(text)
-        self.text, self.hint = text, hint
+from patchloom.compiler.origin import NOWHERE, Origin
 
 
 def float32(value: ArrayLike) -> Floats:
@@ -138,6 +76,12 @@ class View:
 
     def scaled(self, factor: float) -> "View":
         return View(tuple((base, old * factor) for base, old in self.terms), self.index)
+
+    def without_factor(self) -> tuple["View", float] | None:
+        """The view and the one factor of all its terms."""
+        factors = {factor for _, factor in self.terms}
+        plain = View(tuple((base, 1.0) for base, _ in self.terms), self.index)
+        return (plain, factors.pop()) if len(factors) == 1 else None
 
     def is_whole(self) -> bool:
         """Exactly the result of one operation, in its own order and shape."""
@@ -247,7 +191,7 @@ class Opaque(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Primitive):
-    """As `nodes.Matmul`, with x and residual as views of shape tokens x features."""
+    """As `ir.Matmul`, with x and residual as views of shape tokens x features."""
 
     x: View
     weight: Floats = field(repr=False)
@@ -263,7 +207,7 @@ class Linear(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture(Primitive):
-    """As `nodes.Moe`, with x and residual as views of shape tokens x features."""
+    """As `ir.Moe`, with x and residual as views of shape tokens x features."""
 
     x: View
     gate_weight: Floats = field(repr=False)
@@ -351,7 +295,7 @@ class Softmax(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attend(Primitive):
-    """As `nodes.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
+    """As `ir.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
 
     q: View
     k: View

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from patchloom.arrays import InputError, Samples, as_floats, by_name
-from patchloom.compiler.capture import capture, input_names
+from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
 from patchloom.compiler.nodes import Input

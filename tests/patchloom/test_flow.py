@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import patchloom
 from patchloom import cli
 from patchloom.arrays import InputError
-from patchloom.compiler.capture import CaptureError
 from patchloom.compiler.machine.program import ProgramError
+from patchloom.compiler.problems import CaptureError
 from patchloom.compiler.quantise import QuantiseError
 from patchloom.compiler.schedule import FitError
 

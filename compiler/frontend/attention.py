@@ -1,0 +1,41 @@
+"""Attention of every token to every token, by one operation or as a softmax between two products."""
+
+import numpy as np
+
+from patchloom.compiler.frontend.factors import without_factors
+from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.passes.attention import ATTENTION_FORMS, attended
+from patchloom.compiler.primitive import Attend, Softmax, View, whole
+from patchloom.compiler.problems import UnsupportedError
+
+
+def softmax(site: Site, a: Args) -> View:
+    view: View = a["self"]
+    last = view.pick(np.moveaxis(view.index, a["dim"], -1))
+    result = whole(Softmax(origin=site.origin, x=last))
+    return result.pick(np.moveaxis(result.index, -1, a["dim"]))
+
+
+def attention(site: Site, a: Args) -> View:
+    query, key, value = (a[name] for name in ("query", "key", "value"))
+    if a["attn_mask"] is not None or a["is_causal"] or a["dropout_p"]:
+        raise UnsupportedError(
+            "has a mask, is causal or has dropout", "supported is attention of every token to every token"
+        )
+    need = [part for part in (query, key, value) if not isinstance(part, View)]
+    if need or a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise UnsupportedError(
+            "has keys or values of other heads than its queries", "give each head its own keys and values"
+        )
+    (q, by_q), (k, by_k), (v, by_v) = (without_factors(view) for view in (query, key, value))
+    q, k, v = (view.reshape(-1, *view.shape[-2:]) for view in (q, k, v))
+    scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
+    made = Attend(origin=site.origin, q=q, k=k, v=v, scale=scale * by_q * by_k)
+    return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
+
+
+ROWS: Rows = {
+    **rows(softmax, "softmax _softmax"),
+    **rows(attention, "scaled_dot_product_attention"),
+    **refused("masked_fill tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
+}

@@ -1,0 +1,70 @@
+"""Convolutions: each position is a token, its patch a row of the operand."""
+
+from typing import Any
+
+import numpy as np
+
+from patchloom.compiler.frontend.linear import apply_linear, need_constants
+from patchloom.compiler.frontend.site import Args, Rows, Site, rows
+from patchloom.compiler.primitive import View
+from patchloom.compiler.problems import UnsupportedError
+
+
+def convolution(site: Site, a: Args) -> View:
+    """Each output position is a token: the patch under the kernel times the weights."""
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    need_constants(weight, bias)
+    space = weight.dim() - 2
+    stride, padding, dilation = (_per_axis(a[name], space) for name in ("stride", "padding", "dilation"))
+    if a["groups"] != 1 or set(dilation) != {1} or a.get("transposed"):
+        raise UnsupportedError(
+            f"is a convolution with groups {a['groups']}, dilation {dilation}",
+            "supported is the patch embedding: groups 1, dilation 1, on the model's input",
+        )
+    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    edges = [(0, 0), (0, 0), *((int(p), int(p)) for p in padding)]
+    padded = np.pad(batched.index, edges, constant_values=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=tuple(range(2, 2 + space)))
+    windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
+    positions = windows.shape[2 : 2 + space]  # windows: batch, channels, positions, kernel
+    patches = np.moveaxis(windows, 1, 1 + space).reshape(len(padded), *positions, -1)
+    result = apply_linear(site, batched.pick(patches), weight.reshape(len(weight), -1), bias)
+    moved = result.pick(np.moveaxis(result.index, -1, 1))
+    return moved if batched is x else moved.reshape(*moved.shape[1:])
+
+
+def _per_axis(value: Any, space: int) -> tuple[int, ...]:
+    if isinstance(value, str):
+        if value != "valid":
+            raise UnsupportedError(f"pads '{value}'", "give the padding as numbers")
+        value = 0
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return values * space if len(values) == 1 else values
+
+
+def transposed_convolution(site: Site, a: Args) -> View:
+    """With kernel == stride, each token becomes one patch: a matmul whose result is rearranged."""
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    need_constants(weight, bias)
+    kernel = tuple(weight.shape[2:])
+    space = len(kernel)
+    others = [*_per_axis(a["padding"], space), *_per_axis(a["output_padding"], space)]
+    if _per_axis(a["stride"], space) != kernel or any(others) or a["groups"] != 1 or len(x.shape) != space + 2:
+        raise UnsupportedError(
+            "is a transposed convolution whose patches overlap or are padded",
+            "supported are kernel == stride, padding 0, groups 1",
+        )
+    flat = weight.reshape(len(weight), -1).T
+    wide = None if bias is None else bias.repeat_interleave(int(np.prod(kernel)))
+    result = apply_linear(site, x.pick(np.moveaxis(x.index, 1, -1)), flat, wide)
+    batch, *positions, _ = result.shape
+    parts = result.index.reshape(batch, *positions, weight.shape[1], *kernel)
+    axes = [0, 1 + space, *(axis for i in range(space) for axis in (1 + i, 2 + space + i))]
+    sizes = [n * k for n, k in zip(positions, kernel, strict=True)]
+    return result.pick(parts.transpose(axes).reshape(batch, weight.shape[1], *sizes))
+
+
+ROWS: Rows = {
+    **rows(convolution, "conv1d conv2d conv3d"),
+    **rows(transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
+}

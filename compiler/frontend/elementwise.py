@@ -1,0 +1,139 @@
+"""Sums, products and functions of elements."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.frontend.factors import plain, without_factors
+from patchloom.compiler.frontend.site import Args, Rows, Site, operation_name, refusal, refused, rows
+from patchloom.compiler.graph import Indices
+from patchloom.compiler.primitive import Activate, Add, Fixed, Primitive, Scale, Source, View, whole
+from patchloom.compiler.problems import UnsupportedError
+
+SUPPORTED = f"supported activations are {' and '.join(row.title for row in ACTIVATIONS.values() if row.forms)}"
+
+
+def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Primitive], View]]:
+    """Operands of one shape as matrices, laid out as the rows and columns that one of them is of its operation."""
+    shape = views[0].shape
+    for view in views:
+        order = grid(view)
+        if order is not None:
+            matrices = [part.pick(part.index.reshape(-1)[order]) for part in views]
+            place = np.empty(order.size, np.int64)
+            place[order.reshape(-1)] = np.arange(order.size)
+            return matrices, partial(_seen_through, place.reshape(shape))
+    matrices = [view.reshape(-1, shape[-1] if shape else 1) for view in views]
+    return matrices, lambda made: whole(made).reshape(*shape)
+
+
+def grid(view: View) -> Indices | None:
+    """Which element of the view is where in the rows and columns of the operation, if it is each of them once."""
+    base = view.base
+    if base is None or isinstance(base, Source | Fixed) or len(base.shape) != 2:
+        return None
+    order = np.argsort(view.index, axis=None, kind="stable")
+    rows, columns = np.divmod(view.index.reshape(-1)[order], base.shape[1])
+    height = len(np.unique(rows))
+    if rows[0] < 0 or order.size % height:
+        return None
+    rows, columns = rows.reshape(height, -1), columns.reshape(height, -1)
+    regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all() and (np.diff(columns[0]) > 0).all()
+    return order.reshape(height, -1) if regular else None
+
+
+def _seen_through(index: Indices, made: Primitive) -> View:
+    return View(((made, 1.0),), index)
+
+
+def add(site: Site, a: Args) -> View:
+    return summed(site, a["self"], a["other"], 1.0, float(a.get("alpha", 1)))
+
+
+def subtract(site: Site, a: Args) -> View:
+    return summed(site, a["self"], a["other"], 1.0, -float(a.get("alpha", 1)))
+
+
+def subtract_from(site: Site, a: Args) -> View:
+    return summed(site, a["self"], a["other"], -float(a.get("alpha", 1)), 1.0)
+
+
+def summed(site: Site, first: Any, second: Any, times: float, second_times: float) -> View:
+    views = [site.view(part if isinstance(part, View) else torch.as_tensor(part)) for part in (first, second)]
+    shape = np.broadcast_shapes(*(view.shape for view in views))
+    views = [plain(view.scaled(by)) for view, by in zip(views, (times, second_times), strict=True)]
+    (x, y), arrange = same_layout([view.pick(np.broadcast_to(view.index, shape)) for view in views])
+    return arrange(Add(origin=site.origin, a=x, b=y))
+
+
+def multiply(site: Site, a: Args) -> View:
+    first, second = a["self"], a["other"]
+    if isinstance(first, View) and isinstance(second, View):
+        raise UnsupportedError("multiplies two tensors that depend on the input", "this is supported in attention only")
+    view, factor = (first, second) if isinstance(first, View) else (second, first)
+    return _times(site, view, torch.as_tensor(factor))
+
+
+def divide(site: Site, a: Args) -> View:
+    if isinstance(a["other"], View) or a.get("rounding_mode"):
+        raise UnsupportedError("divides by a tensor that depends on the input, or rounds", "multiply by constants only")
+    return _times(site, a["self"], torch.as_tensor(a["other"]).double().reciprocal())
+
+
+def negate(_: Site, a: Args) -> View:
+    view: View = a["self"]
+    return view.scaled(-1.0)
+
+
+def _times(site: Site, view: View, factor: Tensor) -> View:
+    if factor.numel() == 1:
+        shape = np.broadcast_shapes(view.shape, tuple(factor.shape))
+        return view.pick(np.broadcast_to(view.index, shape)).scaled(float(factor))
+    constant = site.view(factor)
+    shape = np.broadcast_shapes(view.shape, constant.shape)
+    view, by = without_factors(view)
+    operands = [part.pick(np.broadcast_to(part.index, shape)) for part in (view, constant)]
+    (x, y), arrange = same_layout(operands)
+    [(fixed, _)] = y.terms
+    assert isinstance(fixed, Fixed)
+    return arrange(Scale(origin=site.origin, x=x, factor=fixed.value.reshape(-1)[y.index])).scaled(by)
+
+
+def activation(site: Site, a: Args) -> View:
+    operation = operation_name(a["target"])
+    forms = ((row.name, form) for row in ACTIVATIONS.values() for form in row.forms if form.operation == operation)
+    found = [(name, form) for name, form in forms if form.arguments.items() <= a.items()]
+    if not found:
+        refusal(SUPPORTED)(site, a)
+    name, form = found[0]
+    if form.warning:
+        warnings.warn(f"{site.origin}: {form.warning}", stacklevel=2)
+    view = plain(a["self"])
+    base = view.base
+    if base is not None and len(base.shape) == 2 and not isinstance(base, Source | Fixed):
+        made = Activate(origin=site.origin, x=whole(base), activation=name)  # elementwise: of all, then viewed
+        return View(((made, 1.0),), view.index)
+    (x,), arrange = same_layout([view])
+    return arrange(Activate(origin=site.origin, x=x, activation=name))
+
+
+ROWS: Rows = {
+    **rows(add, "add"),
+    **rows(subtract, "sub subtract"),
+    **rows(subtract_from, "rsub"),
+    **rows(multiply, "mul multiply"),
+    **rows(divide, "div divide true_divide"),
+    **rows(negate, "neg negative"),
+    **refused(
+        "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
+        "softshrink relu6 leaky_relu prelu _prelu_kernel rrelu threshold glu erf clamp clamp_min clamp_max clip",
+        SUPPORTED,
+    ),
+    **{form.operation: activation for row in ACTIVATIONS.values() for form in row.forms},
+}

@@ -1,0 +1,166 @@
+"""What a block that may be a mixture of experts computes.
+
+However a user writes the routing (a loop over experts, gathered tokens, everything computed and masked), the block
+is one function of its tokens. It is run on its own inputs and on random ones and compared with each explanation
+(gate, top_k, scoring) that its parameters allow; the first that reproduces it is taken.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from patchloom.compiler.frontend.blocks import Block, Gate
+from patchloom.compiler.graph import Floats
+from patchloom.compiler.nodes import Expert, Scoring
+from patchloom.compiler.origin import Origin
+from patchloom.compiler.primitive import float32
+from patchloom.compiler.problems import Problem
+
+TOLERANCE = 1e-4  # of the largest output
+ROUNDING = 10  # misfits that differ by no more than this factor are equal
+HOW_TO_WRITE = (
+    "write the block as a module whose forward takes the tokens (and the task) and returns the sum over the top_k "
+    "experts of score * expert(token), with score = softmax of the selected gate logits, or the selected entries of "
+    "the softmax of all gate logits; keep norms, residuals and shared layers outside it"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A block with its explanation: what `nodes.Moe` needs besides the tokens."""
+
+    origin: Origin
+    gate_weight: Floats = field(repr=False)
+    gate_bias: Floats = field(repr=False)
+    experts: tuple[Expert, ...] = field(repr=False)
+    activation: str
+    top_k: int
+    scoring: Scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a block: its tokens, its other arguments, and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return tensors_of(self.args, self.kwargs)
+
+
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+
+
+@contextmanager
+def recorded_calls(blocks: Sequence[Block]) -> Iterator[dict[str, list[Call]]]:
+    calls: dict[str, list[Call]] = {block.name: [] for block in blocks}
+    with ExitStack() as stack:
+        for block in blocks:
+
+            def record(_: nn.Module, args: Any, kwargs: Any, result: Any, name: str = block.name) -> None:
+                calls[name].append(Call(args, kwargs, result))
+
+            handle = block.module.register_forward_hook(record, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield calls
+
+
+def explain(block: Block, call: Call) -> Layer | Problem:
+    """The gate, top_k and scoring that reproduce the block, or why there are none."""
+    inputs, features = block.experts[0].w1.shape[1], block.experts[0].w2.shape[0]
+    if len(call.tensors) != 1 or call.tensors[0].shape[-1] != inputs:
+        shapes = [list(tensor.shape) for tensor in call.tensors]
+        return Problem(block.origin, f"must take one tensor, of {inputs} features, not {shapes}", HOW_TO_WRITE)
+    if mixture_in(call.result, call.tensors[0], features) is None:
+        text = f"must return {features} features for each of its tokens, as its experts do"
+        return Problem(block.origin, text, HOW_TO_WRITE)
+    tokens, actual = _samples(block, call, features)
+    outputs = torch.stack([function(tokens) for function in block.functions], dim=1)  # [tokens, experts, features]
+    candidates = [
+        (gate, top_k, scoring)
+        for top_k in range(1, len(block.experts) + 1)
+        for gate in block.gates
+        for scoring in get_args(Scoring)
+    ]
+    errors = [_misfit(gate, top_k, scoring, tokens, outputs, actual) for gate, top_k, scoring in candidates]
+    least = min(errors)
+    if least <= TOLERANCE:
+        # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
+        equal = (i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
+        gate, top_k, scoring = candidates[next(equal)]
+        return _layer(block, gate, top_k, scoring)
+    gate, top_k, scoring = candidates[errors.index(least)]
+    best = (least, f"gate '{gate.name}', top_k={top_k}, {scoring}")
+    return Problem(block.origin, _diagnosis(block, best, outputs, actual), HOW_TO_WRITE)
+
+
+def mixture_in(result: Any, x: Tensor, features: int) -> Tensor | None:
+    """The mixture among what a block returns: gate logits and auxiliary losses have other shapes."""
+    for part in tree_leaves(result):
+        if not isinstance(part, Tensor) or part.dim() < 2 or part.shape[-1] != features:
+            continue
+        if part.numel() * x.shape[-1] == x.numel() * features:
+            return part
+    return None
+
+
+def _samples(block: Block, call: Call, features: int) -> tuple[Tensor, Tensor]:
+    """Tokens and the block's own answer to them: the model's, then random ones of the same spread."""
+    [x] = call.tensors
+    random = torch.Generator().manual_seed(0)
+    spread = x.std() + 1e-3
+    inputs = [x, *(torch.randn(x.shape, generator=random) * spread + x.mean() for _ in range(2))]
+    answers = []
+    for value in inputs:
+        args, kwargs = tree_map_only(Tensor, _always(value), (call.args, call.kwargs))
+        answer = mixture_in(block.module(*args, **kwargs), value, features)
+        assert answer is not None, "shapes do not depend on values here"
+        answers.append(answer.reshape(-1, features))
+    return torch.cat(inputs).reshape(-1, x.shape[-1]), torch.cat(answers)
+
+
+def _always(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value
+
+
+def _misfit(gate: Gate, top_k: int, scoring: Scoring, tokens: Tensor, outputs: Tensor, actual: Tensor) -> float:
+    """Largest error relative to the largest output; tokens whose choice of experts is a tie do not count."""
+    logits = F.linear(tokens, gate.weight, gate.bias)
+    ranked, chosen = logits.sort(dim=1, descending=True)
+    scores = ranked[:, :top_k].softmax(1) if scoring == "softmax_of_selected" else ranked.softmax(1)[:, :top_k]
+    weights = torch.zeros_like(logits).scatter_(1, chosen[:, :top_k], scores)
+    error = ((weights[:, None] @ outputs)[:, 0] - actual).abs().amax(1) / actual.abs().max().clamp_min(1e-12)
+    if top_k < logits.shape[1]:
+        tie = ranked[:, top_k - 1] - ranked[:, top_k] < 1e-5 * ranked.abs().max()
+        error = torch.where(tie, torch.zeros_like(error), error)
+    return float(error.max())
+
+
+def _layer(block: Block, gate: Gate, top_k: int, scoring: Scoring) -> Layer:
+    bias = np.zeros(len(block.experts)) if gate.bias is None else gate.bias.detach()
+    weight = float32(gate.weight.detach())
+    return Layer(block.origin, weight, float32(bias), block.experts, block.activation, top_k, scoring)
+
+
+def _diagnosis(block: Block, best: tuple[float, str], outputs: Tensor, actual: Tensor) -> str:
+    """Which rule failed: is the output any mixture of the experts at all?"""
+    fit = torch.linalg.lstsq(outputs.transpose(1, 2).double(), actual[..., None].double(), driver="gelsd")
+    rest = (outputs.transpose(1, 2).double() @ fit.solution)[..., 0] - actual
+    if float(rest.abs().max()) > TOLERANCE * float(actual.abs().max()):
+        return f"its output must be a weighted sum of its {len(block.experts)} experts' outputs, and is not"
+    return (
+        "it is a weighted sum of its experts, but the weights must be the softmax of the selected gate logits or the "
+        f"selected entries of the softmax of all, and no gate and top_k give them (closest: {best[1]}, error "
+        f"{best[0]:.1g} of the largest output)"
+    )

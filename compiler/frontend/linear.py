@@ -1,0 +1,128 @@
+"""Products of matrices."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchloom.compiler.frontend.elementwise import summed
+from patchloom.compiler.frontend.factors import without_factors
+from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.primitive import Linear, Product, View, float32, whole
+from patchloom.compiler.problems import UnsupportedError
+
+
+def apply_linear(site: Site, x: View, weight: Tensor, bias: Tensor | None) -> View:
+    """Along the last dimension of x; weight is outputs x inputs."""
+    x, factor = without_factors(x)
+    made = Linear(
+        origin=site.origin,
+        x=x.reshape(-1, x.shape[-1]),
+        weight=float32(weight.double() * factor),
+        bias=np.zeros(len(weight), np.float32) if bias is None else float32(bias),
+    )
+    return whole(made).reshape(*x.shape[:-1], len(weight))
+
+
+def need_constants(*values: Any) -> None:
+    if any(isinstance(value, View) for value in values):
+        raise UnsupportedError("has weights that depend on the input", "weights and biases must be learned constants")
+
+
+def linear(site: Site, a: Args) -> View:
+    need_constants(a["weight"], a["bias"])
+    return apply_linear(site, a["input"], a["weight"], a["bias"])
+
+
+def matmul(site: Site, a: Args) -> View:
+    first, second = (a[name] for name in ("self", "mat2" if "mat2" in a else "other"))
+    return product(site, first, second)
+
+
+def product(site: Site, first: View | Tensor, second: View | Tensor) -> View:
+    if isinstance(first, View) and isinstance(second, View):
+        return batched_product(site, first, second)
+    if isinstance(first, View) and isinstance(second, Tensor):
+        while second.dim() > 2 and second.shape[0] == 1:
+            second = second[0]
+        if second.dim() == 2:
+            return apply_linear(site, first, second.T, None)
+    if isinstance(second, View) and isinstance(first, Tensor) and first.dim() == 2 and len(second.shape) >= 2:
+        result = apply_linear(site, second.pick(second.index.swapaxes(-1, -2)), first, None)
+        return result.pick(result.index.swapaxes(-1, -2))
+    raise UnsupportedError("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")
+
+
+def batched_product(site: Site, first: View, second: View) -> View:
+    if len(first.shape) < 2 or len(second.shape) < 2:
+        raise UnsupportedError("multiplies vectors that depend on the input", "this is supported in attention only")
+    batch = np.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    count = int(np.prod(batch))
+    a, b = (
+        view.pick(np.broadcast_to(view.index, (*batch, *view.shape[-2:])).reshape(count, *view.shape[-2:]))
+        for view in (first, second)
+    )
+    made = Product(origin=site.origin, a=a, b=b)
+    return whole(made).reshape(*batch, *made.shape[1:])
+
+
+def addmm(site: Site, a: Args) -> View:
+    if a["beta"] != 1 or a["alpha"] != 1:
+        raise UnsupportedError("has beta or alpha", "write the factors as multiplications")
+    first, second = (a[name] for name in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
+    result = product(site, first, second)
+    bias = a["self"]
+    made = result.base
+    if isinstance(made, Linear) and isinstance(bias, Tensor) and bias.numel() == made.shape[1]:
+        return View(((_with_bias(made, bias), 1.0),), result.index)
+    return summed(site, result, bias, 1.0, 1.0)
+
+
+def _with_bias(made: Linear, bias: Tensor) -> Linear:
+    return Linear(origin=made.origin, x=made.x, weight=made.weight, bias=float32(bias).reshape(-1))
+
+
+def einsum(site: Site, a: Args) -> View:
+    """Of two operands without repeated letters: a matmul of rearranged operands."""
+    equation, operands = a["equation"].replace(" ", ""), a["tensors"]
+    inputs, _, output = equation.partition("->")
+    letters = inputs.split(",")
+    if len(letters) != 2 or "." in equation or not output or any(len(set(part)) < len(part) for part in letters):
+        raise UnsupportedError(
+            f"has the form '{equation}'", "name two operands, each letter once in an operand, and a result"
+        )
+    left, right = letters
+    batch = [c for c in left if c in right and c in output]
+    summed = [c for c in left if c in right and c not in output]
+    rows = [c for c in left if c not in right]
+    columns = [c for c in right if c not in left]
+    sizes = {c: n for part, x in zip(letters, operands, strict=True) for c, n in zip(part, x.shape, strict=True)}
+    x = _arranged(operands[0], left, batch, rows, summed)
+    y = _arranged(operands[1], right, batch, summed, columns)
+    if isinstance(y, Tensor) and y.dim() == 3 and y.shape[0] == 1:
+        y = y[0]
+    result = product(site, x, y)
+    order = [*batch, *rows, *columns]
+    shaped = result.reshape(*(sizes[c] for c in order))
+    return shaped.pick(shaped.index.transpose([order.index(c) for c in output]))
+
+
+def _arranged(x: View | Tensor, letters: str, *groups: list[str]) -> Any:
+    index = x.index if isinstance(x, View) else x.detach().numpy()
+    flat = index.transpose([letters.index(c) for group in groups for c in group])
+    sizes = [int(np.prod([index.shape[letters.index(c)] for c in group])) for group in groups]
+    return x.pick(flat.reshape(sizes)) if isinstance(x, View) else torch.from_numpy(flat.reshape(sizes).copy())
+
+
+ROWS: Rows = {
+    **rows(linear, "linear"),
+    **rows(matmul, "matmul mm bmm"),
+    **rows(addmm, "addmm baddbmm"),
+    **rows(einsum, "einsum"),
+    **refused(
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell fft_fft fft_fft2 fft_fftn fft_ifft "
+        "fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn",
+        "only feed-forward layers are supported",
+    ),
+}

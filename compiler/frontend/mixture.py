@@ -1,0 +1,38 @@
+"""Recognised mixtures of experts, and the operations that routing is written with where none is recognised."""
+
+from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.factors import plain
+from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.primitive import Mixture, View, whole
+
+
+def mixture(site: Site, a: Args) -> View:
+    layer = site.layers[a["layer"]]
+    x = plain(a["x"])
+    made = Mixture(
+        origin=site.origin,
+        x=x.reshape(-1, x.shape[-1]),
+        gate_weight=layer.gate_weight,
+        gate_bias=layer.gate_bias,
+        experts=layer.experts,
+        activation=layer.activation,
+        top_k=layer.top_k,
+        scoring=layer.scoring,
+    )
+    return whole(made).reshape(*x.shape[:-1], a["features"])
+
+
+ROWS: Rows = {
+    **rows(mixture, "moe", library="patchloom"),
+    **refused(
+        "auxiliary",
+        "a mixture-of-experts block's other results, e.g. a balancing loss, must stay unused",
+        library="patchloom",
+    ),
+    **refused(
+        "topk sort argsort msort gather scatter scatter_add scatter_reduce index_add index_copy index_put "
+        "_unsafe_index_put masked_select masked_scatter where nonzero nonzero_numpy one_hot any all bincount "
+        "eq ne lt le gt ge logical_and logical_or logical_not",
+        HOW_TO_WRITE,
+    ),
+}

@@ -1,0 +1,96 @@
+"""Operations that only move elements: they leave no operation behind, only a view."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, refused, rows
+from patchloom.compiler.primitive import View, common_terms
+from patchloom.compiler.problems import UnsupportedError
+
+
+def keep(_: Site, a: Args) -> View:
+    dtype = a.get("dtype")
+    if dtype is not None and not dtype.is_floating_point:
+        raise UnsupportedError(f"makes {dtype} of a float", "everything that depends on the inputs must stay float")
+    return next(value for value in a.values() if isinstance(value, View))
+
+
+def move(site: Site, a: Args) -> Any:
+    """Run the same operation on the element numbers; constants that are joined take part as numbered ones."""
+    target = a.pop("target")
+    joins = isinstance(a.get("tensors"), list | tuple)
+    if joins:
+        a["tensors"] = [site.view(part) for part in a["tensors"]]
+    views = a["tensors"] if joins else [value for value in a.values() if isinstance(value, View)]
+    if len(views) < sum(isinstance(leaf, View) for leaf in tree_leaves(a)):
+        raise UnsupportedError("selects elements by what depends on the input", "select by position")
+    terms, indices = common_terms(views)
+    numbers = iter(torch.from_numpy(np.ascontiguousarray(index)) for index in indices)
+    if joins:
+        a["tensors"] = list(numbers)
+    a = {name: next(numbers) if isinstance(value, View) else value for name, value in a.items()}
+    result = call_by_schema(target, a)
+
+    def view(part: Tensor) -> View:
+        return View(terms, part.numpy()).pick(part.numpy().copy())
+
+    return view(result) if isinstance(result, Tensor) else [view(part) for part in result]
+
+
+def pad(_: Site, a: Args) -> View:
+    """Zeros around: their element number is -1."""
+    if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
+        raise UnsupportedError("pads with something other than zero", "pad with zeros")
+    view: View = a["self"] if "self" in a else a["input"]
+    padded = torch.constant_pad_nd(torch.from_numpy(np.ascontiguousarray(view.index)), a["pad"], -1)
+    return view.pick(padded.numpy())
+
+
+def enlarge(_: Site, a: Args) -> View:
+    """Nearest-neighbour interpolation repeats elements."""
+    target = a.pop("target")
+    name, view = next((name, value) for name, value in a.items() if isinstance(value, View))
+    a[name] = torch.from_numpy(view.index.astype(np.float64))  # exact: element numbers stay far below 2**53
+    return view.pick(call_by_schema(target, a).numpy().astype(np.int64))
+
+
+def shaped(_: Site, a: Args) -> Tensor:
+    """A constant that has the shape of what depends on the inputs, but none of its values."""
+    target = a.pop("target")
+    a = {name: torch.empty(value.shape) if isinstance(value, View) else value for name, value in a.items()}
+    made: Tensor = call_by_schema(target, a)
+    return made
+
+
+ROWS: Rows = {
+    **rows(keep, "clone contiguous detach alias lift_fresh_copy dropout feature_dropout _to_copy to type_as positive"),
+    **rows(
+        move,
+        "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose t numpy_T mT swapaxes "
+        "movedim moveaxis slice select narrow unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+        "split split_with_sizes chunk tensor_split unbind cat concat stack hstack vstack flip roll rot90 index_select "
+        "index repeat_interleave unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal atleast_2d",
+    ),
+    **rows(pad, "constant_pad_nd pad"),
+    **refused(
+        "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+        "_pad_circular",
+        "pad with zeros",
+    ),
+    **rows(enlarge, "upsample_nearest1d upsample_nearest2d upsample_nearest3d"),
+    **refused(
+        "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+        "grid_sampler grid_sampler_2d grid_sampler_3d",
+        "return the map as it is and interpolate it after the accelerator",
+    ),
+    **rows(shaped, "zeros_like ones_like full_like new_zeros new_ones new_full"),
+    **refused(
+        "rand_like randn_like randint_like bernoulli normal native_dropout multinomial",
+        "random numbers have no place in inference: leave them to training",
+    ),
+}

@@ -1,0 +1,25 @@
+"""Every operation that torch.export may show: what it means here, or what to do instead. One file a family.
+
+A new operation is a row and, at most, a handler in its family's file.
+"""
+
+from collections.abc import Mapping
+
+from patchloom.compiler.frontend import (
+    attention,
+    convolution,
+    elementwise,
+    linear,
+    mixture,
+    movement,
+    normalisation,
+    reduction,
+)
+from patchloom.compiler.frontend.site import Handler, refusal
+
+FAMILIES = (movement, elementwise, linear, convolution, normalisation, attention, reduction, mixture)
+OPERATIONS: Mapping[str, Handler] = {name: handler for family in FAMILIES for name, handler in family.ROWS.items()}
+
+
+def meaning_of(operation: str) -> Handler:
+    return OPERATIONS.get(operation, refusal("see the list of supported operations in compiler/frontend, ROWS"))

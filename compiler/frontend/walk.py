@@ -1,0 +1,117 @@
+"""The operations of one exported program, each turned into a view or a constant by its row of `OPERATIONS`."""
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from patchloom.compiler.frontend.explain import Layer
+from patchloom.compiler.frontend.factors import plain
+from patchloom.compiler.frontend.operations import meaning_of
+from patchloom.compiler.frontend.origin import origin_of
+from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
+from patchloom.compiler.origin import Origin
+from patchloom.compiler.primitive import Opaque, Source, View, whole
+from patchloom.compiler.problems import Problem, UnsupportedError
+
+
+@dataclass(eq=False)
+class Walk:
+    """The value of every operation of one exported program: a `View`, or a tensor if no input matters to it."""
+
+    program: ExportedProgram
+    inputs: Sequence[str]
+    layers: Sequence[Layer]
+    values: dict[torch.fx.Node, Any] = field(default_factory=dict)
+    parameters: dict[torch.fx.Node, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def results(self, task: str) -> dict[str, View]:
+        """What forward returns, by name."""
+        self._place_inputs()
+        [output] = [node for node in self.program.graph.nodes if node.op == "output"]
+        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
+        returned = [node for node, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
+        for node in needed(self.program.graph, returned):
+            self.values[node] = self._value(node)
+        structure = self.program.call_spec.out_spec
+        named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
+        return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}
+
+    def _result(self, node: torch.fx.Node) -> View:
+        site = Site(origin_of(node, operation_name(node.target), {}), self.layers)
+        return without_batch(plain(site.view(self.values[node])))
+
+    def _place_inputs(self) -> None:
+        placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        names = iter(self.inputs)
+        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                if isinstance(node.meta.get("val"), Tensor):
+                    shape = tuple(node.meta["val"].shape)
+                    name = next(names)
+                    source = Source(origin=Origin(op=f"input '{name}'"), name=name, user_shape=shape[1:])
+                    self.values[node] = View(((source, 1.0),), np.arange(source.size).reshape(shape))
+            else:
+                stored = {**self.program.constants, **self.program.state_dict}
+                self.values[node] = stored[str(spec.target)].detach()
+                self.parameters[node] = str(spec.target)
+
+    def _value(self, node: torch.fx.Node) -> Any:
+        args, kwargs = cast(Any, torch.fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__))
+        leaves = tree_leaves((args, kwargs))
+        target: Any = node.target
+        if node.op == "get_attr":
+            return getattr(self.program.graph_module, str(target))
+        if not any(isinstance(leaf, View) for leaf in leaves):
+            return target(*args, **kwargs)
+        if target is operator.getitem:
+            return args[0][args[1]]
+        name = operation_name(target)
+        site = Site(origin_of(node, name, self.parameters), self.layers)
+        try:
+            return meaning_of(name)(site, arguments_of(target, args, kwargs))
+        except UnsupportedError as refusal:
+            shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
+            self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
+            return opaque(site.origin, node.meta["val"])
+
+
+def without_batch(view: View) -> View:
+    return view.reshape(*view.shape[1:]) if view.shape[:1] == (1,) else view
+
+
+def needed(graph: torch.fx.Graph, returned: Iterable[Any]) -> list[torch.fx.Node]:
+    """What the results depend on, in order; the rest, e.g. unused attention weights, is of no interest."""
+    live: set[torch.fx.Node] = {node for node in returned if isinstance(node, torch.fx.Node)}
+    for node in reversed(graph.nodes):
+        if node in live:
+            live.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in live and node.op in ("call_function", "get_attr")]
+
+
+def result_names(structure: Any, task: str) -> Iterator[tuple[str, int]]:
+    """One tensor is named after the task, others by dictionary key or position."""
+    if isinstance(structure, int):
+        yield task, structure
+        return
+    items = structure.items() if isinstance(structure, Mapping) else ((f"out{i}", v) for i, v in enumerate(structure))
+    for name, value in items:
+        if isinstance(value, int):
+            yield str(name), value
+        elif value is not None:
+            yield from ((f"{name}.{inner}", number) for inner, number in result_names(value, str(name)))
+
+
+def opaque(origin: Origin, value: Any) -> Any:
+    """Views of the shapes that an unsupported operation returns."""
+    if isinstance(value, tuple | list):
+        return [opaque(origin, part) for part in value]
+    return whole(Opaque(origin=origin, out_shape=tuple(value.shape))) if isinstance(value, Tensor) else value

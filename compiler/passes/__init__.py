@@ -1,0 +1,49 @@
+"""From operations as users write them to the canonical graph: one rewrite a file, in the order of `PIPELINE`."""
+
+from collections.abc import Mapping
+
+from patchloom.compiler.passes import (
+    activations,
+    affine_input,
+    attention,
+    columns,
+    constants,
+    leftovers,
+    lone_norms,
+    norms,
+    operands,
+    residuals,
+    scales,
+    tokens,
+)
+from patchloom.compiler.passes.engine import Pass
+from patchloom.compiler.passes.results import settle_result
+from patchloom.compiler.primitive import View
+from patchloom.compiler.problems import Problem
+
+# Operations are gone once a pass turned all of their kind into others.
+PIPELINE: tuple[Pass, ...] = (
+    attention.PASS,  # first, while scores are still a product under a softmax
+    affine_input.PASS,  # images normalised in forward cost nothing; before scales, which would make them a layer
+    scales.PASS,  # constant factors vanish in weights; before norms, so that none stands between norm and layer
+    columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
+    norms.PASS,  # norms become part of the layers that read them ...
+    lone_norms.PASS,  # ... and a layer of their own where anything else does
+    activations.PASS,  # before residuals: a layer applies its activation first
+    constants.PASS,  # positions added to patches, so that a class token can join what is one layer by now
+    tokens.PASS,  # class tokens join the layer over the input, ...
+    constants.PASS,  # ... and positions added after them its residual
+    residuals.PASS,  # the last operation that is not canonical
+    leftovers.PASS,  # what is left that no pass could use is refused
+    operands.PASS,  # by rows and columns; last, because it inserts layers that select them
+)
+
+
+def rewrite(results: Mapping[str, View]) -> tuple[dict[str, View], list[Problem]]:
+    """All passes over the named results of one task."""
+    names, views = list(results), list(results.values())
+    problems: list[Problem] = []
+    for each in PIPELINE:
+        views = each(views, problems)
+    views = [settle_result(view, problems) for view in views]
+    return dict(zip(names, views, strict=True)), problems

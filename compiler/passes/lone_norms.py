@@ -1,0 +1,17 @@
+"""A norm that a residual, a result or attention reads is a layer of its own.
+
+After the norms that layers took; those that are left no longer change.
+"""
+
+import numpy as np
+
+from patchloom.compiler.passes.copies import identity
+from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.primitive import Linear, Normalise
+
+
+def lone_norm(node: Normalise, _: Run) -> Linear:
+    return identity(node, node.x, weight=np.diag(node.gamma), bias=node.beta, epsilon=node.epsilon)
+
+
+PASS = Pass("lone_norms", {Normalise: lone_norm})

@@ -1,0 +1,24 @@
+"""A sum joins the layer that makes one side of it, or a layer that copies one side.
+
+After all that folds into layers, which must then be sums no longer: the last operation that is not canonical.
+"""
+
+from dataclasses import replace
+
+from patchloom.compiler.passes.copies import identity
+from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.views import clips, constant, layer
+from patchloom.compiler.primitive import Add, Linear, Mixture
+
+
+def fuse_residual(node: Add, at: Run) -> Linear | Mixture:
+    """A sum joins the layer that makes one side of it, or a layer that copies one side."""
+    for view, other in ((node.b, node.a), (node.a, node.b)):
+        before = layer(view)
+        if before and at.only_here(before) and before.residual is None and not clips(before):
+            return replace(before, residual=other)
+    first, second = (node.a, node.b) if constant(node.b) is not None or node.b.is_whole() else (node.b, node.a)
+    return identity(node, first, residual=second)
+
+
+PASS = Pass("residuals", {Add: fuse_residual})

@@ -1,0 +1,24 @@
+"""What forward returns: any arrangement of one operation's elements. Several operations must first become one."""
+
+from patchloom.compiler.passes.copies import as_node
+from patchloom.compiler.passes.engine import Run
+from patchloom.compiler.passes.views import constant, is_opaque
+from patchloom.compiler.primitive import Fixed, Opaque, View
+from patchloom.compiler.problems import Problem, UnsupportedError
+
+
+def settle_result(view: View, problems: list[Problem]) -> View:
+    """A result may arrange one operation's elements freely; several operations must first become one."""
+    base = view.terms[0][0]
+    if is_opaque(view) or (view.base and not isinstance(base, Fixed) and view.index.min() >= 0):
+        return view
+    if constant(view) is not None:
+        text = "is returned, but does not depend on the input"
+        problems.append(Problem(base.origin, text, "return only what the model computes from its input"))
+        return view
+    try:
+        rows = view.reshape(-1, view.shape[-1] if view.shape else 1)
+        return as_node(rows, Opaque(origin=base.origin, out_shape=()), Run({}, problems)).reshape(*view.shape)
+    except UnsupportedError as refusal:
+        problems.append(Problem(base.origin, refusal.text, refusal.hint))
+        return view

@@ -1,0 +1,54 @@
+"""What a view is of: one layer's whole result, constants alone, something that is reported already."""
+
+from typing import TypeVar
+
+import numpy as np
+
+from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.graph import Floats
+from patchloom.compiler.primitive import Fixed, Linear, Mixture, Opaque, Primitive, View, float32
+
+T = TypeVar("T", bound=Primitive)
+
+
+def producer(view: View, kind: type[T]) -> T | None:
+    """The operation of that kind whose whole result the view is."""
+    return view.base if isinstance(view.base, kind) and view.is_whole() else None
+
+
+def layer(view: View) -> Linear | Mixture | None:
+    return producer(view, Linear) or producer(view, Mixture)
+
+
+def clips(layer: Linear | Mixture) -> bool:
+    """Its last step is to saturate at its activation's limit: what is added to it must be added behind it."""
+    return isinstance(layer, Linear) and ACTIVATIONS[layer.activation].limit is not None
+
+
+def constant(view: View) -> Floats | None:
+    """The value of a view of nothing but constants."""
+    if not all(isinstance(base, Fixed) for base, _ in view.terms):
+        return None
+    flat = [base.value.reshape(-1) * factor for base, factor in view.terms if isinstance(base, Fixed)]
+    return float32(np.concatenate([*flat, [0]])[view.index])
+
+
+def value_of(view: View) -> Floats:
+    value = constant(view)
+    assert value is not None
+    return value
+
+
+def fixed_part(view: View) -> Floats | None:
+    if not any(isinstance(base, Fixed) for base, _ in view.terms):
+        return None
+    flat = [
+        base.value.reshape(-1) * factor if isinstance(base, Fixed) else np.zeros(base.size)
+        for base, factor in view.terms
+    ]
+    return float32(np.concatenate([*flat, [0]])[view.index])
+
+
+def is_opaque(view: View) -> bool:
+    """Depends on what is reported already."""
+    return any(isinstance(base, Opaque) for base, _ in view.terms)

@@ -1,0 +1,70 @@
+"""Every form of attention, compared with torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.compiler.frontend.forms import DIM, check, embedded, kinds
+
+
+def split(x: Tensor, heads: int = 2) -> Tensor:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def written_out(m: Any, x: Tensor, scores: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    q, k, v = (split(part) for part in m.qkv(x).chunk(3, -1))
+    return m.proj(joined(scores(q, k).softmax(-1) @ v))
+
+
+ATTENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sdpa": lambda m, x: joined(F.scaled_dot_product_attention(*(split(part) for part in m.qkv(x).chunk(3, -1)))),
+    "sdpa with scale": lambda m, x: joined(
+        F.scaled_dot_product_attention(*(split(p) for p in m.qkv(x).split(DIM, -1)), scale=0.5)
+    ),
+    "scale on q": lambda m, x: written_out(m, x, lambda q, k: (q * 0.3) @ k.transpose(-2, -1)),
+    "scale on k": lambda m, x: written_out(m, x, lambda q, k: q @ (k.transpose(-2, -1) / 3)),
+    "scale on scores": lambda m, x: written_out(m, x, lambda q, k: q @ k.mT / 8**0.5),
+    "learned scale": lambda m, x: written_out(m, x, lambda q, k: q @ k.mT * m.temperature),
+    "scale on v": lambda m, x: joined((m.q(x) @ m.k(x).mT).softmax(-1)[:, None] @ split(m.v(x) * 0.5)),
+    "einsum": lambda m, x: torch.einsum(
+        "bhij,bjhd->bihd",
+        torch.einsum("bihd,bjhd->bhij", m.q(x).unflatten(-1, (2, 8)), m.k(x).unflatten(-1, (2, 8))).softmax(-1),
+        m.v(x).unflatten(-1, (2, 8)),
+    ).flatten(2),
+    "bmm": lambda m, x: torch.bmm(F.softmax(torch.bmm(m.q(x), m.k(x).permute(0, 2, 1)) * 0.2, 2), m.v(x)),
+    "separate layers": lambda m, x: joined(F.scaled_dot_product_attention(*(split(f(x)) for f in (m.q, m.k, m.v)))),
+    "interleaved heads": lambda m, x: joined(
+        F.scaled_dot_product_attention(*m.qkv(x).reshape(len(x), -1, 8, 3, 2).permute(3, 0, 4, 1, 2))
+    ),
+    "one query": lambda m, x: joined(
+        F.scaled_dot_product_attention(split(m.q(x[:, :1])), split(m.k(x)), split(m.v(x)))
+    ),
+    "query rows of all": lambda m, x: joined(
+        F.scaled_dot_product_attention(split(m.q(x)[:, 1:3]), split(m.k(x)), split(m.v(x)))
+    ),
+    "per-head temperature": lambda m, x: written_out(m, x, lambda q, k: (q * m.temperatures) @ k.mT),
+    "multihead, weights unused": lambda m, x: m.mha(x, x, x)[0],
+    "multihead": lambda m, x: m.mha(x, x, x, need_weights=False)[0],
+    "multihead across": lambda m, x: m.mha(x[:, :2], x, x, need_weights=False)[0],
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention(name: str):
+    module, x = embedded(
+        lambda m, x: ATTENTIONS[name](m, m.norm(x)),
+        qkv=nn.Linear(DIM, 3 * DIM), proj=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
+        q=nn.Linear(DIM, DIM), k=nn.Linear(DIM, DIM), v=nn.Linear(DIM, DIM, bias=False),
+        temperature=nn.Parameter(torch.ones(1)), temperatures=nn.Parameter(torch.ones(2, 1, 1)),
+        mha=nn.MultiheadAttention(DIM, 2, batch_first=True, dropout=0.1),
+    )  # fmt: skip
+    [graph] = check(module, x)
+    assert kinds(graph).count("Attention") == 1

@@ -1,0 +1,133 @@
+"""Layers, activations, factors, residuals in every form that users write, compared with torch."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.graph import describe, evaluate
+from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds, let
+
+LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the number of matmuls, the first included
+    "linear": (lambda m, x: m.a(x), 2),
+    "functional linear": (lambda m, x: F.linear(x, m.weight), 2),
+    "matrix": (lambda m, x: x @ m.weight, 2),
+    "matrix with bias": (lambda m, x: x @ m.weight + m.vector, 2),
+    "addmm": (lambda m, x: torch.addmm(m.vector, x.flatten(0, 1), m.weight).unsqueeze(0), 2),
+    "computed weight": (lambda m, x: F.linear(x, m.weight @ m.weight.softmax(-1), m.vector * 2), 2),
+    "1x1 convolution": (lambda m, x: m.conv(x.transpose(1, 2).unflatten(2, (2, 3))).relu(), 2),
+    "gelu": (lambda m, x: F.gelu(m.a(x)), 2),
+    "relu": (lambda m, x: m.relu(m.a(x)), 2),
+    "relu, also used without": (lambda m, x: let(m.a(x), lambda y: y.relu() + m.b(y)), 4),
+    "relu of residual": (lambda m, x: (m.a(x) + x).relu(), 3),
+    "norm": (lambda m, x: m.norm(x), 2),
+    "norm read by two": (lambda m, x: let(m.norm(x), lambda y: m.a(y) + m.b(y)), 3),
+    "norm as residual": (lambda m, x: let(m.norm(x), lambda y: m.a(y) + y), 3),
+    "norm without parameters": (lambda m, x: m.a(F.layer_norm(x, (DIM,))), 2),
+    "norm of scaled": (lambda m, x: m.a(m.norm(x * -0.01)), 2),
+    "norm of some tokens": (lambda m, x: m.a(m.norm(x)[:, 0]), 2),
+    "norm after choosing tokens": (lambda m, x: m.a(m.norm(x[:, 1:3])), 2),
+    "norm of activation": (lambda m, x: m.a(m.norm(m.b(x).relu())), 3),
+    "norm then relu": (lambda m, x: m.norm(x).relu(), 2),
+    "norm then norm": (lambda m, x: m.a(m.norm2(m.norm(x))), 3),
+    "columns": (lambda m, x: m.eighth(x[..., 8:]), 2),
+    "columns of norm": (lambda m, x: m.eighth(m.norm(x)[..., ::2]), 2),
+    "repeated columns": (lambda m, x: m.a(torch.cat([x[..., :8], x[..., :8]], -1)), 2),
+    "scaled": (lambda m, x: m.a(x * 2) / 3, 2),
+    "scaled input of activation": (lambda m, x: (0.5 * m.a(x)).relu(), 2),
+    "scaled after activation": (lambda m, x: m.b(m.a(x).relu() * 0.5), 3),
+    "per-feature factor": (lambda m, x: m.a(x) * m.vector + x, 2),
+    "per-feature factor with residual": (lambda m, x: x + m.vector * m.b(m.a(x).relu()), 3),
+    "per-feature factor before": (lambda m, x: m.a(x * m.vector), 2),
+    "residual left": (lambda m, x: x + m.a(x), 2),
+    "residual right": (lambda m, x: m.a(x) + x, 2),
+    "residual of some tokens": (lambda m, x: x[:, 1:3] + m.a(x[:, 1:3]), 3),
+    "parallel blocks": (lambda m, x: x + m.a(x) + m.b(m.norm(x)), 3),
+    "difference": (lambda m, x: x - m.a(x), 2),
+    "difference the other way": (lambda m, x: 1 - m.a(x), 2),
+    "sum with itself": (lambda m, x: x + x, 2),
+    "sum of activations": (lambda m, x: m.a(x).relu() + m.b(x).relu(), 3),
+    "sum of norms": (lambda m, x: m.norm(x) + m.norm2(x), 3),
+    "in place": (lambda m, x: m.a(x).add_(x).mul_(2), 3),
+    "constant after residual": (lambda m, x: (x + m.a(x)) + m.positions, 3),
+    "negated": (lambda m, x: -m.a(x), 2),
+    "dropout": (lambda m, x: F.dropout(m.a(x), 0.5, m.training).contiguous().clone(), 2),
+    "features joined": (lambda m, x: m.wide(torch.cat([m.a(x), x], -1)), 5),
+    "features joined in the result": (lambda m, x: torch.cat([m.a(x), x], -1), 4),
+    "mean": (lambda m, x: m.a(m.norm(x).mean(1)), 4),
+    "mean of layers": (lambda m, x: torch.stack([m.a(x), m.b(x), x]).mean(0), 5),
+    "sum over tokens": (lambda m, x: m.norm(x)[:, 1:].sum(1, keepdim=True), 5),
+    "mean over an image": (lambda m, x: m.a(m.pool(x.transpose(1, 2).unflatten(2, (2, 3))).flatten(1)), 3),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name: str):
+    forward, matmuls = LAYERS[name]
+    module, x = embedded(
+        forward,
+        a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), wide=nn.Linear(2 * DIM, DIM),
+        conv=nn.Conv2d(DIM, DIM, 1), relu=nn.ReLU(inplace=True), norm=nn.LayerNorm(DIM), norm2=nn.LayerNorm(DIM),
+        pool=nn.AdaptiveAvgPool2d(1), weight=nn.Parameter(torch.zeros(DIM, DIM)),
+        vector=nn.Parameter(torch.ones(DIM)), positions=nn.Parameter(torch.zeros(1, TOKENS, DIM)),
+    )  # fmt: skip
+    [graph] = check(module, x[:1])
+    assert kinds(graph).count("Matmul") == matmuls, describe(graph)
+
+
+RAW: dict[str, Callable[[Any, Tensor], Any]] = {
+    "residual": lambda m, x: x + m.a(x),
+    "norm": lambda m, x: m.a(m.norm(x)) + m.norm(x),
+    "activation": lambda m, x: m.a(x.relu()),
+    "class token": lambda m, x: let(torch.cat([m.cls, x * 1], 1), lambda y: y + m.a(m.norm(y))),
+    "attention": lambda _, x: F.scaled_dot_product_attention(x[:, 1:], x, x),
+    "result": lambda _, x: x[:, :2],
+    "both": lambda m, x: torch.cat([m.a(x), x], -1),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_on_the_input_itself(name: str):
+    module = Function(RAW[name], a=nn.Linear(8, 8), norm=nn.LayerNorm(8), cls=nn.Parameter(torch.zeros(1, 1, 8)))
+    check(module, torch.randn(1, 4, 8))
+
+
+RESULTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "two": lambda m, x: (m.a(x), x[:, 0]),
+    "dictionary": lambda m, x: {"logits": m.a(x)[:, 0], "tokens": x},
+    "some is None": lambda m, x: (m.a(x), None)[:1],
+    "pixel shuffle": lambda m, x: F.pixel_shuffle(m.a(x).transpose(1, 2).unflatten(2, (2, 3)), 4),
+    "nearest": lambda m, x: F.interpolate(m.a(x).transpose(1, 2).unflatten(2, (2, 3)), scale_factor=2),
+    "transposed convolution": lambda m, x: m.up(x.transpose(1, 2).unflatten(2, (2, 3))),
+    "repeated": lambda m, x: m.a(x)[:, :, None].expand(-1, -1, 3, -1).flatten(1, 2),
+    "rolled": lambda m, x: torch.roll(m.a(x), 2, 1).flip(2)[:, [0, 3, 3]],
+    "padded": lambda m, x: F.pad(m.a(x), (1, 2)),
+    "stacked": lambda m, x: let(m.a(x), lambda y: torch.stack([y[:, 0], y[:, 3]], 1)),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_result(name: str):
+    module, x = embedded(RESULTS[name], a=nn.Linear(DIM, DIM), up=nn.ConvTranspose2d(DIM, 3, (2, 4), (2, 4)))
+    check(module, x)
+
+
+def test_tanh_gelu_is_reported():
+    module, x = embedded(lambda m, x: F.gelu(x, approximate="tanh"))
+    with pytest.warns(UserWarning, match="tanh approximation"):
+        [graph] = capture(module, (x,))
+    with torch.no_grad():
+        np.testing.assert_allclose(evaluate(graph, {"input0": x[0].numpy()})["main"], module(x)[0].numpy(), atol=5e-4)
+
+
+def test_exact_gelu_is_not():
+    module, x = embedded(lambda m, x: F.gelu(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        capture(module, (x,))

@@ -1,0 +1,122 @@
+"""What is said about models that cannot be compiled, as golden files."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.problems import CaptureError
+from tests.compiler.golden import matches
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch):
+    """File names in messages are relative to the working directory."""
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+class Written(nn.Module):
+    """A forward given as a function of the module and its inputs."""
+
+    def __init__(self, run: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        self.first = nn.Linear(8, 8)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, self.first(x))
+
+
+class Block(nn.Module):
+    """Routes in a loop, with the norm and the residual inside: no one mixture of the block's own tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate = nn.LayerNorm(8), nn.Linear(8, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        chosen = self.gate(y).argmax(-1)
+        out = x.clone()
+        for number, expert in enumerate(self.experts):
+            rows = chosen == number
+            if rows.any():
+                out[rows] += expert(y[rows])
+        return out
+
+
+class Sigmoid(Block):
+    """A mixture with other scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = torch.stack([expert(x) for expert in self.experts], -1)
+        return (outputs * self.gate(x).sigmoid()[..., None, :]).sum(-1)
+
+
+def many(m: Any, x: Tensor) -> Tensor:
+    y = F.silu(x)
+    y = m.batch(y.transpose(1, 2)).transpose(1, 2)
+    y = y + x * x
+    y = F.interpolate(y, scale_factor=2, mode="linear")
+    return y.argmax(-1)
+
+
+def masked_attention(_: Any, x: Tensor) -> Tensor:
+    scores = (x @ x.mT).masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf")).softmax(-1)
+    return scores @ x
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "many": lambda: Written(many, batch=nn.BatchNorm1d(8)),
+    "masked_attention": lambda: Written(masked_attention),
+    "biased_attention": lambda: Written(lambda _, x: (x @ x.mT + torch.eye(3)).softmax(-1) @ x),
+    "causal_attention": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+    "softmax_result": lambda: Written(lambda _, x: x.softmax(-1)),
+    "tokens_mixed": lambda: Written(lambda m, x: m.mix(x.mT).mT, mix=nn.Linear(3, 3)),
+    "merged_tokens": lambda: Written(lambda m, x: m.mix(x[:, :2].flatten(1)), mix=nn.Linear(16, 3)),
+    "token_factor": lambda: Written(lambda _, x: x * torch.arange(3.0)[:, None]),
+    "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),
+    "depthwise": lambda: Written(lambda m, x: m.conv(x.mT), conv=nn.Conv1d(8, 8, 3, padding=1, groups=8)),
+    "constant_result": lambda: Written(lambda m, x: (x, m.first.weight * 2)),
+    "experts_in_block": lambda: Written(lambda m, x: m.block(x), block=Block()),
+    "other_scores": lambda: Written(lambda m, x: m.block(x), block=Sigmoid()),
+    "branch_on_values": lambda: Written(lambda _, x: x * 2 if x.sum() > 0 else x),
+    "not_finite": lambda: with_nan(Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8))),
+}
+
+
+def with_nan(module: Any) -> nn.Module:
+    with torch.no_grad():
+        module.first.weight[1, 2] = float("nan")
+        module.norm.bias[0] = float("inf")
+    return module
+
+
+def with_code(text: str) -> str:
+    """The user's line itself in place of its number."""
+
+    def code(match: re.Match[str]) -> str:
+        return f"{match[1]}:[{(ROOT / match[1]).read_text().splitlines()[int(match[2]) - 1].strip()}]"
+
+    return re.sub(r"(tests/\S+\.py):(\d+)", code, text)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal_says(name: str):
+    with pytest.raises(CaptureError) as refusal:
+        capture(REFUSED[name](), (torch.randn(1, 3, 8),))
+    assert matches(with_code(f"{refusal.value}\n"), GOLDEN / f"{name}.txt")
