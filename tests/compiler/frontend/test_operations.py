@@ -1,0 +1,72 @@
+"""The table of operations: one family each, advice that is the operation's own, constants of a shape."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchloom.compiler.frontend import capture as ours
+from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.operations import FAMILIES, OPERATIONS
+from patchloom.compiler.frontend.origin import is_users
+from patchloom.compiler.problems import CaptureError
+from tests.compiler.frontend.forms import check, embedded
+
+
+def test_each_operation_is_of_one_family():
+    assert max(Counter(name for family in FAMILIES for name in family.ROWS).values()) == 1
+
+
+def test_torch_has_every_operation():
+    """An operation that torch does not know is misspelt: its row would never be found."""
+    known = {name.partition(".")[0].replace("::", ".") for name in torch._C._dispatch_get_all_op_names()}
+    assert set(OPERATIONS) <= known
+
+
+ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "silu": (torch.nn.functional.silu, "supported activations are GELU and ReLU"),
+    "clamp to a range": (lambda x: x.clamp(-1, 1), "supported activations are GELU and ReLU"),
+    "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),
+    "largest": (lambda x: x.amax(1), "take a class token, or the mean over all tokens"),
+    "deviation": (lambda x: x / x.std(-1, keepdim=True), "supported normalisation is torch.nn.LayerNorm"),
+    "random": (lambda x: x + torch.rand_like(x), "random numbers have no place in inference"),
+    "comparison": (lambda x: x * (x > 0), HOW_TO_WRITE),
+    "a choice": (lambda x: x.topk(2).values, HOW_TO_WRITE),
+    "mirrored": (lambda x: nn.functional.pad(x, (1, 1), mode="reflect"), "pad with zeros"),
+    "no family": (lambda x: x.exp(), "see the list of supported operations"),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_of_the_operation(name: str):
+    run, advice = ADVICE[name]
+    module, x = embedded(lambda _, x: run(x))
+    with pytest.raises(CaptureError) as refusal:
+        capture(module, (x,))
+    [problem, *_] = refusal.value.problems
+    assert problem.splitlines()[-1].strip().startswith(advice)
+
+
+CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ones": lambda x: x + torch.ones_like(x),
+    "zeros beside tokens": lambda x: torch.cat([torch.zeros_like(x[:, :1]), x], 1) * 1,
+    "a new tensor": lambda x: x * x.new_full((1,), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constant_of_a_shape(name: str):
+    module, x = embedded(lambda m, x: m.last(CONSTANTS[name](x)), last=nn.Linear(16, 4))
+    check(module, x)
+
+
+def test_frames_of_users_are_told_from_ours():
+    assert is_users(__file__)
+    assert not is_users(ours.__file__)
+    assert not is_users(torch.__file__)
+    assert not is_users(str(Path(ours.__file__).parents[2] / "compiling.py"))

@@ -1,0 +1,145 @@
+"""Operations and views as text, and what they compute: the forms in which a pass is tested."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.nodes import Expert
+from patchloom.compiler.passes.engine import in_order
+from patchloom.compiler.primitive import (
+    Activate,
+    Add,
+    Attend,
+    Fixed,
+    Linear,
+    Mixture,
+    Normalise,
+    Primitive,
+    Product,
+    Scale,
+    Softmax,
+    Source,
+    View,
+)
+
+# --- Text ---
+
+
+def describe(results: Mapping[str, View]) -> str:
+    """One line per operation, then one per result."""
+    numbers = {base: f"%{i}" for i, base in enumerate(in_order(results.values()))}
+
+    def line(base: Primitive) -> str:
+        parts = [
+            f"{part.name} {_value(getattr(base, part.name), numbers)}"
+            for part in fields(base)
+            if part.name != "origin" and getattr(base, part.name) is not part.default
+        ]
+        head = f"{numbers[base]} = {type(base).__name__.lower()} '{base.origin.name}' {_sizes(base.shape)}"
+        return ", ".join([head, *parts])
+
+    lines = [*(line(base) for base in numbers), *(f"{name}: {_view(view, numbers)}" for name, view in results.items())]
+    return "".join(f"{text}\n" for text in lines)
+
+
+def _value(value: Any, numbers: Mapping[Primitive, str]) -> str:
+    if isinstance(value, View):
+        return _view(value, numbers)
+    if isinstance(value, Expert):
+        return f"({', '.join(f'{part.name} {_numbers(getattr(value, part.name))}' for part in fields(value))})"
+    if isinstance(value, tuple):
+        return f"({', '.join(_value(part, numbers) for part in value)})"
+    return _numbers(value) if isinstance(value, np.ndarray) else str(value)
+
+
+def _view(view: View, numbers: Mapping[Primitive, str]) -> str:
+    """`2*%0`, and of which shape and from which elements where it is not the operation's whole result."""
+    terms = " ++ ".join(f"{factor:g}*" * (factor != 1) + numbers[base] for base, factor in view.terms)
+    whole = view.base is not None and view.scaled(1 / view.terms[0][1]).is_whole()
+    return terms if whole else f"{terms} as {_sizes(view.shape)} of {' '.join(_runs(view.index.reshape(-1)))}"
+
+
+def _runs(index: np.ndarray[Any, Any]) -> Iterable[str]:
+    """first:end of each run of consecutive elements; -1 alone."""
+    cuts = np.flatnonzero((np.diff(index) != 1) | (index[:-1] < 0)) + 1
+    for run in np.split(index, cuts):
+        yield f"{run[0]}:{run[-1] + 1}" if len(run) > 1 else str(run[0])
+
+
+def _numbers(array: np.ndarray[Any, Any]) -> str:
+    if array.ndim == 1:
+        return f"[{' '.join(f'{value + 0:g}' for value in array)}]"
+    return f"[{' '.join(_numbers(row) for row in array)}]"
+
+
+def _sizes(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+# --- Meaning ---
+
+
+def meaning(results: Mapping[str, View], inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """What the results are for these inputs, in float64."""
+    values: dict[Primitive, np.ndarray[Any, Any]] = {}
+
+    def look(view: View) -> np.ndarray[Any, Any]:
+        flat = [values[base].reshape(-1) * factor for base, factor in view.terms]
+        return np.concatenate([*flat, [0.0]])[view.index]
+
+    for base in in_order(results.values()):
+        values[base] = (
+            inputs[base.name].reshape(base.shape) if isinstance(base, Source) else MEANING[type(base)](base, look)
+        )
+    return {name: look(view) for name, view in results.items()}
+
+
+Look = Callable[[View], np.ndarray[Any, Any]]
+
+
+def _normal(x: np.ndarray[Any, Any], epsilon: float | None) -> np.ndarray[Any, Any]:
+    if epsilon is None:
+        return x
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+
+
+def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _linear(base: Linear, look: Look) -> np.ndarray[Any, Any]:
+    sums = _normal(look(base.x), base.epsilon) @ base.weight.T.astype(np.float64) + base.bias
+    return ACTIVATIONS[base.activation](sums) + (0 if base.residual is None else look(base.residual))
+
+
+def _mixture(base: Mixture, look: Look) -> np.ndarray[Any, Any]:
+    """Of all experts: `top_k` is their number here."""
+    assert base.top_k == len(base.experts)
+    x = _normal(look(base.x), base.epsilon)
+    scores = _softmax(x @ base.gate_weight.T + base.gate_bias)
+    hidden = [ACTIVATIONS[base.activation](x @ e.w1.T + e.b1) @ e.w2.T + e.b2 for e in base.experts]
+    mixed = sum(scores[:, [i]] * part for i, part in enumerate(hidden))
+    return mixed + (0 if base.residual is None else look(base.residual))
+
+
+def _attend(base: Attend, look: Look) -> np.ndarray[Any, Any]:
+    heads = _softmax(look(base.q) @ look(base.k).transpose(0, 2, 1) * base.scale) @ look(base.v)
+    return heads.transpose(1, 0, 2).reshape(base.shape)
+
+
+MEANING: dict[type[Primitive], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
+    Fixed: lambda base, _: base.value,
+    Linear: _linear,
+    Mixture: _mixture,
+    Normalise: lambda base, look: _normal(look(base.x), base.epsilon) * base.gamma + base.beta,
+    Activate: lambda base, look: ACTIVATIONS[base.activation](look(base.x)),
+    Scale: lambda base, look: look(base.x) * base.factor,
+    Add: lambda base, look: look(base.a) + look(base.b),
+    Product: lambda base, look: look(base.a) @ look(base.b),
+    Softmax: lambda base, look: _softmax(look(base.x)),
+    Attend: _attend,
+}

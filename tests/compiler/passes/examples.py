@@ -1,0 +1,221 @@
+"""A small graph for each pass, with all that it must tell apart."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from patchloom.compiler.nodes import Expert
+from patchloom.compiler.origin import Origin
+from patchloom.compiler.primitive import (
+    Activate,
+    Add,
+    Attend,
+    Fixed,
+    Linear,
+    Mixture,
+    Normalise,
+    Product,
+    Scale,
+    Softmax,
+    Source,
+    View,
+    common_terms,
+    whole,
+)
+
+TOKENS, FEATURES = 3, 2
+
+
+def numbers(*shape: int) -> np.ndarray[Any, Any]:
+    """Small integers, no two neighbours alike: exact in float32, and short in a golden file."""
+    return (np.arange(np.prod(shape)) * 5 % 7 - 2).reshape(shape).astype(np.float32)
+
+
+def source() -> View:
+    made = Source(origin=Origin(name="x"), name="x", user_shape=(TOKENS, FEATURES))
+    return View(((made, 1.0),), np.arange(made.size).reshape(TOKENS, FEATURES))
+
+
+X = source()
+
+
+def linear(name: str, x: View, outputs: int = FEATURES, **options: Any) -> View:
+    weight, bias = numbers(outputs, x.shape[1]), np.arange(outputs).astype(np.float32)
+    return whole(Linear(origin=Origin(op="linear", name=name), x=x, weight=weight, bias=bias, **options))
+
+
+def mixture(name: str, x: View) -> View:
+    weight, bias = numbers(FEATURES, FEATURES), np.ones(FEATURES, np.float32)
+    experts = (Expert(weight, bias, weight, bias), Expert(weight + 1, bias, weight - 1, bias))
+    return whole(
+        Mixture(
+            origin=Origin(name=name), x=x, gate_weight=weight, gate_bias=bias, experts=experts,
+            activation="relu", top_k=2, scoring="softmax_of_all",
+        )
+    )  # fmt: skip
+
+
+def norm(x: View) -> View:
+    gamma, beta = np.array([2, 3], np.float32), np.array([1, -1], np.float32)
+    return whole(Normalise(origin=Origin(name="norm"), x=x, gamma=gamma, beta=beta, epsilon=0.5))
+
+
+def add(a: View, b: View, name: str = "add") -> View:
+    return whole(Add(origin=Origin(name=name), a=a, b=b))
+
+
+def fixed(*shape: int, alike: bool = False) -> View:
+    value = np.broadcast_to(numbers(1, shape[1]), shape) if alike else numbers(*shape)
+    return whole(Fixed(origin=Origin(name="constant"), value=np.ascontiguousarray(value)))
+
+
+def scale(x: View, factor: Sequence[float]) -> View:
+    value = np.broadcast_to(np.array(factor, np.float32), x.shape)
+    return whole(Scale(origin=Origin(name="scale"), x=x, factor=value))
+
+
+def activate(x: View, activation: str = "relu") -> View:
+    return whole(Activate(origin=Origin(name=activation), x=x, activation=activation))
+
+
+def joined(*views: View, axis: int = 0) -> View:
+    terms, indices = common_terms(views)
+    return View(terms, np.concatenate(indices, axis))
+
+
+def heads(x: View) -> View:
+    """One column a head: heads x tokens x 1."""
+    return x.pick(x.index.T[:, :, None])
+
+
+def product(a: View, b: View) -> View:
+    return whole(Product(origin=Origin(op="matmul", name="block.product"), a=a, b=b))
+
+
+def softmax(x: View) -> View:
+    return whole(Softmax(origin=Origin(op="softmax", name="softmax"), x=x))
+
+
+def attention() -> dict[str, View]:
+    """Two heads; factors on the queries, the scores and the values."""
+    q, k, v = (heads(linear(name, X)) for name in "qkv")
+    scores = product(q.scaled(2.0), k.pick(k.index.transpose(0, 2, 1))).scaled(0.25)
+    return {"y": product(softmax(scores), v.scaled(3.0))}
+
+
+def affine_input() -> dict[str, View]:
+    """One input that all tokens shift and scale alike, one that they do not."""
+    alike = linear("alike", scale(add(X, fixed(TOKENS, FEATURES, alike=True)), [2, 3]))
+    return {"alike": alike, "differs": linear("differs", add(X, fixed(TOKENS, FEATURES)))}
+
+
+def scales() -> dict[str, View]:
+    """Behind a layer, a mixture, a layer that is also read without the factor, an activation."""
+    used, fused = linear("used", X), linear("fused", X, activation="relu")
+    return {
+        "layer": scale(linear("layer", X), [2, 3]),
+        "mixture": scale(mixture("mixture", X), [2, 3]),
+        "scaled": scale(used, [2, 3]),
+        "unscaled": used,
+        "behind activation": scale(fused, [2, 3]),
+    }
+
+
+def columns() -> dict[str, View]:
+    """Of a wider layer: some columns of all tokens, all columns of some tokens."""
+    wide = linear("wide", X, 2 * FEATURES)
+    return {
+        "columns": linear("columns", wide.pick(wide.index[:, [3, 1]])),
+        "experts": mixture("experts", wide.pick(wide.index[:, 1:3])),
+        "rows": linear("rows", wide.pick(wide.index[1:])),
+    }
+
+
+def norms() -> dict[str, View]:
+    """Read by a layer, by a mixture, and as it is."""
+    normal = norm(linear("first", X))
+    return {"layer": linear("layer", normal), "mixture": mixture("mixture", normal), "itself": normal}
+
+
+def lone_norms() -> dict[str, View]:
+    return {"y": norm(linear("first", X))}
+
+
+def activations() -> dict[str, View]:
+    """Of a layer, of a layer that is also read without it, of a layer that has one."""
+    used = linear("used", X)
+    return {
+        "layer": activate(linear("layer", X)),
+        "with": activate(used),
+        "without": used,
+        "second": activate(linear("first", X, activation="relu"), "gelu"),
+    }
+
+
+def constants() -> dict[str, View]:
+    """Alike for all tokens and not; behind an activation; onto a layer that is also read without."""
+    used = linear("used", X)
+    return {
+        "alike": add(linear("a", X), fixed(TOKENS, FEATURES, alike=True)),
+        "differs": add(fixed(TOKENS, FEATURES), linear("b", X)),
+        "behind activation": add(linear("c", X, activation="relu"), fixed(TOKENS, FEATURES, alike=True)),
+        "with": add(used, fixed(TOKENS, FEATURES)),
+        "without": used,
+    }
+
+
+def tokens() -> dict[str, View]:
+    """A class token before patches, before the input itself, and before what is no layer over the input."""
+    patches = linear("patches", X)
+    deep = linear("deep", linear("middle", X, activation="relu"))
+    return {
+        "patches": linear("a", joined(fixed(1, FEATURES), patches)),
+        "input": linear("b", joined(X, fixed(1, FEATURES))),
+        "deep": linear("c", joined(fixed(1, FEATURES), deep)),
+    }
+
+
+def residuals() -> dict[str, View]:
+    """Two layers; a layer and the input; layers that are read elsewhere too."""
+    used, other = linear("used", X), linear("other", X)
+    return {
+        "layers": add(linear("a", X), linear("b", X)),
+        "input": add(X, linear("c", X)),
+        "mixture": add(mixture("d", X), used),
+        "neither": add(used, other),
+        "used": used,
+        "other": other,
+    }
+
+
+def leftovers() -> dict[str, View]:
+    """A product and a softmax that are no attention, and what reads them."""
+    x = linear("first", X)
+    scores = product(heads(x), heads(x).pick(heads(x).index.transpose(0, 2, 1)))
+    weights = softmax(x)
+    return {"product": scores, "softmax": weights, "reader": linear("reader", weights)}
+
+
+def operands() -> dict[str, View]:
+    """Columns of two layers, columns reversed, rows of two layers and of one, heads of layers and of the input."""
+    x, y = linear("a", X), linear("b", X)
+    some = x.pick(x.index[1:])
+    k, v = heads(joined(x, y, axis=1)), heads(linear("v", X, 2 * FEATURES))
+    return {
+        "joined": linear("joined", joined(x, y, axis=1)),
+        "residual": linear("residual", x, residual=y.pick(y.index[:, ::-1])),
+        "pieces": linear("pieces", joined(x.pick(x.index[:1]), y.pick(y.index[:2]))),
+        "rows": linear("rows", some),
+        "mixture": mixture("mixture", some),
+        "heads": whole(Attend(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
+    }  # fmt: skip
+
+
+EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
+    example.__name__: example
+    for example in (
+        attention, affine_input, scales, columns, norms, lone_norms, activations, constants, tokens, residuals,
+        leftovers, operands,
+    )
+}  # fmt: skip
