@@ -8,10 +8,14 @@ torch's layout, `[outputs, inputs]`. What kinds there are, `compiler.nodes` tell
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from patchloom.compiler.quantise.driver import Quantising
+    from patchloom.compiler.quantise.formats import Demand
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -24,10 +28,21 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node(ABC):
-    """One operation on tensors. `name` is the path of the torch module, `source` the user's file:line."""
+    """One operation on tensors. `name` is the path of the torch module, `source` the user's file:line.
+
+    What a kind of node does not say of itself is as here: no operand, nothing to multiply, no demands.
+    """
+
+    is_layer: ClassVar[bool] = False  # multiplies: has bits of its own, and integers
 
     name: str
     source: str = field(default="", repr=False)
+
+    def require(self, rule: bool, text: str) -> None:
+        if not rule:
+            raise GraphError(f"{self.kind} '{self.name}' {text}{self.source and f' ({self.source})'}")
+
+    # What it is
 
     @property
     def kind(self) -> str:
@@ -43,22 +58,44 @@ class Node(ABC):
         """(tokens, features)."""
 
     @property
+    def user_input(self) -> tuple[int, ...] | None:
+        """Shape of the user's tensor that it reads, without the batch dimension; it is called as the node is."""
+        return None
+
+    @property
+    def residual(self) -> "Node | None":
+        """The tensor that its result is added to: they share a scale and lie alike."""
+        return None
+
+    @property
     def flags(self) -> Iterable[str]:
         """What `describe` says of it besides its operands."""
         return ()
-
-    @abstractmethod
-    def evaluate(self, at: "Evaluation") -> Floats:
-        """Its result in float32; `at` is told of every intermediate that will need a number format."""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one frame, as the model counts them."""
         return 0
 
-    def require(self, rule: bool, text: str) -> None:
-        if not rule:
-            raise GraphError(f"{self.kind} '{self.name}' {text}{self.source and f' ({self.source})'}")
+    # What it computes
+
+    @abstractmethod
+    def evaluate(self, at: "Evaluation") -> Floats:
+        """Its result in float32; `at` is told of every intermediate that will need a number format."""
+
+    # Its integers
+
+    def demands(self, activations: int) -> Iterable[tuple["Node", "Demand"]]:
+        """What it asks of the formats of stored tensors, itself included; `activations` are the bits it is given."""
+        return ()
+
+    def relevant(self, quantity: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Of an intermediate, the values that its format must hold."""
+        return array
+
+    def numbers(self, at: "Quantising") -> Any:
+        """Integers of a layer. Raises `ValueError` where 16 bits do not express them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +123,10 @@ class Graph:
     def tensors(self) -> list[Node]:
         """Every node whose result is stored: all but the outputs, which name elements of others."""
         return [node for node in self.nodes() if node not in self.outputs]
+
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the user's tensors that it reads, without the batch dimension."""
+        return {node.name: shape for node in self.nodes() if (shape := node.user_input) is not None}
 
 
 def describe(graph: Graph) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.allocate import Span, alive, allocate
 from patchloom.compiler.graph import Graph, Node
 from patchloom.compiler.machine import bounds
@@ -37,7 +36,11 @@ from patchloom.compiler.machine.layout import Weights, pack, stream_beats
 from patchloom.compiler.machine.program import Buffer, Port, Program, Segment, Task, command_table
 from patchloom.compiler.machine.verify import verify
 from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe, Output
-from patchloom.compiler.quantise import AttentionNumbers, Format, Linear, MoeNumbers, Operand, Quantised
+from patchloom.compiler.nodes.attention import AttentionNumbers
+from patchloom.compiler.nodes.moe import MoeNumbers
+from patchloom.compiler.quantise import Quantised
+from patchloom.compiler.quantise.formats import Format
+from patchloom.compiler.quantise.linear import Linear, identity
 
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
 
@@ -409,11 +412,7 @@ class Drafting:
         before, features = self.tensors[node], node.shape[1]
         after = self.buffer(f"{node.name} again", before.rows, np.arange(features), before.width)
         self.gather(node, after)
-        identity = Linear(
-            Operand(Format(before.width, 1.0)), np.eye(features, dtype=np.int16), 8, np.zeros(features, np.int64),
-            np.full(features, 1 << 15), np.full(features, 15), "none", 0,
-        )  # fmt: skip
-        self.products(f"{node.name}: statistics", identity, before, after)
+        self.products(f"{node.name}: statistics", identity(Format(before.width, 1.0), features), before, after)
         if len(before.positions) == extent(before.positions):
             self.tensors[node] = after
 
@@ -458,7 +457,7 @@ class Drafting:
             rows=rows, depth=depth, columns=columns, a_stride=a.stride,
             a_wide=int(linear.operand.format.width == 16), a_packed=int(a.packed),
             b_digits=count, dma_beats=stream_beats(self.config, depth, columns, count),
-            post=ACTIVATIONS[linear.activation].post, post_shift=linear.post_shift,
+            post=linear.post, post_shift=linear.post_shift,
             o_stride=out.stride, o_wide=int(out.width == 16), o_packed=int(out.packed), **fields,
         )  # fmt: skip
 

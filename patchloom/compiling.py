@@ -10,7 +10,6 @@ from patchloom.arrays import InputError, Samples, as_floats, by_name
 from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
-from patchloom.compiler.nodes import Input
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.progress import Tell
@@ -60,7 +59,7 @@ def compile_module(
     graphs = capture(module, example, tasks=tasks)
     if progress:
         progress("capture", 1, 1)
-    read = {node.name for graph in graphs for node in graph.nodes() if isinstance(node, Input)}
+    read = {name for graph in graphs for name in graph.inputs()}
     quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
     return schedule(quantised, config or preset_for(bits))
 

@@ -1,11 +1,12 @@
 """A tensor of the user's, gathered into rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.quantise.formats import Demand
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,6 +21,10 @@ class Input(Node):
         return self.index.shape
 
     @property
+    def user_input(self) -> tuple[int, ...]:
+        return self.user_shape
+
+    @property
     def flags(self) -> Iterator[str]:
         yield f"of {'x'.join(map(str, self.user_shape))}"
 
@@ -28,3 +33,6 @@ class Input(Node):
         if value.shape != self.user_shape:
             raise ValueError(f"input '{self.name}' must have shape {self.user_shape}, not {value.shape}")
         return np.append(value.reshape(-1), np.float32(0))[self.index]
+
+    def demands(self, activations: int) -> Iterable[tuple[Node, Demand]]:
+        return [(self, Demand(power_of_two=True))]

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.graph import Evaluation, Floats, Node
+from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.nodes.float32 import normalise
+from patchloom.compiler.quantise.driver import Quantising
+from patchloom.compiler.quantise.formats import Demand, demand_of
+from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -14,6 +19,8 @@ class Matmul(Node):
 
     `epsilon` given: norm is layer normalisation without scale and shift (they are folded into weight and bias).
     """
+
+    is_layer: ClassVar[bool] = True
 
     x: Node
     weight: Floats = field(repr=False)  # [outputs, inputs]
@@ -31,6 +38,8 @@ class Matmul(Node):
         self.require(0 <= first < last <= self.x.shape[0], f"rows {self.rows} must lie in x's {self.x.shape[0]} rows")
         if self.residual is not None:
             self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
+            clips = ACTIVATIONS[self.activation].limit is not None
+            self.require(not clips, f"must not add a residual to {self.activation}, which saturates")
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -46,10 +55,14 @@ class Matmul(Node):
             yield f"rows {self.rows[0]}:{self.rows[1]}"
         if self.epsilon is not None:
             yield f"norm({self.epsilon:g})"
-        if self.activation != "none":
+        if ACTIVATIONS[self.activation].post:
             yield self.activation
         if self.residual is not None:
             yield "+ residual"
+
+    @property
+    def macs(self) -> int:
+        return self.shape[0] * self.weight.size
 
     def evaluate(self, at: Evaluation) -> Floats:
         operand = normalise(at.values[self.x][slice(*self.rows)], self.epsilon)
@@ -60,6 +73,16 @@ class Matmul(Node):
         at.observe(self, "result", result)
         return result if self.residual is None else result + at.values[self.residual]
 
-    @property
-    def macs(self) -> int:
-        return self.shape[0] * self.weight.size
+    def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
+        yield self, demand_of(self.activation)
+        if self.epsilon is None:
+            yield self.x, Demand(activations)
+        else:
+            yield self.x, normalised(self.x.shape[1], self.epsilon)
+        if self.residual is not None:
+            yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual))
+
+    def numbers(self, at: Quantising) -> Linear:
+        weights, activations = at.bits(self)
+        operand = at.operand(self, self.x, self.epsilon, activations)
+        return at.linear(operand, self.weight, self.bias, weights, Epilogue.of(self.activation, at.formats[self]))

@@ -1,16 +1,24 @@
 """A sparse mixture of experts, with its gate."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.nodes.float32 import normalise, softmax
+from patchloom.compiler.quantise.driver import Quantising
+from patchloom.compiler.quantise.formats import Demand, Format, demand_of, format_of, log2_format, near_maximum
+from patchloom.compiler.quantise.linear import Epilogue, Linear, Operand, normalised
 
 Scoring = Literal["softmax_of_selected", "softmax_of_all"]
+
+GATE_WIDTH = 16  # bits of a gate's operand and weights: a wrong choice of expert costs more than four bytes
+GATE_GUARD = 6  # fractional bits of an expert's result beyond the output's, while it meets its score
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +31,29 @@ class Expert:
     b2: Floats = field(repr=False)
 
 
+@dataclass(frozen=True, eq=False)
+class ExpertNumbers:
+    number: int  # in the model
+    first: Linear
+    second: Linear
+    expected: bool  # it had tokens in every calibration sample
+
+
+@dataclass(frozen=True, eq=False)
+class MoeNumbers:
+    """Experts with many tokens in calibration come first: weights of later ones arrive while these multiply.
+
+    With fetching and multiplying as the two machines of a flow shop this is Johnson's order (1954), as all experts
+    take equally long to fetch. The gate's channels are in the same order.
+    """
+
+    gate: Linear
+    logits: Format  # in units of log2
+    exp_shift: int
+    hidden: Format
+    experts: tuple[ExpertNumbers, ...] = field(repr=False)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Moe(Node):
     """`sum over the top_k experts e of score_e * expert_e(norm(x)) + residual`.
@@ -30,6 +61,8 @@ class Moe(Node):
     Logits are `norm(x) @ gate_weight.T + gate_bias`. Scores are the softmax of the selected logits, or the
     selected entries of the softmax of all logits. `epsilon` as in `Matmul`.
     """
+
+    is_layer: ClassVar[bool] = True
 
     x: Node
     gate_weight: Floats = field(repr=False)  # [experts, inputs]
@@ -64,10 +97,15 @@ class Moe(Node):
         if self.epsilon is not None:
             yield f"norm({self.epsilon:g})"
         yield f"experts {len(self.experts)} of {len(self.experts[0].w1)}, top {self.top_k}, {self.scoring}"
-        if self.activation != "none":
+        if ACTIVATIONS[self.activation].post:
             yield self.activation
         if self.residual is not None:
             yield "+ residual"
+
+    @property
+    def macs(self) -> int:
+        expert = self.experts[0]
+        return self.shape[0] * (self.gate_weight.size + self.top_k * (expert.w1.size + expert.w2.size))
 
     def evaluate(self, at: Evaluation) -> Floats:
         operand = normalise(at.values[self.x], self.epsilon)
@@ -100,7 +138,32 @@ class Moe(Node):
         at.observe(self, "hidden", np.concatenate(hiddens))
         return result
 
-    @property
-    def macs(self) -> int:
-        expert = self.experts[0]
-        return self.shape[0] * (self.gate_weight.size + self.top_k * (expert.w1.size + expert.w2.size))
+    def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
+        yield self.x, Demand(ELEMENT_WIDTH) if self.epsilon is None else normalised(self.x.shape[1], self.epsilon)
+        if self.residual is not None:
+            yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual))
+
+    def relevant(self, quantity: str, array: Floats) -> Floats:
+        return near_maximum(array) if quantity == "logits" else array
+
+    def numbers(self, at: Quantising) -> MoeNumbers:
+        tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
+        order = np.argsort(-tokens.sum(axis=0), kind="stable")
+        logits, exp_shift = log2_format(at.observed(self, "logits"))
+        operand = at.operand(self, self.x, self.epsilon, GATE_WIDTH)
+        epilogue = Epilogue(logits.scale / math.log2(math.e))
+        gate = at.linear(operand, self.gate_weight[order], self.gate_bias[order], GATE_WIDTH, epilogue)
+        width = at.bits(self)[1]
+        hidden = format_of(at.observed(self, "hidden"), Demand(width) | demand_of(self.activation))
+        operand = at.operand(self, self.x, self.epsilon, width)
+        experts = (self._expert(at, number, operand, hidden, tokens[:, number]) for number in order.tolist())
+        return MoeNumbers(gate, logits, exp_shift, hidden, tuple(experts))
+
+    def _expert(self, at: Quantising, number: int, x: Operand, hidden: Format, tokens: Indices) -> ExpertNumbers:
+        """`tokens`: what it had of each calibration sample."""
+        e, (bits, _), out = self.experts[number], at.bits(self), at.formats[self]
+        first = at.linear(x, e.w1, e.b1, bits, Epilogue.of(self.activation, hidden))
+        narrow = Epilogue(out.scale / 2**GATE_GUARD, post_shift=GATE_GUARD)
+        return ExpertNumbers(
+            number, first, at.linear(Operand(hidden), e.w2, e.b2, bits, narrow), expected=bool(tokens.min())
+        )

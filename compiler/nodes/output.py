@@ -1,9 +1,11 @@
 """What the user's forward returns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.machine.config import ELEMENT_WIDTH
+from patchloom.compiler.quantise.formats import Demand
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,3 +29,6 @@ class Output(Node):
 
     def evaluate(self, at: Evaluation) -> Floats:
         return at.values[self.x].reshape(-1)[self.index]
+
+    def demands(self, activations: int) -> Iterable[tuple[Node, Demand]]:
+        return [(self.x, Demand(ELEMENT_WIDTH, power_of_two=True))]

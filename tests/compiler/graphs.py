@@ -8,7 +8,7 @@ from patchloom.compiler.graph import Graph, Node, evaluate
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, from_region, to_region
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
-from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.sim.interpret import execute
 
@@ -144,6 +144,10 @@ def samples(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarray[Any
     rng = np.random.default_rng(seed)
     shapes = {node.name: node.user_shape for node in graph.nodes() if isinstance(node, Input)}
     return {name: rng.standard_normal((count, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def quantised(*graphs: Graph, precision: str = "w8a8", **overrides: str) -> Quantised:
+    return quantise(graphs, samples(graphs[0], 4), Precision.parse(precision, overrides))
 
 
 def compiled(graph: Graph, precision: str, config: Config | None = None, **overrides: str) -> Program:

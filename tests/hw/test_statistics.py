@@ -8,7 +8,7 @@ import pytest
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import MAX_SHIFT, NORMALISED_FEATURES, Ints, rsqrt, shift_round
-from patchloom.compiler.quantise import normalise_constants
+from patchloom.compiler.quantise.linear import normalise_constants
 from patchloom.hw.statistics import Statistics
 from tests.hw.pipelines import command_bits, drive, joined
 

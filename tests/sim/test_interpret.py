@@ -21,7 +21,7 @@ from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.fixed import EXP_ONE, GELU_FRACTION, ROW_ONE, multiplier_of
 from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.compiler.machine.program import Program, Task
-from patchloom.compiler.quantise import normalise_constants
+from patchloom.compiler.quantise.linear import normalise_constants
 from patchloom.sim.interpret import execute
 
 CONFIG = Config(inputs=4, outputs=4, lanes=4, scratchpad_chunks=256, max_rows=16)
