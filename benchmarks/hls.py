@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from benchmarks.configs import CONFIGS
 from benchmarks.run import Workload, reference, workload
 from examples.fashion_scenes.evaluate import HERE, load_scenes, network_input
+from patchloom.compiler.machine.frames import input_frames, input_region
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.schedule import schedule
 from patchloom.design import compile_design, load_design
-from patchloom.running import input_frames, input_region
+from patchloom.host.session import Session
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.hls import WARNINGS, HlsMachine, build, write_project
 from patchloom.sim.interpret import execute
@@ -78,8 +79,8 @@ def compare(program: Program, task: str, regions: list[Elements], rtl_frames: in
 
 
 def on_rtl(program: Program, task: str, region: Elements) -> Frame:
-    with SimulatedDevice(program.config) as device:
-        output, _, saturations = device.run(program, region, task)
+    with SimulatedDevice(program.config) as device, Session(device, program) as session:
+        output, _, saturations = session.frame(region, task)
     return output, saturations
 
 

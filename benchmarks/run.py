@@ -26,11 +26,11 @@ from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Stationary
+from patchloom.compiler.machine.frames import input_region
 from patchloom.compiler.machine.program import Program, Task
-from patchloom.compiler.machine.registers import REGISTERS
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import schedule
-from patchloom.running import input_region
+from patchloom.host.session import Session
 from patchloom.sim.cycles import Routed, predict, queue_lengths
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
@@ -104,12 +104,12 @@ def reference(work: Workload, program: Program, task: Task) -> Reference:
 def measure(name: str, program: Program, task: Task, latency: int, expected: Reference) -> dict[str, Any]:
     """One row of the results."""
     config = program.config
-    with SimulatedDevice(config, latency=latency) as device:
+    with SimulatedDevice(config, latency=latency) as device, Session(device, program) as session:
         begin = time.perf_counter()
-        output, cycles, saturations = device.run(program, expected.region, task.name)
+        output, cycles, saturations = session.frame(expected.region, task.name)
         seconds = time.perf_counter() - begin
         read = device.traffic.read_beats * config.beat_bytes
-        stalls = {key: device.read_register(REGISTERS[key].offset) for key in ("stall_weights", "stall_writes")}
+        stalls = {key: device.read(key) for key in ("stall_weights", "stall_writes")}
     multipliers = config.inputs * config.outputs
     bound = max(task.macs / multipliers, expected.weight_bytes / config.beat_bytes)
     return {

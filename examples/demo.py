@@ -36,8 +36,9 @@ from examples.fashion_scenes.evaluate import (
 )
 from examples.fashion_scenes.model import CLASSES, TASKS, FashionSceneViT, MixtureOfExperts
 from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.compiler.machine.frames import Tell
 from patchloom.design import compile_design, load_design
-from patchloom.progress import Tell, progress_bar
+from patchloom.progress import progress_bar
 from patchloom.sim.interpret import State
 
 SCENES = 64  # held back

@@ -1,1 +1,1 @@
-"""What a user touches: the design file, the command line, and how a model is compiled and run."""
+"""The driver: a Program on a machine, wherever that is. Needs NumPy alone."""

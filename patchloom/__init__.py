@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchloom.compiler.machine.config import Config
     from patchloom.compiler.machine.errors import Error
+    from patchloom.compiler.machine.frames import Result
     from patchloom.compiler.machine.program import Program
     from patchloom.compiler.machine.store import load, save
     from patchloom.compiling import PRESETS
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
-    from patchloom.running import Result, predict, run
+    from patchloom.running import predict, run
+    from patchloom.session import Session
 
-__all__ = ["PRESETS", "Config", "Error", "Program", "Result", "compile", "load", "predict", "run", "save"]
+__all__ = ["PRESETS", "Config", "Error", "Program", "Result", "Session", "compile", "load", "predict", "run", "save"]
 
 _HOMES = {
     "PRESETS": "compiling:PRESETS",
     "Config": "compiler.machine.config:Config",
     "Error": "compiler.machine.errors:Error",
     "Program": "compiler.machine.program:Program",
-    "Result": "running:Result",
+    "Result": "compiler.machine.frames:Result",
+    "Session": "session:Session",
     "compile": "compiling:compile_module",
     "load": "compiler.machine.store:load",
     "predict": "running:predict",

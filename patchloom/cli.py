@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from patchloom import running
-from patchloom.arrays import InputError, read_arrays
-from patchloom.compiler.machine.errors import Error
+from patchloom.arrays import read_arrays
+from patchloom.compiler.machine.errors import Error, InputError
+from patchloom.compiler.machine.frames import Result, input_frames, input_region, task_of
 from patchloom.compiler.machine.program import Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
@@ -64,7 +65,7 @@ def run(
     if output.suffix != ".npz":
         raise InputError(f"--output must end in .npz, not '{output.name}'")
     loaded = load(program)
-    inputs = inputs_for(running.task_of(loaded, task), input_)
+    inputs = inputs_for(task_of(loaded, task), input_)
     with progress_bar() as tell:
         result = running.run(loaded, inputs, task=task, engine=engine, progress=tell)
     raw = {f"raw/{name}": array for name, array in result.raw.items()}
@@ -100,7 +101,7 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def report(result: running.Result, output: Path) -> None:
+def report(result: Result, output: Path) -> None:
     table = Table("output", "shape")
     for name, array in result.outputs.items():
         table.add_row(Text(name), " x ".join(map(str, array.shape)))
@@ -138,8 +139,8 @@ def golden_input(task: Task, path: Path | None) -> NDArray[np.int16]:
         inputs = {port.name: noise.normal(size=port.shape) for port in task.inputs}
     else:
         inputs = inputs_for(task, path)
-    frames, _ = running.input_frames(task, inputs)
-    return running.input_region(task, frames[0])[0]
+    frames, _ = input_frames(task, inputs)
+    return input_region(task, frames[0])[0]
 
 
 @app.command()

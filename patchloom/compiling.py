@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from patchloom.arrays import InputError, Samples, as_floats, by_name
 from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.frames import Samples, Tell, as_floats, by_name
 from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
-from patchloom.progress import Tell
 
 # Machines to begin with. `small` fits the smallest boards; `wide` multiplies four times as much a cycle.
 PRESETS = {

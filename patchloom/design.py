@@ -36,13 +36,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from patchloom.arrays import SUFFIXES, InputError, as_floats, read_array
+from patchloom.arrays import SUFFIXES, read_array
 from patchloom.compiler.machine.config import Config, ConfigError
-from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.errors import Error, InputError
+from patchloom.compiler.machine.frames import Tell, as_floats
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.quantise import Precision, QuantiseError
 from patchloom.compiling import PRESETS, compile_module, preset_for
-from patchloom.progress import Tell
 
 
 class DesignError(Error, ValueError):

@@ -1,12 +1,13 @@
 """How long steps are followed on a terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-Tell = Callable[[str, int, int], None]  # what, how many done, of how many
+from patchloom.compiler.machine.frames import Tell
+
 error_console = Console(stderr=True)
 
 

@@ -31,6 +31,7 @@ from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.host.session import Session
 from patchloom.hw import axi, cache, dma
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.epilogue import parameters_at_once
@@ -437,7 +438,7 @@ def compare(config: Config, seed: int) -> Iterator[Comparison]:
     for task in program.tasks:
         memory: dict[str, Any] = {name: int(rng.choice(values)) for name, values in MEMORIES.items()}
         with SimulatedDevice(config, **memory, memory_bytes=1 << 26) as device:
-            cycles = device.run(program, inputs, task.name)[1]
+            cycles = Session(device, program).frame(inputs, task.name)[1]
             rtl = cycles, device.traffic.read_beats, device.traffic.write_beats
         p = predict(program, task.name, queues=queue_lengths(program, task.name, inputs), **memory)
         yield Comparison(config, seed, task.name, memory, rtl, (p.cycles, p.beats_read, p.beats_written))

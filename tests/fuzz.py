@@ -30,9 +30,9 @@ import patchloom
 from patchloom import cli
 from patchloom.arrays import read_arrays
 from patchloom.compiler.machine.commands import COMMAND_BYTES
+from patchloom.compiler.machine.frames import input_frames
 from patchloom.design import load_design, load_module
 from patchloom.inspect import describe
-from patchloom.running import input_frames
 from tests.patchloom.models import Mlp
 
 MEMORY = 1 << 30  # bytes that a mutation may need beyond what the process has when it begins

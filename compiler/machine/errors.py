@@ -10,3 +10,7 @@ class MissingExtraError(Error, ImportError):
 
     def __init__(self, what: str, extra: str, module: str) -> None:
         super().__init__(f"{what} needs {module}: pip install 'patchloom[{extra}]'", name=module)
+
+
+class InputError(Error, ValueError):
+    """Data that a model or Program cannot take; the message names it, the rule and the value."""

@@ -15,7 +15,7 @@ from hls4ml.model.layers import Input, Layer, Transpose, register_layer
 from hls4ml.model.optimizer import OptimizerPass
 from hls4ml.writer.vitis_writer import VitisWriter
 
-from patchloom.arrays import InputError
+from patchloom.compiler.machine.errors import InputError
 from patchloom.hls4ml.check import check
 from patchloom.hls4ml.emit import fixed, header, write_kernels
 from patchloom.hls4ml.leaf import Leaf

@@ -8,8 +8,8 @@ import torch
 from hls4ml.utils.torch import HLS4MLModule
 from torch import Tensor, nn
 
-from patchloom.arrays import InputError
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import Port, Program
 from patchloom.compiling import compile_module
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import patchloom
 from patchloom import cli
-from patchloom.arrays import InputError
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import ProgramError
 from patchloom.compiler.problems import CaptureError
 from patchloom.compiler.quantise import QuantiseError

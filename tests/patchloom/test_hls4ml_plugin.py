@@ -18,7 +18,7 @@ from torch import nn
 
 import patchloom
 from examples.hls4ml_model import Body, pictures
-from patchloom.arrays import InputError
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import to_region
 from patchloom.hls4ml import Leaf, MismatchError, wrap
 from patchloom.hls4ml.check import _compare, coarse_leaf

@@ -13,6 +13,8 @@ import pytest
 from patchloom.compiler.machine.commands import Command, Kind, Stationary
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.host.errors import DeviceError
+from patchloom.host.session import Session
 from patchloom.sim import cycles
 from patchloom.sim.cycles import (
     MACHINES,
@@ -25,7 +27,7 @@ from patchloom.sim.cycles import (
     queue_lengths,
     random_program,
 )
-from patchloom.sim.device import DeviceError, SimulatedDevice
+from patchloom.sim.device import SimulatedDevice
 from tests.compiler.graphs import compiled, random_graph, transformer
 
 # A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column.
@@ -40,7 +42,7 @@ machines = pytest.mark.parametrize("config", BUILT.values(), ids=BUILT)
 
 def counted(program: Program, inputs: np.ndarray, memory: dict[str, int], task: str | None = None) -> tuple:
     with SimulatedDevice(program.config, **memory, memory_bytes=1 << 26) as device:
-        frame = device.run(program, inputs, task)[1]
+        frame = Session(device, program).frame(inputs, task)[1]
         return frame, device.traffic.read_beats, device.traffic.write_beats
 
 
@@ -89,7 +91,7 @@ def test_command_that_never_ends():
     with pytest.raises(CycleError, match="command 2, LOAD, never ends"):
         predict(program, queues=[])
     with SimulatedDevice(config) as device, pytest.raises(DeviceError, match="WATCHDOG at command 2"):
-        device.run(program, region(program), watchdog=1000)
+        Session(device, program, watchdog=1000).frame(region(program))
 
 
 # --- What else a prediction says ---

@@ -3,8 +3,9 @@
 cocotb runs it behind AXI drivers of another make (bench_machine.py); the sweeps run in this process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.host.errors import DeviceError
+from patchloom.host.session import Session
 from patchloom.hw.axi import Response
 from patchloom.hw.top import Top
 from patchloom.sim.cosim import simulate
-from patchloom.sim.device import DeviceError, SimulatedDevice
+from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
 from tests.hw.pipelines import as_case
 from tests.sim.models import TASKS, Model
@@ -130,9 +133,17 @@ def programs(config: Config, seeds: range) -> list[Job]:
     return jobs
 
 
-def native(device: SimulatedDevice, jobs: list[Job]) -> Iterator[Result]:
+Sessions = Callable[[Program], Session]
+
+
+def sessions(device: SimulatedDevice) -> Sessions:
+    """One a Program, all on one device."""
+    return cache(lambda program: Session(device, program, watchdog=20_000))
+
+
+def native(session: Sessions, jobs: list[Job]) -> Iterator[Result]:
     for job in jobs:
-        output, _, saturations = device.run(job.program, job.region, job.task, watchdog=20_000)
+        output, _, saturations = session(job.program).frame(job.region, job.task)
         yield output.tolist(), saturations
 
 
@@ -142,7 +153,7 @@ def test_random_programs(config, temper):
     first = 100 * list(TEMPERS.values()).index(temper)
     jobs = programs(config, range(first, first + 8))
     with SimulatedDevice(config, seed=first, **temper) as device:
-        for got, job in zip(native(device, jobs), jobs, strict=True):
+        for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])
 
 
@@ -150,7 +161,7 @@ def test_random_programs(config, temper):
 def test_random_models(config):
     jobs = models(config, range(10, 14))
     with SimulatedDevice(config, stalls=0.1, jitter=20, seed=2) as device:
-        for got, job in zip(native(device, jobs), jobs, strict=True):
+        for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])
 
 
@@ -163,7 +174,7 @@ def test_models_in_little_memory():
         assert "qkv: head 0" in program.tasks[0].notes
         jobs += [Job(program, task, model.region(program, task, 3)) for task in range(len(TASKS))]
     with SimulatedDevice(config, stalls=0.1, jitter=20, seed=7) as device:
-        for got, job in zip(native(device, jobs), jobs, strict=True):
+        for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])
 
 
@@ -172,18 +183,19 @@ def test_soft_reset_at_every_moment():
     jobs = programs(SQUARE, range(2))
     expected = reference(jobs)
     with SimulatedDevice(SQUARE, stalls=0.3, jitter=40, seed=3) as device:
-        _, cycles, _ = device.run(jobs[0].program, jobs[0].region, jobs[0].task)
+        session = sessions(device)
+        _, cycles, _ = session(jobs[0].program).frame(jobs[0].region, jobs[0].task)
         for number, moment in enumerate(range(1, cycles, max(cycles // 60, 1))):
-            device.start(jobs[0].program, jobs[0].region, jobs[0].task)
+            session(jobs[0].program).start(jobs[0].region, jobs[0].task)
             device.step(moment)
-            device.soft_reset()
+            device.reset()
             other = number % len(jobs)
-            assert list(native(device, [jobs[other]])) == [expected[other]]
+            assert list(native(session, [jobs[other]])) == [expected[other]]
 
 
-def attempt(device: SimulatedDevice, job: Job) -> Result | DeviceError:
+def attempt(session: Sessions, job: Job) -> Result | DeviceError:
     try:
-        return next(native(device, [job]))
+        return next(native(session, [job]))
     except DeviceError as error:
         return error
 
@@ -198,14 +210,15 @@ def test_bus_errors_anywhere(response):
     write = ErrorCode.WRITE_SLVERR if response == Response.SLVERR else ErrorCode.WRITE_DECERR
     codes = []
     with SimulatedDevice(SQUARE, stalls=0.3, jitter=40, seed=4) as device:
-        target = device.start(job.program, job.region, job.task)
-        device.soft_reset()
-        ends = (target.address, target.address + target.data.size)
+        session = sessions(device)
+        target = session(job.program).start(job.region, job.task)
+        device.reset()
+        ends = (target.address, target.address + target.size)
         for number in range(60):
             low, high = ends if number % 2 else (device.base, ends[0])
             address = int(rng.integers(low, high))
             device.inject(address, 1, response)
-            outcome = attempt(device, job)
+            outcome = attempt(session, job)
             if isinstance(outcome, DeviceError):
                 codes.append(outcome.code)
                 assert outcome.code == (write if address >= ends[0] else read)
@@ -213,5 +226,5 @@ def test_bus_errors_anywhere(response):
             else:
                 assert outcome == expected
             device.clear_faults()
-            assert list(native(device, [job])) == [expected]
+            assert list(native(session, [job])) == [expected]
     assert {read, write} == set(codes)

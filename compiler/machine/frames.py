@@ -1,0 +1,127 @@
+"""Frames: a user's arrays to the regions that a machine reads and writes, and back, whoever runs it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.program import Port, Program, Task, from_region, to_region
+
+Samples = dict[str, NDArray[np.floating[Any]]]
+Elements = NDArray[np.int16]  # of an input or output region
+Frame = tuple[Elements, int | None, int]  # output region, cycles if they are counted, saturations
+Tell = Callable[[str, int, int], None]  # what, how many done, of how many
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a Program computed, by output. Given a batch, every array has its dimension."""
+
+    outputs: Samples
+    raw: dict[str, Elements] = field(repr=False)  # outputs as the machine's integers
+    cycles: tuple[int, ...] | None  # per frame; only the RTL counts them
+    saturations: int  # values that did not fit their format, over all frames
+    clipped: int  # input values that did not fit theirs
+
+
+def run_frames(
+    task: Task, samples: list[Samples], batched: bool, run: Callable[[Elements], Frame], progress: Tell | None = None
+) -> Result:
+    """What `input_frames` gives, frame by frame; `run` takes an input region."""
+    frames, clipped = [], 0
+    for position, sample in enumerate(samples):
+        region, lost = input_region(task, sample)
+        frames.append(run(region))
+        clipped += lost
+        if progress:
+            progress(f"run {task.name}", position + 1, len(samples))
+    outputs, cycles, saturations = zip(*frames, strict=True)
+    raw = {port.name: np.stack([_raw(port, output) for output in outputs]) for port in task.outputs}
+    if not batched:
+        raw = {name: array[0] for name, array in raw.items()}
+    values = {port.name: raw[port.name] * 2.0**-port.fraction for port in task.outputs}
+    return Result(values, raw, None if None in cycles else cycles, sum(saturations), clipped)
+
+
+def task_of(program: Program, name: str | None) -> Task:
+    try:
+        return program.task(name)
+    except KeyError as error:
+        raise InputError(str(error.args[0])) from None
+
+
+def input_frames(task: Task, inputs: Any) -> tuple[list[Samples], bool]:
+    """The samples, each by input, and whether they came as a batch."""
+    given = by_name("inputs", inputs, [port.name for port in task.inputs])
+    batches, counts = {}, {}
+    for port in task.inputs:
+        value = as_floats(f"input '{port.name}'", given[port.name])
+        if value.shape not in (port.shape, (len(value) if value.ndim else 0, *port.shape)) or not value.size:
+            rule = f"have shape {list(port.shape)}, or that behind a batch dimension"
+            raise InputError(f"input '{port.name}' must {rule}, not {list(value.shape)}")
+        counts[port.name] = len(value) if value.ndim > len(port.shape) else None
+        batches[port.name] = value if value.ndim > len(port.shape) else value[None]
+    if len(set(counts.values())) != 1:
+        raise InputError(f"inputs must be one sample or equally many each, not {counts}")
+    samples = len(next(iter(batches.values())))
+    return [{name: value[i] for name, value in batches.items()} for i in range(samples)], None not in counts.values()
+
+
+def input_region(task: Task, frame: Samples) -> tuple[Elements, int]:
+    """One sample as the machine reads it, and how many of its values did not fit."""
+    region, clipped = np.zeros(task.input_bytes // 2, np.int16), 0
+    for port in task.inputs:
+        elements, lost = to_region(port, frame[port.name])
+        region[port.offset // 2 :][: elements.size] = elements
+        clipped += lost
+    return region, clipped
+
+
+def _raw(port: Port, region: Elements) -> Elements:
+    return from_region(port, region[port.offset // 2 :][: port.elements])
+
+
+# --- What a user may give ---
+
+
+def as_floats(name: str, value: Any) -> NDArray[np.floating[Any]]:
+    """A tensor or array of numbers as finite floats."""
+    array = _from_torch(value) if _is_tensor(value) else np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name} must hold numbers, not {array.dtype}")
+    floats: NDArray[np.floating[Any]] = array if array.dtype.kind == "f" else array.astype(np.float32)
+    bad = np.count_nonzero(~np.isfinite(floats))
+    if bad:
+        raise InputError(f"{name} must be finite, {bad} of its {floats.size} values are NaN or infinite")
+    return floats
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is torch's, which need not be installed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _from_torch(tensor: Any) -> NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+
+
+def by_name(what: str, value: Any, names: list[str]) -> dict[str, Any]:
+    """One value per input, given as a dictionary, as a tuple in the inputs' order, or alone."""
+    if isinstance(value, dict):
+        if set(value) != set(names):
+            raise InputError(f"{what} must be given for {_listed(names)}, not for {_listed(value)}")
+        return {name: value[name] for name in names}
+    values = list(value) if isinstance(value, tuple) else [value]
+    if len(values) != len(names):
+        raise InputError(f"{what} must be given for {_listed(names)}, not {len(values)} of them")
+    return dict(zip(names, values, strict=True))
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no input"

@@ -1,0 +1,75 @@
+"""What a driver needs of a machine, wherever it is: registers, memory, an interrupt."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from patchloom.compiler.machine.registers import Control, Status
+from patchloom.host.errors import DeadlineError
+
+RESET_SECONDS = 0.01  # the memory's answers to what is under way
+
+
+@dataclass(frozen=True)
+class Region:
+    """A piece of the device's memory, in bytes."""
+
+    address: int
+    size: int
+
+
+class Device(Protocol):
+    """A machine and its memory. A home (a simulation, a link, a mapped bus) is a subclass.
+
+    Memory is copied in and out, never shown: a link could not. Once `put` has returned, the machine reads what was
+    put; `get` gives what the machine wrote before its interrupt.
+    """
+
+    @abstractmethod
+    def read(self, register: str) -> int:
+        """One of `compiler.machine.registers`; raises `RegisterError`."""
+
+    @abstractmethod
+    def write(self, register: str, value: int) -> None:
+        """Raises `RegisterError`."""
+
+    @abstractmethod
+    def put(self, address: int, data: bytes) -> None: ...
+
+    @abstractmethod
+    def get(self, address: int, size: int) -> bytes: ...
+
+    @abstractmethod
+    def allocate(self, size: int) -> Region:
+        """Memory that nobody else uses, aligned for every bus, until `close`; raises `CapacityError`."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds of the clock that deadlines are measured by."""
+
+    @abstractmethod
+    def wait(self, seconds: float) -> None:
+        """Until the interrupt; raises `DeadlineError`."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def reset(self, seconds: float = RESET_SECONDS) -> None:
+        """Soft reset: whatever the machine did, it is idle afterwards. Raises `DeadlineError`."""
+        limit = self.now() + seconds
+        self.write("control", Control.SOFT_RESET)
+        while self.read("status") & Status.RESETTING:
+            if self.now() > limit:
+                raise DeadlineError(f"the soft reset did not end within {seconds:g} s: the memory owes answers")
+
+    def overdue(self, limit: str) -> DeadlineError:
+        """The error of a `wait`: how far the machine is."""
+        status, command = Status(self.read("status")), self.read("command_index")
+        return DeadlineError(f"no interrupt within {limit}; status {status!r}, command {command}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,56 @@
+"""`patchloom.Session`: the driver's, on a device or on the name of one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.program import Program
+from patchloom.extras import needed_by
+from patchloom.host import session
+from patchloom.host.device import Device
+
+
+def _simulated(config: Config, **options: Any) -> Device:
+    with needed_by("a Session on 'sim'"):
+        from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
+    return SimulatedDevice(config, **options)
+
+
+# Name -> what opens a machine of a Config.
+HOMES: Mapping[str, Callable[..., Device]] = {"sim": _simulated}
+
+
+class Session(session.Session):
+    """A Program on a machine: a `Device`, or the name of one, which is opened and closed with the session.
+
+    "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`.
+
+        with patchloom.Session("sim", program) as session:
+            depth = session.run(image, task="depth").outputs["depth"]
+    """
+
+    def __init__(
+        self, device: Device | str, program: Program, *, watchdog: int = session.WATCHDOG, **options: Any
+    ) -> None:
+        self._opened: Device | None = None
+        if isinstance(device, str):
+            device = self._opened = _open(device, program.config, options)
+        try:
+            super().__init__(device, program, watchdog=watchdog)
+        except BaseException:
+            if self._opened is not None:
+                self._opened.close()
+            raise
+
+    def close(self) -> None:
+        if self._opened is None:
+            super().close()
+        else:
+            self._opened.close()
+
+
+def _open(name: str, config: Config, options: dict[str, Any]) -> Device:
+    if name not in HOMES:
+        raise InputError(f"device must be a Device or one of {', '.join(HOMES)}, not {name!r}")
+    return HOMES[name](config, **options)

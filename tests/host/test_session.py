@@ -1,0 +1,222 @@
+"""What a Session believes and what it refuses, on a machine that does as a test tells it."""
+
+import numpy as np
+import pytest
+
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import Error, InputError
+from patchloom.compiler.machine.registers import ErrorCode, Status
+from patchloom.host.errors import DeadlineError, DeviceError, IdentityError, StaleError
+from patchloom.host.session import Session
+from tests.host.fake import BASE, FakeDevice
+from tests.host.programs import ELEMENTS, FRACTION, SHAPE, copying
+
+CONFIG = Config()
+PROGRAM = copying(CONFIG, "depth", "edges")
+
+
+@pytest.fixture
+def device():
+    return FakeDevice(CONFIG, 2 * ELEMENTS)
+
+
+@pytest.fixture
+def session(device):
+    return Session(device, PROGRAM)
+
+
+def sample(seed=0):
+    """A multiple of the format's step each: it comes back as it went in."""
+    return np.random.default_rng(seed).integers(-128, 128, SHAPE) / 2**FRACTION
+
+
+# --- What comes back ---
+
+
+def test_values_in_the_models_units(session):
+    result = session.run(sample(), task="depth")
+    np.testing.assert_array_equal(result.outputs["y"], sample())
+    np.testing.assert_array_equal(result.raw["y"], sample() * 2**FRACTION)
+    assert (result.cycles, result.saturations, result.clipped) == ((77,), 3, 0)
+
+
+def test_batch(session):
+    batch = np.stack([sample(seed) for seed in range(4)])
+    batch[2, 0, 0] = 1e3
+    result = session.run({"x": batch}, task="edges")
+    np.testing.assert_array_equal(result.outputs["y"][3], sample(3))
+    assert (len(result.cycles), result.saturations, result.clipped) == (4, 12, 1)
+
+
+def test_switching_task_moves_no_weights(session, device):
+    for task in ("depth", "edges"):
+        session.run(sample(), task=task)
+    before = len(device.puts)
+    for seed, task in enumerate(("edges", "depth", "depth", "edges")):
+        np.testing.assert_array_equal(session.run(sample(seed), task=task).outputs["y"], sample(seed))
+        assert device.registers["task"] == ("depth", "edges").index(task)
+    assert {size for _, size in device.puts[before:]} == {2 * ELEMENTS}  # inputs, and what outputs must replace
+    assert device.get(device.registers["program_base_lo"], len(PROGRAM.image)) == PROGRAM.image
+
+
+# --- Which machine ---
+
+
+@pytest.mark.parametrize(("register", "value", "text"), [
+    ("magic", 0xFFFF_FFFF, "magic must be 0x4d4f4c50, not 0xffffffff: there is no Patchloom machine"),
+    ("version", 0x0002_0000, r"the machine's version must be 1\.\d or a later 1\.x, not 2\.0"),
+    ("version", 0x0000_0009, r"the machine's version must be 1\.\d or a later 1\.x, not 0\.9"),
+    ("fingerprint", 0xABCD, "another Config than this machine's: fingerprint [0-9a-f]{8}, not 0000abcd"),
+])  # fmt: skip
+def test_foreign_machine(register, value, text, device):
+    device.registers[register] = value
+    with pytest.raises(IdentityError, match=text) as caught:
+        Session(device, PROGRAM)
+    assert isinstance(caught.value, Error)
+    assert device.puts == []
+
+
+def test_later_minor_version(device):
+    device.registers["version"] += 1
+    assert Session(device, PROGRAM).identity.version == divmod(device.registers["version"], 1 << 16)
+
+
+# --- Whose result ---
+
+
+def stale(device):
+    """It says that it is done, and has written nothing."""
+
+
+def short(device):
+    """The last 32 bytes are missing."""
+    device.size -= 32
+    device.copy()
+
+
+def still_busy(device):
+    device.registers["status"] |= Status.BUSY
+    device.copy()
+
+
+def elsewhere(device):
+    """A stray write moved the output while the machine worked."""
+    device.copy()
+    device.registers["output_base_lo"] += 0x1000
+
+
+def other_task(device):
+    device.copy()
+    device.registers["task"] ^= 1
+
+
+@pytest.mark.parametrize(("fate", "text"), [
+    (stale, f"{ELEMENTS // CONFIG.lanes} pieces of 32 bytes of the output were not written"),
+    (short, "1 pieces of 32 bytes of the output were not written"),
+    (still_busy, r"the interrupt came, but status is .*BUSY.*, not .*DONE"),
+    (elsewhere, "register output_base_lo must still be 0x[0-9a-f]+, not 0x[0-9a-f]+: somebody else wrote it"),
+    (other_task, "register task must still be 0x1, not 0x0"),
+])  # fmt: skip
+def test_stale_result(fate, text, session, device):
+    """Even where the frame before left the right one."""
+    session.run(sample(), task="edges")
+    device.fate = fate
+    with pytest.raises(StaleError, match=text):
+        session.run(sample(), task="edges")
+    device.fate, device.size = FakeDevice.copy, 2 * ELEMENTS
+    np.testing.assert_array_equal(session.run(sample(1), task="edges").outputs["y"], sample(1))
+
+
+def test_a_result_is_read_once(session):
+    with pytest.raises(StaleError, match="no frame was started"):
+        session.finish()
+    session.frame(np.zeros(ELEMENTS, np.int16), "depth")
+    with pytest.raises(StaleError, match="no frame was started"):
+        session.finish()
+
+
+# --- What goes wrong ---
+
+
+def test_error_of_the_machine(session, device):
+    def fail(device):
+        error = {"error_code": ErrorCode.READ_DECERR, "error_detail": 0x1F, "command_index": 1}
+        device.registers |= {"status": Status.ERROR, "irq_status": 2, **error}
+
+    device.fate = fail
+    with pytest.raises(DeviceError, match=r"READ_DECERR at command 1 \(first\), detail 0x1f") as caught:
+        session.run(sample(), task="depth")
+    error = caught.value
+    assert (error.code, error.detail, error.command_index, error.note) == (ErrorCode.READ_DECERR, 0x1F, 1, "first")
+    device.fate = FakeDevice.copy
+    np.testing.assert_array_equal(session.run(sample(), task="depth").outputs["y"], sample())
+    assert device.resets == 1
+
+
+def test_unknown_error_code():
+    assert str(DeviceError(99, 1, 7)) == "error 99 at command 7, detail 0x1"
+
+
+def test_deadline(session, device):
+    device.late = 2.0
+    with pytest.raises(DeadlineError, match=r"no interrupt within 0\.5 s; status <Status\.BUSY: 1>, command 0"):
+        session.run(sample(), task="depth", deadline=0.5)
+    assert session.finish(5.0)[1] == 77  # it was only slow
+    with pytest.raises(DeadlineError):
+        session.run(sample(), task="depth", deadline=0.5)
+    device.late = 0.001
+    np.testing.assert_array_equal(session.run(sample(2), task="edges").outputs["y"], sample(2))
+    assert device.resets == 1
+
+
+def test_interrupt_of_a_frame_that_nobody_waited_for(session, device):
+    session.start(np.zeros(ELEMENTS, np.int16), "depth")
+    device.wait(1.0)
+    np.testing.assert_array_equal(session.run(sample(2), task="edges").outputs["y"], sample(2))
+
+
+def test_soft_reset_that_does_not_end(device):
+    def read(register):
+        device.time += 0.001
+        return Status.RESETTING if register == "status" else device.registers[register]
+
+    device.read = read
+    with pytest.raises(DeadlineError, match=r"the soft reset did not end within 0\.02 s: the memory owes answers"):
+        device.reset(0.02)
+    assert device.time < 0.1
+
+
+def test_close_stops_what_is_under_way(device):
+    with Session(device, PROGRAM) as session:
+        session.run(sample(), task="depth")
+    assert device.resets == 0
+    with Session(device, PROGRAM) as session:
+        session.start(np.zeros(ELEMENTS, np.int16), "depth")
+    assert device.resets == 1
+    assert len(device.memory) > 0  # the device is the caller's
+
+
+def test_inputs_that_are_refused(session, device):
+    before = len(device.puts)
+    for inputs, task, text in (
+        (sample()[:4], "depth", r"input 'x' must have shape \[5, 16\], .* not \[4, 16\]"),
+        (sample() * np.nan, "depth", "input 'x' must be finite"),
+        (sample(), "paint", "task must be one of depth, edges, not 'paint'"),
+        (sample(), None, "task must be one of depth, edges, not None"),
+    ):
+        with pytest.raises(InputError, match=text):
+            session.run(inputs, task=task)
+    with pytest.raises(InputError, match=rf"the input region must have {2 * ELEMENTS} bytes, not 10"):
+        session.frame(np.zeros(5, np.int16), "depth")
+    assert len(device.puts) == before
+
+
+def test_sessions_share_a_device(device):
+    other = copying(CONFIG, "alone")
+    sessions = Session(device, PROGRAM), Session(device, other)
+    for seed in range(3):
+        np.testing.assert_array_equal(sessions[0].run(sample(seed), task="edges").outputs["y"], sample(seed))
+        np.testing.assert_array_equal(sessions[1].run(sample(seed)).outputs["y"], sample(seed))
+    addresses = [address for address, _ in device.puts]
+    assert min(addresses) == BASE
+    assert len(set(addresses)) == 2 + 2 + 2  # images, inputs, outputs

@@ -1,0 +1,145 @@
+"""Sessions on the native simulation: a machine that copies, and the whole one."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import patchloom
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.frames import input_region
+from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.host.errors import DeadlineError, DeviceError, IdentityError
+from patchloom.host.session import Session
+from patchloom.hw import axi
+from patchloom.sim.device import SimulatedDevice
+from patchloom.sim.interpret import execute
+from tests.sim.copier import Copier
+from tests.sim.models import TASKS, Model
+
+CONFIG = Config(fifo_beats=64)
+WHOLE = Config(
+    inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024, max_rows=16, statistics_rows=128, max_experts=6, max_top_k=3,
+    command_depth=128, fifo_beats=64,
+)  # fmt: skip
+BEATS = 100
+
+
+def program(beats: int, config: Config = CONFIG) -> Program:
+    tasks = (Task("other", (), (), (), 8, 8, 0), Task("copy", (), (), (), 8 * beats, 8 * beats, 0, ("first", "second")))
+    return Program(config, "exact", tasks, bytes(range(200)))
+
+
+# --- A machine that copies as many beats as `watchdog` says ---
+
+
+def test_run():
+    made = program(BEATS)
+    with SimulatedDevice(CONFIG, top=Copier) as device, Session(device, made, watchdog=BEATS) as session:
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            inputs = rng.integers(-(1 << 15), 1 << 15, 400).astype(np.int16)
+            output, cycles, saturations = session.frame(inputs, "copy")
+            np.testing.assert_array_equal(output, inputs)
+            assert 100 < cycles < 250
+            assert saturations == 100
+        assert device.read("task") == 1
+        image = device.read("program_base_lo") | device.read("program_base_hi") << 32
+        assert device.get(image, 200) == made.image
+
+
+def test_run_reports_errors_and_recovers():
+    inputs = np.arange(400, dtype=np.int16)
+    with SimulatedDevice(CONFIG, top=Copier) as device:
+        session = Session(device, program(BEATS), watchdog=BEATS)
+        session.frame(inputs, "copy")
+        address = device.read("input_base_lo") | device.read("input_base_hi") << 32
+        device.inject(address, 8, axi.Response.DECERR)
+        with pytest.raises(DeviceError, match=r"READ_SLVERR at command 0 \(first\), detail 0x3") as caught:
+            session.frame(inputs, "copy")
+        assert caught.value.code is ErrorCode.READ_SLVERR
+        device.clear_faults()
+        np.testing.assert_array_equal(session.frame(inputs, "copy")[0], inputs)
+
+
+def test_run_refuses():
+    with SimulatedDevice(CONFIG, top=Copier) as device:
+        with pytest.raises(ValueError, match="another Config"):
+            Session(device, program(1, Config()))
+        session = Session(device, program(1))
+        with pytest.raises(ValueError, match="the input region must have 8 bytes, not 10"):
+            session.frame(np.zeros(5, np.int16), "copy")
+        with pytest.raises(InputError, match="task must be one of other, copy, not 'paint'"):
+            session.frame(np.zeros(4, np.int16), "paint")
+
+
+def test_deadline_in_simulated_time():
+    inputs = np.arange(400, dtype=np.int16)
+    with SimulatedDevice(CONFIG, top=Copier, latency=5000) as device:
+        session = Session(device, program(BEATS), watchdog=BEATS)
+        with pytest.raises(DeadlineError, match="no interrupt within 300 cycles; status"):
+            session.frame(inputs, "copy", deadline=3e-6)
+        np.testing.assert_array_equal(session.frame(inputs, "copy")[0], inputs)
+
+
+# --- The whole machine ---
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(3)
+
+
+@pytest.fixture(scope="module")
+def compiled(model):
+    return model.compiled(WHOLE, "w8a8")
+
+
+def test_by_name(model, compiled):
+    """As the front door gives it: tasks in turns, with the numbers and cycles of `patchloom.run`."""
+    image = model.calibration["image"][:2]
+    expected = {task: patchloom.run(compiled, image, task=task) for task in TASKS}
+    with patchloom.Session("sim", compiled, latency=10) as session:
+        for task in (*TASKS, *TASKS):
+            result = session.run(image, task=task)
+            for name, raw in expected[task].raw.items():
+                np.testing.assert_array_equal(result.raw[name], raw)
+                np.testing.assert_array_equal(result.outputs[name], expected[task].outputs[name])
+            assert (result.saturations, result.clipped) == (expected[task].saturations, expected[task].clipped)
+        device = session.device
+    assert result.cycles == patchloom.run(compiled, image, task=TASKS[-1], engine="rtl", latency=10).cycles
+    with pytest.raises(ValueError, match="the device is closed"):
+        device.read("status")
+
+
+def test_errors_of_the_bus(model, compiled):
+    """The next frame is as if nothing had been."""
+    region, _ = input_region(compiled.task(TASKS[0]), {"image": model.calibration["image"][0]})
+    with SimulatedDevice(WHOLE) as device, Session(device, compiled) as session:
+        expected, _ = execute(compiled, TASKS[0], region)
+        np.testing.assert_array_equal(session.frame(region, TASKS[0])[0], expected)
+        device.inject(device.base, 1, axi.Response.SLVERR)
+        with pytest.raises(DeviceError, match="READ_SLVERR at command"):
+            session.frame(region, TASKS[0])
+        device.clear_faults()
+        np.testing.assert_array_equal(session.frame(region, TASKS[0])[0], expected)
+
+
+def test_names_and_machines_that_are_refused(compiled):
+    with pytest.raises(InputError, match="device must be a Device or one of sim, not 'fpga'"):
+        patchloom.Session("fpga", compiled)
+    with SimulatedDevice(CONFIG, top=Copier) as device, pytest.raises(IdentityError):
+        patchloom.Session(device, compiled)
+
+
+def test_imports_numpy_alone():
+    code = (
+        "import sys, patchloom; patchloom.load; patchloom.Session;"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    )
+    heavy = ["torch", "amaranth", "rich", "typer", "safetensors", "yaml", "pyosys", "cocotb", "hls4ml"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
