@@ -93,7 +93,7 @@ class Routed:
     """What a ROUTE does to the machine's timing."""
 
     lengths: tuple[int, ...]  # of the experts' queues
-    first: tuple[int, ...]  # number of the push (from 0, over all experts) that begins the queue
+    first: tuple[int, ...]  # number of the push (from 0, over all experts) that begins the queue, -1 if none does
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,8 @@ def queue_lengths(program: Program, task: str | None, inputs: Ints16) -> list[Ro
 
     def observe(_: int, command: Command, state: State) -> None:
         if command.kind == Kind.ROUTE:
-            logits = state.read(command.a_address, command.a_stride, np.arange(command.rows), command.columns)
-            pushes = np.argsort(-logits, axis=1, kind="stable")[:, : command.top_k].reshape(-1)
             lengths = tuple(len(queue.token) for queue in state.queues)
-            routed.append(Routed(lengths, tuple(int(np.argmax(pushes == e)) for e in range(command.columns))))
+            routed.append(Routed(lengths, tuple(int(next(iter(queue.push), -1)) for queue in state.queues)))
 
     execute(program, task, inputs, observe)
     return routed
@@ -226,7 +224,7 @@ def queue_lengths(program: Program, task: str | None, inputs: Ints16) -> list[Ro
 
 def _spread(lengths: Sequence[int]) -> Routed:
     """Lengths alone: as if each expert's tokens came at even distances."""
-    return Routed(tuple(lengths), tuple(sum(lengths) // (length + 1) for length in lengths))
+    return Routed(tuple(lengths), tuple(sum(lengths) // (length + 1) if length else -1 for length in lengths))
 
 
 def predict(
@@ -252,7 +250,7 @@ def predict(
     lengths, firsts = (np.full((len(routes) + 1, config.max_experts), empty, np.int64) for empty in (0, -1))
     for row, q in enumerate(routed):
         lengths[row, : len(q.lengths)] = q.lengths
-        firsts[row, : len(q.first)] = np.where(np.array(q.lengths) > 0, q.first, -1)
+        firsts[row, : len(q.first)] = q.first
     constants = _machine(config, program.tasks.index(chosen), latency, cycles_per_beat, outstanding)
     return _run(chosen, np.array(list(constants.values()), np.int64), lengths, firsts)
 

@@ -1,11 +1,17 @@
-"""The reference interpreter: what every command means. All other engines are right when they agree with it."""
+"""The reference interpreter: what every command means. All other engines are right when they agree with it.
 
-from collections.abc import Callable
+First the pieces of the datapath, pure functions of a command's fields and arrays, in the order in which a MATMUL
+meets them; then ROUTE; then what a machine remembers, and how commands change it.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
     Command,
     Kind,
@@ -29,12 +35,141 @@ from patchloom.compiler.machine.fixed import (
     operand_limits,
     reciprocal,
     rsqrt,
+    saturate,
     shift_round,
 )
 from patchloom.compiler.machine.program import Program
 
+Bools = NDArray[np.bool_]
 Elements = NDArray[np.int16] | NDArray[np.int8]
 Observer = Callable[[int, Command, "State"], None]
+
+
+# --- The streamed operand ---
+
+
+class Normalisation(NamedTuple):
+    """What each row is normalised by: (element - mean) * scale >> shift."""
+
+    mean: Ints  # MEAN_GUARD fractional bits
+    scale: Ints
+    shift: Ints
+
+
+def normalisation(c: Command, total: Ints, squares: Ints) -> Normalisation:
+    """(x - mean) / sqrt(variance + eps) from each row's exact integer sum and sum of squares."""
+    mantissa, exponent = rsqrt(c.depth * squares - total * total + c.epsilon)
+    return Normalisation(
+        shift_round(total * c.mean_multiplier, c.mean_shift),
+        shift_round(mantissa * c.norm_scale, 16),
+        np.clip(c.norm_shift + exponent, 0, MAX_SHIFT),
+    )
+
+
+def normalise(a: Ints, by: Normalisation) -> Ints:
+    mean, scale, shift = (x[:, None] for x in by)
+    return shift_round(((a << MEAN_GUARD) - mean) * scale, shift)
+
+
+def prologue(
+    c: Command, a: Ints, by: Normalisation | None = None, maximum: Ints | None = None
+) -> tuple[Ints, Bools]:  # fmt: skip
+    """The streamed operand [rows, depth] of stored elements, and which of them saturated.
+
+    NORMALISE needs `by`, EXP each row's `maximum`.
+    """
+    width = 16 if c.a_wide else 8
+    if c.prologue == Prologue.NORMALISE:
+        assert by is not None
+        a = normalise(a, by)
+    elif c.prologue == Prologue.EXP:
+        assert maximum is not None
+        a = exp2_negative((maximum[:, None] - a) << c.exp_shift, width)
+    operand = np.clip(a, *operand_limits(width))
+    return operand, operand != a
+
+
+# --- The array ---
+
+
+def stationary(config: Config, c: Command, rows: Ints) -> Ints:
+    """The stationary operand [depth, columns] of a tensor's rows, limited to what its digits hold."""
+    limited = np.clip(rows, *operand_limits(bounds.stationary_width(config, c.b_digits)))
+    return limited.T if c.b_source == Stationary.COLUMNS else limited
+
+
+def multiply(config: Config, c: Command, a: Ints, b: Ints) -> Ints:
+    """Exact: the float type holds every partial sum; the compiler has bounded them by the accumulator."""
+    bits = (16 if c.a_wide else 8) + config.weight_width * c.b_digits
+    float_type = np.float32 if c.depth << (bits - 2) <= 1 << 24 else np.float64
+    product: Ints = (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)
+    return product
+
+
+# --- The epilogue ---
+
+
+class Channels(NamedTuple):
+    """Parameters of each channel, or the command's for all."""
+
+    bias: Ints  # at the accumulator's scale
+    multiplier: Ints
+    shift: Ints
+
+
+class Factor(NamedTuple):
+    """What a row is multiplied by: mantissa / ROW_ONE / 2**exponent."""
+
+    mantissa: Ints
+    exponent: Ints
+
+
+def channels(program: Program, c: Command) -> Channels:
+    if c.b_source != Stationary.MEMORY:
+        return Channels(*(np.array(value, np.int64) for value in (0, c.multiplier, c.shift)))
+    weights = program.weights(c)
+    return Channels(weights.bias, weights.multiplier, weights.shift)
+
+
+def row_factor(c: Command, row_sum: Ints, score: Ints | None = None) -> Factor:
+    """SOFTMAX divides by the row's sum of exponentials, GATE multiplies by the token's score."""
+    if c.row_scale == RowScale.SOFTMAX:
+        return Factor(*reciprocal(row_sum))
+    if c.row_scale == RowScale.GATE:
+        assert score is not None
+        return Factor(score, np.zeros_like(score))
+    return Factor(np.full_like(row_sum, ROW_ONE), np.zeros_like(row_sum))
+
+
+def residual(c: Command, added: Ints, before: Ints, first: Bools | None = None) -> Ints:
+    """What is added to a result: `added` is the tensor at r_address, `before` the output as it was.
+
+    A chain begins on a token's `first` expert and goes on upon what the ones before have left.
+    """
+    if c.residual in (Residual.NONE, Residual.ADD):
+        return added if c.residual else np.zeros_like(added)
+    assert first is not None
+    return np.where(first[:, None], added if c.residual == Residual.CHAIN else 0, before)
+
+
+POST: dict[Post, Callable[[Ints], Ints]] = {
+    Post.NONE: lambda word: word,
+    Post.RELU: lambda word: np.maximum(word, 0),
+    Post.GELU: gelu,
+}
+
+
+def epilogue(c: Command, total: Ints, by: Channels, row: Factor, added: Ints | int = 0) -> tuple[Ints, Ints]:
+    """Results [rows, columns] of the accumulators' totals, and how often each saturated on its way: 0, 1 or 2."""
+    shift = np.minimum(by.shift + row.exponent[:, None], MAX_SHIFT)
+    full = shift_round((total + by.bias) * by.multiplier, shift)
+    word = saturate(full, EPILOGUE_WIDTH)
+    y = shift_round(POST[c.post](word) * row.mantissa[:, None], 16 + c.post_shift) + added
+    out = saturate(y, 16 if c.o_wide else 8)
+    return out, (word != full).astype(np.int64) + (out != y)
+
+
+# --- ROUTE ---
 
 
 @dataclass
@@ -43,7 +178,25 @@ class Entry:
 
     token: Ints
     score: Ints
-    first: NDArray[np.bool_]
+    first: Bools
+    push: Ints  # when it came: the machine sends each token in turn to its experts, the highest logit first
+
+
+def route(c: Command, logits: Ints) -> list[Entry]:
+    """Queues of logits [tokens, experts]. Of equal ones the lower expert wins; the lowest chosen is a token's first."""
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, : c.top_k]
+    top = np.take_along_axis(logits, chosen[:, :1], axis=1)
+    exp = exp2_negative((top - logits) << c.exp_shift, 16)
+    push = np.full(logits.shape, -1)
+    np.put_along_axis(push, chosen, np.arange(chosen.size).reshape(chosen.shape), axis=1)
+    mantissa, exponent = reciprocal(np.where((push >= 0) | bool(c.score_all), exp, 0).sum(axis=1))
+    score = shift_round(exp * mantissa[:, None], exponent[:, None])
+    first = chosen.min(axis=1)
+    tokens = [np.flatnonzero(sent >= 0) for sent in push.T]
+    return [Entry(t, score[t, expert], first[t] == expert, push[t, expert]) for expert, t in enumerate(tokens)]
+
+
+# --- The machine ---
 
 
 @dataclass
@@ -56,7 +209,7 @@ class State:
     total: Ints = field(init=False)  # row statistics
     squares: Ints = field(init=False)
     maximum: Ints = field(init=False)  # per row of the last command that gathered it
-    queues: list[Entry] = field(init=False)
+    queues: Sequence[Entry] = ()
     saturations: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +217,6 @@ class State:
         self.scratchpad = np.zeros((c.scratchpad_chunks, c.lanes), np.int16)
         self.total, self.squares = np.zeros((2, c.statistics_rows), np.int64)
         self.maximum = np.zeros(c.max_rows, np.int64)
-        self.queues = []
 
     def table(self, address: int, stride: int, rows: Ints, columns: int, packed: int) -> Elements:
         """View of a tensor up to the last of the ascending `rows`, and of whole pieces.
@@ -87,48 +239,32 @@ class State:
         table[rows, :columns] = value
         table[rows, columns:] = 0
 
-    def clip(self, value: Ints, low: int, high: int) -> Ints:
-        clipped = np.clip(value, low, high)
-        self.saturations += int(np.count_nonzero(clipped != value))
-        return clipped
 
-
-def _normalise(s: State, c: Command, a: Ints, rows: Ints) -> Ints:
-    """(x - mean) / sqrt(variance + eps) from the exact integer sum and sum of squares."""
-    total, squares = s.total[c.a_statistics + rows], s.squares[c.a_statistics + rows]
-    mean = shift_round(total * c.mean_multiplier, c.mean_shift)
-    mantissa, exponent = rsqrt(c.depth * squares - total * total + c.epsilon)
-    scale = shift_round(mantissa * c.norm_scale, 16)
-    shift = np.clip(c.norm_shift + exponent, 0, MAX_SHIFT)
-    return shift_round(((a << MEAN_GUARD) - mean[:, None]) * scale[:, None], shift[:, None])
-
-
-def _stream(s: State, c: Command, rows: Ints) -> tuple[Ints, Ints]:
-    """The streamed operand [rows, depth] behind the prologue, and its row sums."""
-    width = 16 if c.a_wide else 8
+def _streamed(s: State, c: Command, rows: Ints) -> Ints:
     a = s.read(c.a_address, c.a_stride, rows, c.depth, c.a_packed)
+    by = maximum = None
     if c.prologue == Prologue.NORMALISE:
-        a = _normalise(s, c, a, rows)
+        by = normalisation(c, s.total[c.a_statistics + rows], s.squares[c.a_statistics + rows])
     elif c.prologue == Prologue.EXP:
-        a = exp2_negative((s.maximum[np.arange(len(rows)), None] - a) << c.exp_shift, width)
-    a = s.clip(a, *operand_limits(width))
-    return a, a.sum(axis=1)
+        maximum = s.maximum[: len(rows)]
+    operand, saturated = prologue(c, a, by, maximum)
+    s.saturations += int(np.count_nonzero(saturated))
+    return operand
 
 
-def _multiply(s: State, c: Command, a: Ints, b: Ints) -> Ints:
-    """Exact: the float type holds every partial sum; the compiler has bounded them by the accumulator."""
-    bits = (16 if c.a_wide else 8) + s.config.weight_width * c.b_digits
-    float_type = np.float32 if c.depth << (bits - 2) <= 1 << 24 else np.float64
-    product: Ints = (a.astype(float_type) @ b.astype(float_type)).astype(np.int64)
-    return product
+def _stationary(s: State, program: Program, c: Command) -> Ints:
+    if c.b_source == Stationary.MEMORY:
+        return program.weights(c).matrix
+    rows, along = (c.columns, c.depth) if c.b_source == Stationary.COLUMNS else (c.depth, c.columns)
+    return stationary(s.config, c, s.read(c.b_address, c.b_stride, np.arange(rows), along))
 
 
-def _stationary(s: State, c: Command) -> Ints:
-    """The stationary operand [depth, columns] from the scratchpad, limited to what its digits hold."""
-    low, high = operand_limits(min(ELEMENT_WIDTH, c.b_digits * s.config.weight_width))
-    if c.b_source == Stationary.COLUMNS:
-        return np.clip(s.read(c.b_address, c.b_stride, np.arange(c.columns), c.depth), low, high).T
-    return np.clip(s.read(c.b_address, c.b_stride, np.arange(c.depth), c.columns), low, high)
+def _added(s: State, c: Command, rows: Ints, entry: Entry | None) -> Ints | int:
+    if not c.residual:
+        return 0
+    added = s.read(c.r_address, c.r_stride, rows, c.columns)
+    before = added if entry is None else s.read(c.o_address, c.o_stride, rows, c.columns)
+    return residual(c, added, before, entry.first if entry else None)
 
 
 def _matmul(s: State, program: Program, c: Command) -> None:
@@ -136,40 +272,12 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     count = np.arange(c.rows if entry is None else len(entry.token))
     if not len(count):
         return
-    a, row_sum = _stream(s, c, entry.token if entry and c.queue == Queue.GATHER else count)
+    a = _streamed(s, c, entry.token if entry and c.queue == Queue.GATHER else count)
     rows = entry.token if entry and c.queue == Queue.SCATTER else count
-
-    bias, multiplier, shift = (np.array(value, np.int64) for value in (0, c.multiplier, c.shift))
-    if c.b_source == Stationary.MEMORY:
-        w = program.weights(c)
-        total, bias, multiplier, shift = _multiply(s, c, a, w.matrix), w.bias, w.multiplier, w.shift
-    else:
-        total = _multiply(s, c, a, _stationary(s, c))
-
-    factor, extra = np.full(len(count), ROW_ONE, np.int64), np.zeros(len(count), np.int64)
-    if c.row_scale == RowScale.SOFTMAX:
-        factor, extra = reciprocal(row_sum)
-    elif c.row_scale == RowScale.GATE:
-        assert entry is not None
-        factor = entry.score
-    limit = 1 << (EPILOGUE_WIDTH - 1)
-    y = s.clip(
-        shift_round((total + bias) * multiplier, np.minimum(shift + extra[:, None], MAX_SHIFT)), -limit, limit - 1
-    )
-    if c.post == Post.GELU:
-        y = gelu(y)
-    elif c.post == Post.RELU:
-        y = np.maximum(y, 0)
-    y = shift_round(y * factor[:, None], 16 + c.post_shift)
-    if c.residual:
-        before = s.read(c.r_address, c.r_stride, rows, c.columns)
-        if c.residual != Residual.ADD:
-            assert entry is not None
-            before = before if c.residual == Residual.CHAIN else before * 0
-            before = np.where(entry.first[:, None], before, s.read(c.o_address, c.o_stride, rows, c.columns))
-        y = y + before
-    limit = 1 << (15 if c.o_wide else 7)
-    y = s.clip(y, -limit, limit - 1)
+    total = multiply(s.config, c, a, _stationary(s, program, c))
+    factor = row_factor(c, a.sum(axis=1), entry.score if entry else None)
+    y, saturated = epilogue(c, total, channels(program, c), factor, _added(s, c, rows, entry))
+    s.saturations += int(saturated.sum())
     s.write(c.o_address, c.o_stride, rows, y, c.o_packed)
     if c.statistics:
         s.total[c.o_statistics + rows] = y.sum(axis=1)
@@ -178,31 +286,38 @@ def _matmul(s: State, program: Program, c: Command) -> None:
         s.maximum[count] = y.max(axis=1)
 
 
-def _route(s: State, c: Command) -> None:
-    """Ties go to the lower expert; a token's first expert is its lowest-numbered one."""
-    logits = s.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns)
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, : c.top_k]
-    top = np.take_along_axis(logits, chosen[:, :1], axis=1)
-    exp = exp2_negative((top - logits) << c.exp_shift, 16)
-    selected = np.zeros(logits.shape, np.bool_)
-    np.put_along_axis(selected, chosen, True, axis=1)
-    mantissa, exponent = reciprocal(np.where(selected | bool(c.score_all), exp, 0).sum(axis=1))
-    score = shift_round(exp * mantissa[:, None], exponent[:, None])
-    first = chosen.min(axis=1)
-    s.queues = []
-    for expert in range(c.columns):
-        token = np.flatnonzero(selected[:, expert])
-        s.queues.append(Entry(token, score[token, expert], first[token] == expert))
+def _route(s: State, program: Program, c: Command) -> None:
+    s.queues = route(c, s.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns))
 
 
-def _transfer(s: State, c: Command) -> None:
-    flat = s.scratchpad.reshape(-1)
+def _load(s: State, program: Program, c: Command) -> None:
+    chunks, memory = _transferred(s, c)
+    chunks[:] = memory
+
+
+def _store(s: State, program: Program, c: Command) -> None:
+    chunks, memory = _transferred(s, c)
+    memory[:] = chunks
+
+
+def _transferred(s: State, c: Command) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Views of the scratchpad and of memory."""
     count, first, at = c.rows * s.config.lanes, c.dma_address // 2, c.a_address * s.config.lanes
-    memory = s.memory[c.dma_space]
-    if c.kind == Kind.LOAD:
-        flat[at : at + count] = memory[first : first + count]
-    else:
-        memory[first : first + count] = flat[at : at + count]
+    return s.scratchpad.reshape(-1)[at : at + count], s.memory[c.dma_space][first : first + count]
+
+
+def _nothing(s: State, program: Program, c: Command) -> None:
+    pass
+
+
+COMMANDS: dict[Kind, Callable[[State, Program, Command], None]] = {
+    Kind.BEGIN: _nothing,
+    Kind.END: _nothing,
+    Kind.LOAD: _load,
+    Kind.STORE: _store,
+    Kind.MATMUL: _matmul,
+    Kind.ROUTE: _route,
+}
 
 
 def execute(
@@ -213,22 +328,11 @@ def execute(
     `observe(position, command, state)` is called after each command.
     """
     chosen = program.task(task)
+    output = np.zeros(chosen.output_bytes * 8 // ELEMENT_WIDTH, np.int16)
     image = np.frombuffer(program.image, "<i2")
-    state = State(
-        program.config,
-        {
-            Space.PROGRAM: image,
-            Space.INPUT: inputs,
-            Space.OUTPUT: np.zeros(chosen.output_bytes * 8 // ELEMENT_WIDTH, np.int16),
-        },
-    )
+    state = State(program.config, {Space.PROGRAM: image, Space.INPUT: inputs, Space.OUTPUT: output})
     for position, command in enumerate(chosen.commands):
-        if command.kind in (Kind.LOAD, Kind.STORE):
-            _transfer(state, command)
-        elif command.kind == Kind.MATMUL:
-            _matmul(state, program, command)
-        elif command.kind == Kind.ROUTE:
-            _route(state, command)
+        COMMANDS[command.kind](state, program, command)
         if observe:
             observe(position, command, state)
-    return state.memory[Space.OUTPUT], state.saturations
+    return output, state.saturations

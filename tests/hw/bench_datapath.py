@@ -12,14 +12,14 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from patchloom.compiler.machine.commands import Command, Kind, Residual, Stationary
-from patchloom.compiler.machine.fixed import operand_limits, split_digits
+from patchloom.compiler.machine.fixed import split_digits
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.hw.command import beat_layout
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.epilogue import parameters_at_once, queue_entry
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import case, cycles, pack, save, start
-from patchloom.sim.interpret import Entry, State, execute
+from patchloom.sim.interpret import Entry, State, execute, stationary
 from tests.hw.pipelines import command_bits, config_of, joined, parted
 
 CASE = case()
@@ -34,12 +34,12 @@ def beats(c: Command, rows: int) -> Iterator[Beat]:
     slices, groups = -(-c.depth // CONFIG.inputs), -(-c.columns // CONFIG.outputs)
     for group in range(groups):
         for piece in range(slices):
-            for stationary in range(c.b_digits):
+            for place in range(c.b_digits):
                 for digit in range(streamed):
-                    first, last = stationary == digit == 0, (stationary, digit) == (c.b_digits - 1, streamed - 1)
+                    first, last = place == digit == 0, (place, digit) == (c.b_digits - 1, streamed - 1)
                     flags = {
                         "slice": piece, "group": group, "digit": digit, "fresh": first,
-                        "scale": digit + (stationary if CONFIG.weight_width == 8 else 0),
+                        "scale": digit + (place if CONFIG.weight_width == 8 else 0),
                         "first": first and piece == 0, "last": last and piece == slices - 1,
                     }  # fmt: skip
                     for row in range(rows):
@@ -162,8 +162,7 @@ class Bench:
             if i >= late:
                 got.append(parted(int(dut.stationary_data.value), 16, CONFIG.banks * LANES))
         tensor = np.array(got, np.int64).reshape(rows, -1)[:, :along]
-        tensor = np.clip(tensor, *operand_limits(16))
-        return tensor.T if c.b_source == Stationary.COLUMNS else tensor
+        return stationary(CONFIG, c, tensor)
 
     async def matmul(self, c: Command, queues: list[Entry]) -> None:
         rows = c.rows

@@ -9,11 +9,12 @@ import pytest
 
 from patchloom.compiler.machine.commands import Command, Kind, Post, Queue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, Ints, gelu, reciprocal, shift_round
+from patchloom.compiler.machine.fixed import ROW_ONE, Ints
 from patchloom.hw.command import beat_layout
 from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import pack
+from patchloom.sim.interpret import Channels, epilogue, residual, row_factor
 from tests.hw.pipelines import Inputs, Seen, command_bits, drive, drive_each, joined, parted
 
 CONFIGS = {
@@ -136,10 +137,8 @@ def residual_addresses(case: Case) -> list[int]:
 def reference(case: Case) -> Result:
     c, config, n = case.command, case.config, case.config.outputs
     inside = (case.group[:, None] * n + np.arange(n) < c.columns) & (case.valid[:, None] == 1)
-    y, words = values(case)
-    limit = 1 << (15 if c.o_wide else 7)
-    out = np.where(inside, np.clip(y, -limit, limit - 1), 0)
-    saturations = np.count_nonzero((np.clip(y, -limit, limit - 1) != y) & inside) + np.count_nonzero(words & inside)
+    y, saturated = values(case)
+    out = np.where(inside, y, 0)
     written: list[Written] = []
     for i in np.flatnonzero(case.valid):
         gathered = (int(case.group[i] == 0), c.o_statistics + int(output_rows(case)[i])) if c.statistics else None
@@ -150,7 +149,7 @@ def reference(case: Case) -> Result:
         written.append(((row + half // 2) % config.scratchpad_chunks, enable, window, out[i].tolist(), gathered))
     lowest = np.where(inside, out, -(1 << 15)).max(axis=1)
     maxima = [int(lowest[(case.row == row) & (case.valid == 1)].max()) for row in range(case.rows)]
-    return written, maxima if c.row_maximum else [], int(saturations)
+    return written, maxima if c.row_maximum else [], int(saturated[inside].sum())
 
 
 def halves(case: Case, group: int, elements: Ints, inside: int) -> tuple[int, dict[int, int]]:
@@ -164,26 +163,13 @@ def halves(case: Case, group: int, elements: Ints, inside: int) -> tuple[int, di
 
 
 def values(case: Case) -> tuple[Ints, Ints]:
-    """Results before they are limited, and which of the epilogue's words were."""
-    c = case.command
-    bias, multiplier, shift = (x[case.group] for x in (case.bias, case.multiplier, case.shift))
+    """Results of all beats, and how often each saturated."""
+    c, first = case.command, case.first == 1
+    by = Channels(case.bias[case.group], case.multiplier[case.group], case.shift[case.group])
     if c.b_source != Stationary.MEMORY:
-        bias, multiplier, shift = np.int64(0), np.int64(c.multiplier), np.int64(c.shift)
-    factor, exponent = np.full(len(case.row), ROW_ONE), np.zeros(len(case.row), np.int64)
-    if c.row_scale == RowScale.SOFTMAX:
-        factor, exponent = reciprocal(case.row_total)
-    elif c.row_scale == RowScale.GATE:
-        factor = case.score
-    full = shift_round((case.totals + bias) * multiplier, np.minimum(shift + exponent[:, None], MAX_SHIFT))
-    limit = 1 << (EPILOGUE_WIDTH - 1)
-    y = np.clip(full, -limit, limit - 1)
-    limited = y != full
-    y = {Post.NONE: y, Post.RELU: np.maximum(y, 0), Post.GELU: gelu(y)}[c.post]
-    y = shift_round(y * factor[:, None], 16 + c.post_shift)
-    present = np.ones(len(case.row), np.bool_)
-    if c.residual == Residual.CHAIN_ZERO:
-        present = case.first == 0
-    return y + np.where(present[:, None] & (c.residual != Residual.NONE), case.residual, 0), limited
+        by = Channels(np.int64(0), np.int64(c.multiplier), np.int64(c.shift))
+    added = residual(c, case.residual, case.residual, first)
+    return epilogue(c, case.totals, by, row_factor(c, case.row_total, case.score), added)
 
 
 def command(**fields: int) -> Command:

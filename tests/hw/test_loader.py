@@ -17,6 +17,7 @@ from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.hw.loader import Gearbox, Loader
 from patchloom.sim.bench import receive, run, send, stalls
 from patchloom.sim.cosim import simulate
+from patchloom.sim.interpret import stationary
 from tests.hw.pipelines import as_case
 
 # --- Gearbox ---
@@ -203,8 +204,7 @@ def from_scratchpad(config: Config, c: Command, memory: Ints) -> Ints:
     rows, along = (c.columns, c.depth) if c.b_source == Stationary.COLUMNS else (c.depth, c.columns)
     at = c.b_address + np.arange(rows)[:, None] * c.b_stride + np.arange(-(-along // config.lanes))
     tensor = memory[at].reshape(rows, -1)[:, :along].astype(np.int64)
-    tensor = np.clip(tensor, *operand_limits(ELEMENT_WIDTH))
-    return tensor.T if c.b_source == Stationary.COLUMNS else tensor
+    return stationary(config, c, tensor)
 
 
 def words_of(weights: Weights, channel: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The streamed operand against the prologues of `sim.interpret`: elements to digits, row sums, saturations."""
+"""The streamed operand against the prologue of `sim.interpret`: elements to digits, row sums, saturations."""
 
 from dataclasses import dataclass, field
 
@@ -10,16 +10,16 @@ from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import (
     MEAN_GUARD,
     SCORE_FRACTION,
+    SUM_WIDTH,
     Ints,
-    exp2_negative,
     operand_limits,
-    shift_round,
     split_digits,
 )
 from patchloom.hw.command import beat_layout
 from patchloom.hw.operand import Operand
 from patchloom.hw.pipeline import tree_latency
 from patchloom.sim.bench import pack
+from patchloom.sim.interpret import Normalisation, prologue
 from tests.hw.pipelines import command_bits, drive, joined, parted
 
 CONFIGS = {
@@ -90,22 +90,14 @@ def stored(case: Case) -> Ints:
 
 def reference(case: Case) -> tuple[list[list[int]], list[int], int]:
     c, config = case.command, case.config
-    x = stored(case)
-    width = 16 if c.a_wide else 8
-    if c.prologue == Prologue.NORMALISE:
-        x = shift_round(((x << MEAN_GUARD) - case.mean[:, None]) * case.scale[:, None], case.shift[:, None])
-    elif c.prologue == Prologue.EXP:
-        x = exp2_negative((case.maximum[:, None] - x) << c.exp_shift, width)
-    feature = case.slice[:, None] * config.inputs + np.arange(config.inputs)
-    limited = np.clip(x, *operand_limits(width))
-    counted = (case.valid & case.fresh & (case.group == 0)).astype(bool)[:, None] & (feature < c.depth)
-    saturations = int(np.count_nonzero((limited != x) & counted))
-    limited = np.where(feature < c.depth, limited, 0)
-    digits = limited
+    x, saturated = prologue(c, stored(case), Normalisation(case.mean, case.scale, case.shift), case.maximum)
+    inside = case.slice[:, None] * config.inputs + np.arange(config.inputs) < c.depth
+    counted = (case.valid & case.fresh & (case.group == 0)).astype(bool)[:, None] & inside
+    digits = operand = np.where(inside, x, 0)
     if config.activation_width == 8:
-        low, high = split_digits(limited, 8, 2)
-        digits = np.where(case.digit[:, None], high, low) if c.a_wide else limited
-    return digits.tolist(), (limited.sum(axis=1) % (1 << 28)).tolist(), saturations
+        low, high = split_digits(operand, 8, 2)
+        digits = np.where(case.digit[:, None], high, low) if c.a_wide else operand
+    return digits.tolist(), (operand.sum(axis=1) % (1 << SUM_WIDTH)).tolist(), int(saturated[counted].sum())
 
 
 PROLOGUES = {

@@ -9,13 +9,12 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from patchloom.compiler.machine.commands import Command, Kind, Space
+from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.fixed import SCORE_FRACTION
-from patchloom.compiler.machine.program import Program, Task
 from patchloom.hw.router import Queues, Router
 from patchloom.sim.cosim import simulate
-from patchloom.sim.interpret import State, execute
+from patchloom.sim.interpret import State, route
 from tests.hw.pipelines import as_case
 
 SMALL = {"inputs": 8, "outputs": 4, "bus_width": 32, "scratchpad_chunks": 256}
@@ -87,18 +86,14 @@ def rtl(case: Case) -> list[list[int]]:
 
 
 def reference(case: Case) -> list[list[int]]:
-    """(command, expert, token, score, first) of every queue entry, as the interpreter leaves them."""
-    entries = []
-
-    def observe(position: int, command: Command, state: State) -> None:
-        if command.kind == Kind.ROUTE:
-            for expert, queue in enumerate(state.queues):
-                for token, score, first in zip(queue.token, queue.score, queue.first, strict=True):
-                    entries.append([position - 1, expert, int(token), int(score), int(first)])
-
-    load = Command(kind=Kind.LOAD, rows=case.config.scratchpad_chunks, dma_space=Space.INPUT)
-    task = Task("main", (load, *case.commands), (), (), case.scratchpad.nbytes, 0, 0)
-    execute(Program(case.config, "", (task,), b""), None, case.scratchpad.reshape(-1), observe)
+    """(command, expert, token, score, first) of every queue entry, as the interpreter makes them."""
+    state, entries = State(case.config, {}), []
+    state.scratchpad[:] = case.scratchpad
+    for number, c in enumerate(case.commands):
+        logits = state.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns)
+        for expert, queue in enumerate(route(c, logits)):
+            fields = zip(queue.token.tolist(), queue.score.tolist(), queue.first.tolist(), strict=True)
+            entries += [[number, expert, token, score, int(first)] for token, score, first in fields]
     return entries
 
 

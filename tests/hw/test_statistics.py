@@ -7,9 +7,10 @@ import pytest
 
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import MAX_SHIFT, NORMALISED_FEATURES, Ints, rsqrt, shift_round
+from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, Ints
 from patchloom.compiler.quantise.linear import normalise_constants
 from patchloom.hw.statistics import Statistics
+from patchloom.sim.interpret import normalisation
 from tests.hw.pipelines import command_bits, drive, joined
 
 CONFIGS = {
@@ -82,12 +83,8 @@ def rtl(case: Case) -> list[tuple[int, int, int]]:
 
 
 def reference(case: Case) -> list[tuple[int, int, int]]:
-    c, total, squares = case.command, case.elements.sum(axis=1), (case.elements**2).sum(axis=1)
-    mantissa, exponent = rsqrt(case.features * squares - total * total + c.epsilon)
-    mean = shift_round(total * c.mean_multiplier, c.mean_shift)
-    scale = shift_round(mantissa * c.norm_scale, 16)
-    shift = np.clip(c.norm_shift + exponent, 0, MAX_SHIFT)
-    return list(zip(mean.tolist(), scale.tolist(), shift.tolist(), strict=True))
+    by = normalisation(case.command, case.elements.sum(axis=1), (case.elements**2).sum(axis=1))
+    return list(zip(*(x.tolist() for x in by), strict=True))
 
 
 @pytest.mark.parametrize("features", [1, 7, 48, 192])
