@@ -5,7 +5,9 @@ It lives with the compiler, above `hw`, because a Program states the Config it w
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from patchloom.compiler.machine.errors import Error
 
@@ -15,6 +17,17 @@ BIAS_WIDTH = 40
 COMMAND_BITS = 512
 
 
+ABSENT = "absent"
+
+
+def added(default: Any, *, absent: Any) -> Any:
+    """A field that came later than others: `absent` is what machines and Programs of before are, whatever the default.
+
+    At that value it is left out of the fingerprint, and a manifest that does not state it has it; so it never changes.
+    """
+    return field(default=default, metadata={ABSENT: absent})
+
+
 class ConfigError(Error, ValueError):
     """Every rule a Config breaks, one per line."""
 
@@ -22,6 +35,9 @@ class ConfigError(Error, ValueError):
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Sizes of the shared compute unit.
+
+    A new field is `added`: else every machine and saved Program would be another one's. A default may be changed, a
+    Program's manifest states every value.
 
     `inputs` x `outputs` multipliers hold one weight tile (K x N in the papers). The scratchpad is read and
     written in chunks of `lanes` elements, so a tensor's rows start at multiples of `lanes`.
@@ -51,12 +67,12 @@ class Config:
             raise ConfigError("\n".join(broken))
 
     def _broken(self) -> list[tuple[str, str]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not field.type:
-                return [(field.name, f"of type {getattr(field.type, '__name__', field.type)}")]
-            if field.type is int and value < 1:
-                return [(field.name, "positive")]
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if type(value) is not known.type:
+                return [(known.name, f"of type {getattr(known.type, '__name__', known.type)}")]
+            if known.type is int and value < 1:
+                return [(known.name, "positive")]
         column = self.inputs * self.weight_width
         whole_chunks = f"a multiple of lanes ({self.lanes})"
         rules = [
@@ -152,4 +168,15 @@ class Config:
     @property
     def fingerprint(self) -> int:
         """32 bits that tell two Configs apart; the machine refuses a program made for another one."""
-        return int.from_bytes(hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()[:4], "little")
+        values = ((f, getattr(self, f.name)) for f in fields(self))
+        stated = {f.name: value for f, value in values if ABSENT not in f.metadata or value != f.metadata[ABSENT]}
+        return int.from_bytes(hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:4], "little")
+
+    @classmethod
+    def stated(cls, values: Mapping[str, Any]) -> Self:
+        """What a manifest states, perhaps of a time when there were fewer fields. Raises `KeyError` for others."""
+        absent = {f.name: f.metadata[ABSENT] for f in fields(cls) if ABSENT in f.metadata}
+        missing = [f.name for f in fields(cls) if f.name not in absent and f.name not in values]
+        if missing:
+            raise KeyError(missing[0])
+        return cls(**{**absent, **values})

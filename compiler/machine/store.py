@@ -295,7 +295,7 @@ def _segment(entry: Json, image: bytes, file: Path) -> Segment:
 
 def _config(entry: Json, file: Path) -> Config:
     try:
-        return Config(**entry)
+        return Config.stated(entry)
     except ConfigError as error:
         raise ProgramError(f"{file} has a Config that breaks rules:\n{error}") from error
 

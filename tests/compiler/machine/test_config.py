@@ -1,10 +1,10 @@
 """Every rule, all broken ones at once, and the fingerprint."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 
-from patchloom.compiler.machine.config import Config, ConfigError
+from patchloom.compiler.machine.config import Config, ConfigError, added
 
 OTHER = {
     "inputs": 32, "outputs": 32, "lanes": 8, "weight_width": 16, "activation_width": 16, "accumulator_width": 32,
@@ -62,6 +62,48 @@ def test_every_field_is_in_the_fingerprint():
     configs = [Config(), *(replace(Config(), **{name: value}) for name, value in OTHER.items())]
     assert len({config.fingerprint for config in configs}) == len(configs)
     assert 0 <= Config().fingerprint < 1 << 32
+
+
+# Machines and Programs are out there: a change of one of these refuses them. A new field must be `added`.
+FINGERPRINTS = {
+    0x278542BE: {},
+    0x880724BA: {"inputs": 32, "outputs": 32, "lanes": 32, "bus_width": 256},
+    0xBE6CBAB1: {
+        "inputs": 8, "outputs": 8, "lanes": 4, "accumulator_width": 38, "max_rows": 129, "scratchpad_chunks": 20480,
+        "scratchpad_copies": 1, "statistics_rows": 258, "command_depth": 384,
+    },
+}  # fmt: skip
+
+
+def test_fingerprints_of_machines_that_are_out_there():
+    assert {Config(**values).fingerprint: values for values in FINGERPRINTS.values()} == FINGERPRINTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wider(Config):
+    """A Config of some time later: two fields more, the default of one has changed since."""
+
+    ports: int = added(1, absent=1)
+    pooled: bool = added(True, absent=False)
+
+
+def test_added_fields():
+    """They are what machines were before, or change the fingerprint, whatever the default."""
+    before = Wider(pooled=False)
+    assert before.fingerprint == Config().fingerprint
+    assert replace(before, inputs=32).fingerprint == Config(inputs=32).fingerprint
+    others = [before, replace(before, ports=2), replace(before, ports=3), Wider(), replace(Wider(), ports=2)]
+    assert len({config.fingerprint for config in others}) == len(others)
+
+
+def test_fields_that_a_manifest_does_not_state():
+    """It has what machines were before, not what they have become."""
+    old = Config(inputs=32)
+    assert Wider.stated(asdict(old)) == Wider(inputs=32, pooled=False)
+    assert Wider.stated(asdict(old)).fingerprint == old.fingerprint
+    assert Wider.stated(asdict(Wider(ports=4))) == Wider(ports=4)
+    with pytest.raises(KeyError, match="inputs"):
+        Config.stated({name: value for name, value in asdict(old).items() if name != "inputs"})
 
 
 def test_derived_sizes():

@@ -262,6 +262,7 @@ def test_newer_version(saved: Path):
     (lambda d: d.pop("config"), "is malformed: it has no 'config'"),
     (lambda d: d.update(precision=8), "is malformed: 8 is not of type str"),
     (lambda d: d["config"].update(cores=4), "is malformed: .* unexpected keyword argument 'cores'"),
+    (lambda d: d["config"].pop("inputs"), "is malformed: it has no 'inputs'"),
     (lambda d: d["config"].update(inputs=17), r"has a Config that breaks rules:\nConfig.inputs must be"),
     (lambda d: d["config"].update(max_rows=128), "made for another Config: fingerprint [0-9a-f]{8}, not [0-9a-f]{8}"),
     (lambda d: d["segments"][0].update(offset=-64), "is malformed: segment .* is at byte -64"),
