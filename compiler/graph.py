@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from patchloom.compiler.quantise.driver import Quantising
     from patchloom.compiler.quantise.formats import Demand
+    from patchloom.compiler.schedule.drafting import Drafting, Tensor
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Heads = tuple["Node", tuple[int, ...], int]  # a tensor, the first column of each head, columns of a head
 Observe = Callable[["Node", str, np.ndarray[Any, Any]], None]
 
 
@@ -95,6 +97,48 @@ class Node(ABC):
 
     def numbers(self, at: "Quantising") -> Any:
         """Integers of a layer. Raises `ValueError` where 16 bits do not express them."""
+        raise NotImplementedError
+
+    # Its commands
+
+    @property
+    def normalised(self) -> "Node | None":
+        """The operand that it normalises: each row by its statistics."""
+        return None
+
+    @property
+    def heads(self) -> Iterable[Heads]:
+        """Parts of rows that its commands read: they begin a chunk each."""
+        return ()
+
+    @property
+    def starts(self) -> Iterable[int]:
+        """Columns of its own result that must begin a chunk."""
+        return ()
+
+    @property
+    def divides(self) -> bool:
+        """Whether it can compute some columns alone: see `draft_columns`."""
+        return False
+
+    def streams(self, x: "Node") -> bool:
+        """Whether it reads x as nothing but its streamed operand, row after row."""
+        return False
+
+    def loads(self, x: "Node") -> bool:
+        """Whether it can have x, an input, loaded part by part as it reads it: see `transfers.load_rows`."""
+        return False
+
+    def packs(self, lanes: int) -> bool:
+        """Whether its commands can write a result of 8 bits two to an element."""
+        return False
+
+    @abstractmethod
+    def draft(self, d: "Drafting") -> None:
+        """Its commands and its tensor, or its port."""
+
+    def draft_columns(self, d: "Drafting", note: str, columns: Indices) -> "Tensor":
+        """Commands for some columns; each run of them begins a chunk."""
         raise NotImplementedError
 
 

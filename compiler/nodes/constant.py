@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from patchloom.compiler.graph import Evaluation, Floats, Node
+from patchloom.compiler.machine.commands import Space
+from patchloom.compiler.machine.fixed import saturate
+from patchloom.compiler.schedule.columns import extent
+from patchloom.compiler.schedule.drafting import Drafting
+from patchloom.compiler.schedule.transfers import load
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -17,3 +24,11 @@ class Constant(Node):
 
     def evaluate(self, at: Evaluation) -> Floats:
         return self.value
+
+    def draft(self, d: Drafting) -> None:
+        form, positions = d.quantised.formats[self], d.layouts[self]
+        stride = -(-extent(positions) // d.config.lanes)
+        value = np.zeros((self.shape[0], stride * d.config.lanes), "<i2")
+        value[:, positions] = saturate(np.floor(self.value.astype(np.float64) / form.scale + 0.5), form.width)
+        size = d.whole_beats(self.shape[0] * stride) * d.chunk_bytes
+        load(d, self, Space.PROGRAM, d.image.add(self.name, value.tobytes().ljust(size, b"\0")))

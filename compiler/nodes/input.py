@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.machine.commands import Space
+from patchloom.compiler.machine.program import Port
 from patchloom.compiler.quantise.formats import Demand
+from patchloom.compiler.schedule.buffers import aligned
+from patchloom.compiler.schedule.columns import extent
+from patchloom.compiler.schedule.drafting import ELEMENT_BYTES, Drafting
+from patchloom.compiler.schedule.image import ALIGNMENT
+from patchloom.compiler.schedule.transfers import load
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,3 +43,27 @@ class Input(Node):
 
     def demands(self, activations: int) -> Iterable[tuple[Node, Demand]]:
         return [(self, Demand(power_of_two=True))]
+
+    def draft(self, d: Drafting) -> None:
+        """Loaded at once, or part by part for the only product that reads it."""
+        positions = d.layouts[self]
+        stride = -(-extent(positions) // d.config.lanes)
+        if self in d.cuts:
+            d.waiting[self], size = d.input_bytes, d.chunk_bytes * d.whole_beats(self.shape[0] * stride)
+        else:
+            size = load(d, self, Space.INPUT, d.input_bytes)
+            if self._alone(d) and stride == d.whole_beats(stride):
+                d.cuttable(self, d.tensors[self])
+        index = np.full((self.shape[0], stride * d.config.lanes), -1, np.int64)
+        index[:, positions] = self.index
+        flat = np.full(size // ELEMENT_BYTES, -1, np.int64)
+        flat[: index.size] = index.reshape(-1)
+        form = d.quantised.formats[self]
+        d.inputs.append(Port(self.name, self.user_shape, d.input_bytes, len(flat), form.fraction, form.width, flat))
+        d.input_bytes = aligned(d.input_bytes + size, ALIGNMENT)
+
+    def _alone(self, d: Drafting) -> bool:
+        """One node reads it, at once, and can load it part by part."""
+        readers = {node for node in d.graph.nodes() if self in node.inputs}
+        heads = {x for node in d.separable for x in node.inputs}
+        return len(readers) == 1 and readers.isdisjoint(heads) and all(node.loads(self) for node in readers)

@@ -4,13 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Evaluation, Floats, Node
+from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.nodes.float32 import normalise
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, demand_of
-from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised
+from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised_demand
+from patchloom.compiler.schedule.columns import spread
+from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.schedule.products import product, products
+from patchloom.compiler.schedule.transfers import load_rows
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,7 +84,7 @@ class Matmul(Node):
         if self.epsilon is None:
             yield self.x, Demand(activations)
         else:
-            yield self.x, normalised(self.x.shape[1], self.epsilon)
+            yield self.x, normalised_demand(self.x.shape[1], self.epsilon)
         if self.residual is not None:
             yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual))
 
@@ -86,3 +92,41 @@ class Matmul(Node):
         weights, activations = at.bits(self)
         operand = at.operand(self, self.x, self.epsilon, activations)
         return at.linear(operand, self.weight, self.bias, weights, Epilogue.of(self.activation, at.formats[self]))
+
+    @property
+    def normalised(self) -> Node | None:
+        return None if self.epsilon is None else self.x
+
+    @property
+    def divides(self) -> bool:
+        return self.residual is None
+
+    def streams(self, x: Node) -> bool:
+        return self.epsilon is None and x is not self.residual
+
+    def loads(self, x: Node) -> bool:
+        return self.streams(x)
+
+    def packs(self, lanes: int) -> bool:
+        return self.residual is None
+
+    def draft(self, d: Drafting) -> None:
+        linear: Linear = d.quantised.numbers[self]
+        x = None if self.x in d.waiting else d.operand(self, self.x)
+        added = None if self.residual is None else d.tensors[self.residual]
+        out = d.tensor(self, gathers=True, over=d.free(self.residual, x))
+        if x is not None:
+            products(d, self.name, linear, x, out, first=self.rows[0], added=added)
+            return
+        for first, rows in blocks(out.rows, min(d.most_rows(self.x), d.config.max_rows)):
+            part = load_rows(d, self.x, self.rows[0] + first, rows)
+            note = f"{self.name}: rows {first} to {first + rows - 1}"
+            product(d, note, linear, part, out, rows=rows, o_first=first, added=added)
+
+    def draft_columns(self, d: Drafting, note: str, columns: Indices) -> Tensor:
+        linear: Linear = d.quantised.numbers[self]
+        halved, cuts = self in d.packed, {0, *(np.flatnonzero(np.diff(columns) != 1) + 1).tolist()}
+        positions = spread(len(columns), cuts, d.config.lanes << halved)
+        out = d.buffer(note, self.shape[0], positions, d.quantised.formats[self].width, packed=halved)
+        products(d, note, linear.columns(columns), d.operand(self, self.x), out, first=self.rows[0])
+        return out

@@ -3,17 +3,20 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
+from patchloom.compiler.machine.commands import Kind, Queue, Residual, RowScale
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.nodes.float32 import normalise, softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, demand_of, format_of, log2_format, near_maximum
-from patchloom.compiler.quantise.linear import Epilogue, Linear, Operand, normalised
+from patchloom.compiler.quantise.linear import Epilogue, Linear, Operand, normalised_demand
+from patchloom.compiler.schedule.drafting import Drafting, Tensor
+from patchloom.compiler.schedule.products import product
 
 Scoring = Literal["softmax_of_selected", "softmax_of_all"]
 
@@ -139,9 +142,10 @@ class Moe(Node):
         return result
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
-        yield self.x, Demand(ELEMENT_WIDTH) if self.epsilon is None else normalised(self.x.shape[1], self.epsilon)
+        wide = Demand(ELEMENT_WIDTH)
+        yield self.x, wide if self.epsilon is None else normalised_demand(self.x.shape[1], self.epsilon)
         if self.residual is not None:
-            yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual))
+            yield from ((tensor, wide) for tensor in (self, self.residual))
 
     def relevant(self, quantity: str, array: Floats) -> Floats:
         return near_maximum(array) if quantity == "logits" else array
@@ -167,3 +171,45 @@ class Moe(Node):
         return ExpertNumbers(
             number, first, at.linear(Operand(hidden), e.w2, e.b2, bits, narrow), expected=bool(tokens.min())
         )
+
+    @property
+    def normalised(self) -> Node | None:
+        return None if self.epsilon is None else self.x
+
+    def draft(self, d: Drafting) -> None:
+        numbers: MoeNumbers = d.quantised.numbers[self]
+        x = d.operand(self, self.x)
+        self._draft_gate(d, numbers, x)
+        out = d.tensor(self, gathers=True)
+        for queue, expert in enumerate(numbers.experts):
+            self._draft_expert(d, numbers.hidden, queue, expert, x, out)
+        d.experts.append(tuple(expert.number for expert in numbers.experts))
+
+    def _draft_gate(self, d: Drafting, numbers: MoeNumbers, x: Tensor) -> None:
+        experts, rows = len(self.experts), self.shape[0]
+        d.demand(f"'{self.name}': tokens of a mixture of experts", rows, d.config.max_rows, f"Config(max_rows={rows})")
+        d.demand(f"'{self.name}': experts", experts, d.config.max_experts, f"Config(max_experts={experts})")
+        top = f"Config(max_top_k={self.top_k}) up to 8, or a smaller top_k"
+        d.demand(f"'{self.name}': experts per token", self.top_k, d.config.max_top_k, top)
+        logits = d.buffer(f"{self.name} logits", rows, np.arange(experts), numbers.logits.width)
+        product(d, f"{self.name}: gate", numbers.gate, x, logits, rows=rows)
+        d.draft(
+            Kind.ROUTE, f"{self.name}: route", {"a_address": logits.at()}, rows=rows, columns=experts,
+            a_stride=logits.stride, top_k=self.top_k, score_all=int(self.scoring == "softmax_of_all"),
+            exp_shift=numbers.exp_shift,
+        )  # fmt: skip
+
+    def _draft_expert(
+        self, d: Drafting, form: Format, queue: int, expert: ExpertNumbers, x: Tensor, out: Tensor
+    ) -> None:
+        added = None if self.residual is None else d.tensors[self.residual]
+        chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
+        note, rows = f"{self.name}: expert {expert.number}", self.shape[0]
+        fields: dict[str, Any] = {"rows": rows, "expert": queue, "expected": int(expert.expected)}
+        here = np.arange(expert.first.matrix.shape[1])
+        hidden = d.buffer(f"{note} hidden", rows, here, form.width, packed=form.width < ELEMENT_WIDTH)
+        product(d, f"{note} first", expert.first, x, hidden, queue=Queue.GATHER, **fields)
+        product(
+            d, f"{note} second", expert.second, hidden, out, added=added, residual=chain,
+            queue=Queue.SCATTER, row_scale=RowScale.GATE, **fields,
+        )  # fmt: skip

@@ -94,7 +94,7 @@ def identity(stored: Format, features: int) -> Linear:
 # --- Normalisation ---
 
 
-def normalised(features: int, epsilon: float) -> Demand:
+def normalised_demand(features: int, epsilon: float) -> Demand:
     """What is asked of a tensor to be normalised: an epsilon of so few bits bounds its scale."""
     return Demand(ELEMENT_WIDTH, finest=features * math.sqrt(epsilon / 2 ** (EPSILON_WIDTH - 1)))
 

@@ -30,7 +30,7 @@ from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.compiler.machine.verify import verify
 from patchloom.compiler.quantise.linear import normalise_constants
-from patchloom.compiler.schedule import Image
+from patchloom.compiler.schedule.image import Image
 from patchloom.sim.interpret import State, execute
 
 Region = np.ndarray

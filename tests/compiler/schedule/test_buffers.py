@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchloom.compiler.allocate import Span, alive, allocate
+from patchloom.compiler.schedule.buffers import Span, alive, allocate
 
 spans = st.lists(
     st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 10)).map(

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 
+def aligned(size: int, unit: int) -> int:
+    """The next multiple of the unit."""
+    return -(-size // unit) * unit
+
+
 @dataclass(eq=False)
 class Span:
     """`size` units that are needed from command `first` to command `last`, both included."""

@@ -1,0 +1,81 @@
+"""Where the columns of tensors lie in their rows, so that every attention head begins a chunk."""
+
+from collections import Counter
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
+
+import numpy as np
+
+from patchloom.compiler.graph import Graph, Node
+from patchloom.compiler.machine.config import ELEMENT_WIDTH
+from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.quantise.formats import Format
+from patchloom.compiler.schedule.buffers import aligned
+from patchloom.compiler.schedule.errors import ScheduleError
+
+
+def extent(positions: Ints) -> int:
+    """Columns of a stored row, gaps included."""
+    return int(positions.max()) + 1
+
+
+def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node]:
+    """Tensors of 8 bits that products write, gaps included, and that nothing but products reads, as they stream."""
+    nodes = list(graph.nodes())
+    others = {x for node in nodes for x in node.inputs if not node.streams(x)}
+    return {x for x in graph.tensors() if x.packs(lanes) and formats[x].width < ELEMENT_WIDTH and x not in others}
+
+
+def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -> dict[Node, Ints]:
+    """Position of every column of every tensor, such that each attention head starts a chunk; `halved` are packed."""
+    nodes = graph.tensors()
+    starts = {node: set(node.starts) for node in nodes}
+    chains = {node: [node] for node in nodes}  # tensors that residual adds align column by column
+    for node in nodes:
+        for tensor, columns, _ in node.heads:
+            starts[tensor].update(columns)
+        if node.residual is not None and chains[node] is not chains[node.residual]:
+            chains[node] += chains[node.residual]
+            for member in chains[node.residual]:
+                chains[member] = chains[node]
+    cuts = {node: {0}.union(*(starts[member] for member in chains[node])) for node in nodes}
+    out = {node: spread(node.shape[1], cuts[node], lanes << (node in halved)) for node in nodes}
+    for node in nodes:
+        _check_heads(node, out)
+    return out
+
+
+def spread(features: int, cuts: AbstractSet[int], chunk: int) -> Ints:
+    """Positions of columns; each of `cuts` begins a chunk."""
+    positions, free = np.zeros(features, np.int64), 0
+    edges = [*sorted(cuts), features]
+    for first, last in pairwise(edges):
+        positions[first:last] = free + np.arange(last - first)
+        free = aligned(free + last - first, chunk)
+    return positions
+
+
+def _check_heads(node: Node, positions: Mapping[Node, Ints]) -> None:
+    for tensor, columns, width in node.heads:
+        for column in columns:
+            here = positions[tensor][column : column + width]
+            if len(here) < width or here[-1] - here[0] != width - 1:
+                raise ScheduleError(f"{node.kind} '{node.name}' reads heads that overlap in '{tensor.name}'")
+
+
+def separable(graph: Graph) -> set[Node]:
+    """Nodes whose operands can be computed head by head: nothing else reads them, each column is one head's."""
+    readers = Counter(x for node in graph.nodes() for x in node.inputs)
+
+    def alone(node: Node, x: Node) -> bool:
+        heads = [(tensor, first, width) for tensor, starts, width in node.heads for first in starts]
+        columns = sorted(c for y, first, width in heads if y is x for c in range(first, first + width))
+        unshared = readers[x] == node.inputs.count(x) and columns == list(range(x.shape[1]))
+        return unshared and x.divides
+
+    return {
+        node
+        for node in graph.nodes()
+        if any(len(starts) > 1 for _, starts, _ in node.heads) and all(alone(node, x) for x in node.inputs)
+    }

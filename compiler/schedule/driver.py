@@ -1,0 +1,60 @@
+"""From a quantised graph to a Program."""
+
+from patchloom.compiler.graph import Graph
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Command
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.program import Buffer, Program, Segment, Task, command_table
+from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.quantise import Quantised
+from patchloom.compiler.schedule.buffers import aligned, allocate
+from patchloom.compiler.schedule.cuts import plan
+from patchloom.compiler.schedule.drafting import Draft
+from patchloom.compiler.schedule.errors import FitError
+from patchloom.compiler.schedule.image import ALIGNMENT, Image
+
+
+def schedule(quantised: Quantised, config: Config) -> Program:
+    """Raises `FitError` with all that does not fit, `ScheduleError` for what no Config could run."""
+    image = Image(config, len(quantised.graphs))
+    problems: dict[str, None] = {}
+    tasks = [_task(quantised, graph, config, image, problems) for graph in quantised.graphs]
+    if problems:
+        raise FitError("\n".join(problems))
+    data = command_table(config, [task.commands for task in tasks]).ljust(image.base, b"\0")
+    pitch = config.command_depth * COMMAND_BYTES
+    tables = [Segment(f"commands of {task.name}", i * pitch, pitch) for i, task in enumerate(tasks)]
+    segments = (*tables, *image.segments)
+    program = Program(config, str(quantised.precision), tuple(tasks), data + b"".join(image.parts), segments)
+    verify(program)
+    return program
+
+
+def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, problems: dict[str, None]) -> Task:
+    d, needed, count, enough = plan(quantised, graph, config, image)
+    name = f"task '{graph.task}'"
+    remedy = f"Config(scratchpad_chunks={needed})" + (f" or {_depth(enough)}" if enough else "")
+    d.demand(f"{name}: scratchpad (chunks)", needed, config.scratchpad_chunks, remedy)
+    rows = allocate(d.statistics)
+    d.demand(f"{name}: row statistics (rows)", rows, config.statistics_rows, f"Config(statistics_rows={rows})")
+    d.demand(f"{name}: commands", count, config.command_depth, _depth(count))
+    problems |= dict.fromkeys(d.problems)
+    commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
+    return Task(
+        graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
+        sum(node.macs for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
+        tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
+    )  # fmt: skip
+
+
+def _depth(commands: int) -> str:
+    """What to try if a task has so many."""
+    return f"Config(command_depth={aligned(commands, ALIGNMENT)})"
+
+
+def _encodable(draft: Draft, image: Image, problems: dict[str, None]) -> Command:
+    command = draft.command(image)
+    try:
+        command.encode()
+    except ValueError as error:
+        problems[f"does not fit: '{draft.note}': {error}; try a smaller layer"] = None
+    return command

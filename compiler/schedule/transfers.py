@@ -1,0 +1,40 @@
+"""Rows of tensors from memory and to it."""
+
+from patchloom.compiler.graph import Node
+from patchloom.compiler.machine.commands import FIELDS, Kind, Space
+from patchloom.compiler.schedule.drafting import Drafting, Tensor
+
+MOST_CHUNKS = 1 << (FIELDS["rows"][0] - 1)  # of one command
+
+
+def transfer(
+    d: Drafting, kind: Kind, note: str, tensor: Tensor, space: Space, address: int, *, first: int, rows: int
+) -> int:  # fmt: skip
+    """Rows of a tensor from or to memory. Returns the bytes there."""
+    begin, chunks = first * tensor.stride, d.whole_beats(rows * tensor.stride)
+    tensor.span.size = max(tensor.span.size, begin + chunks)
+    most = d.whole_beats(MOST_CHUNKS)
+    for part in range(0, chunks, most):
+        count = min(most, chunks - part)
+        d.draft(
+            kind, note, {"a_address": (tensor.span, begin + part)}, rows=count, dma_space=space,
+            dma_address=address + part * d.chunk_bytes, dma_beats=count * d.chunk_bytes // d.config.beat_bytes,
+        )  # fmt: skip
+    return chunks * d.chunk_bytes
+
+
+def load(d: Drafting, node: Node, space: Space, address: int) -> int:
+    """All of it. Returns the bytes in memory."""
+    out = d.tensor(node)
+    return transfer(d, Kind.LOAD, f"{node.name}: load", out, space, address, first=0, rows=out.rows)
+
+
+def load_rows(d: Drafting, node: Node, first: int, rows: int) -> Tensor:
+    """Of an input that waits for this; each row begins at a bus beat."""
+    note = f"{node.name}: rows {first} to {first + rows - 1}"
+    part = d.buffer(note, rows, d.layouts[node], d.quantised.formats[node].width)
+    address = d.waiting[node] + d.chunk_bytes * first * part.stride
+    transfer(d, Kind.LOAD, f"{note}: load", part, Space.INPUT, address, first=0, rows=rows)
+    if rows > 1:
+        d.cuttable(node, part)
+    return part
