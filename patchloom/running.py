@@ -60,7 +60,7 @@ def _engine(
     if engine == "interpreter":
         yield interpret
     elif engine == "hls":
-        with needed_by("engine 'hls'"):
+        with needed_by("engine 'hls'", "hls4ml"):
             from patchloom.sim.hls import HlsMachine  # noqa: PLC0415 - an extra
         machine = HlsMachine(program)
 
@@ -70,7 +70,7 @@ def _engine(
 
         yield run_native
     elif engine == "rtl":
-        with needed_by("engine 'rtl'"):
+        with needed_by("engine 'rtl'", "sim"):
             from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
         with SimulatedDevice(program.config, **simulation) as device, Session(device, program) as session:
             yield lambda region: session.frame(region, task.name)
@@ -83,7 +83,7 @@ def predict(program: Program, inputs: Any, *, task: str | None = None, **memory:
 
     `memory` are `latency`, `cycles_per_beat` and `outstanding` of `patchloom.sim.cycles.predict`.
     """
-    with needed_by("patchloom.predict"):
+    with needed_by("patchloom.predict", "sim"):
         from patchloom.sim import cycles  # noqa: PLC0415 - an extra
     chosen = task_of(program, task)
     frames, _ = input_frames(chosen, inputs)

@@ -12,7 +12,7 @@ from patchloom.host.device import Device
 
 
 def _simulated(config: Config, **options: Any) -> Device:
-    with needed_by("a Session on 'sim'"):
+    with needed_by("a Session on 'sim'", "sim"):
         from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
     return SimulatedDevice(config, **options)
 

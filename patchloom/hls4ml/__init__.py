@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from patchloom.extras import needed_by  # noqa: PLC0415 - see above
 
-    with needed_by("patchloom.hls4ml"):
+    with needed_by("patchloom.hls4ml", "hls4ml"):
         from patchloom.hls4ml import plugin  # noqa: PLC0415 - see above
     return getattr(plugin, name)
