@@ -8,7 +8,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint fuzz bench format clean
+.PHONY: help demo test lint fuzz bench docs format clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ bench: $(READY) build/nextpnr  ## the reference workload on four machines, the H
 	$(BIN)/python -m patchloom.sim.cycles check --count 50 --output benchmarks/results/cycles.json
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hls
+
+docs: $(READY)  ## write the tables and figures of docs/, but those of `make bench`
+	$(BIN)/python -m docs.tables
+	$(BIN)/python -m docs.figures
+	$(BIN)/python -m examples.picture
 
 # Apart, because it needs another version of wasmtime than Amaranth's Yosys.
 build/nextpnr:

@@ -24,6 +24,7 @@ from benchmarks.area import measured
 from benchmarks.configs import CONFIGS
 from benchmarks.m3vit_t.model import TASKS, M3ViT, MoEBlock
 from benchmarks.m3vit_t.weights import build, loads
+from docs.page import DOCS, write
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Stationary
 from patchloom.compiler.machine.frames import input_region
@@ -36,8 +37,7 @@ from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
 
 RESULTS = Path(__file__).parent / "results" / "m3vit_t.json"
-README = Path(__file__).parents[1] / "README.md"
-MARKS = ("<!-- written by benchmarks.run -->", "<!-- end -->")
+PAGE = DOCS / "benchmarks.md"
 LATENCIES = (1, 200)  # cycles to the first beat of a burst: on-chip memory, and worse than most DRAM controllers
 REPEATS = 5
 
@@ -171,7 +171,7 @@ def main(
     top_k: int = 2,
     results: Path = RESULTS,
 ) -> None:
-    """Measure, write the results, print them beside the published ones."""
+    """Measure, write the results, print them beside the published ones; docs/benchmarks.md shows the usual file's."""
     torch.set_num_threads(1)
     typer.echo("compile: capture and quantise")
     work = workload(top_k)
@@ -190,7 +190,8 @@ def main(
                 kept = [other for other in kept if _key(other) != _key(row)] + [row]
                 save(results, kept)
     Console().print(Markdown(table(kept)))
-    into_readme(table(kept))
+    if results == RESULTS:
+        write(PAGE, "benchmarks.run", table(kept))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -238,12 +239,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             ])
         )  # fmt: skip
     return "\n".join([*lines, "", NOTES, ""])
-
-
-def into_readme(text: str) -> None:
-    """Replace what stands between the marks."""
-    before, mark, rest = README.read_text().partition(MARKS[0])
-    README.write_text(f"{before}{mark}\n{text}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 NOTES = """\

@@ -1,4 +1,7 @@
-"""Largest errors of the function tables, over every input code: `python -m benchmarks.table_errors`."""
+"""Largest errors of the function tables, over every input code: `python -m benchmarks.table_errors`.
+
+Prints them, and writes them to docs/benchmarks.md.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from docs.page import DOCS, write
 from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     EXP_ONE,
@@ -73,6 +77,12 @@ def table_errors() -> dict[str, float]:
     }
 
 
+def table(errors: dict[str, float]) -> str:
+    rows = [f"| {name} | {error:.2e} |" for name, error in errors.items()]
+    return "\n".join(["| table | largest error |", "|---|--:|", *rows, ""])
+
+
 if __name__ == "__main__":
-    for name, error in table_errors().items():
-        print(f"{name:34} {error:.2e}")
+    made = table(table_errors())
+    print(made, end="")
+    write(DOCS / "benchmarks.md", "benchmarks.table_errors", made)

@@ -44,6 +44,7 @@ from patchloom.sim.interpret import State
 SCENES = 64  # held back
 PICTURES = 4  # scenes a picture shows
 STYLES: dict[str, dict[str, Any]] = {
+    "image": {"cmap": "gray", "vmin": 0, "vmax": 255},
     "segmentation": {"cmap": "tab20", "vmin": 0, "vmax": CLASSES - 1},
     "depth": {"cmap": "viridis", "vmin": 0.2, "vmax": 1},
 }
@@ -102,17 +103,9 @@ def run_others(
 ) -> Runs:
     images = network_input(scenes.images)
     float_outputs, float_experts = float_run(model, scenes.images, task)
-    experts: list[Sets] = []
-    orders = program.task(task).experts
-
-    def observe(_: int, command: Command, state: State) -> None:
-        if command.kind == Kind.ROUTE:
-            experts.append(sets_of_queues(command, state, orders[len(experts) % len(orders)]))
-
-    interpreter = patchloom.run(program, images, task=task, observe=observe, progress=named(tell, "interpreter"))
-    by_frame = np.stack(experts).reshape(len(images), -1, *experts[0].shape)
+    interpreter, experts = routed_sets(program, images, task, named(tell, "interpreter"))
     beside = patchloom.run(program, images[: len(rtl.raw[task])], task=task)
-    return Runs(float_outputs, float_experts, interpreter, by_frame.swapaxes(0, 1), beside, rtl)
+    return Runs(float_outputs, float_experts, interpreter, experts, beside, rtl)
 
 
 def named(tell: Tell, engine: str) -> Tell:
@@ -136,6 +129,22 @@ def float_run(model: FashionSceneViT, images: NDArray[np.uint8], task: str) -> t
     layers = [np.concatenate([part.numpy() for part in seen]) for seen in logits]
     sets = [sets_of_logits(layer, mixture.top_k) for layer, mixture in zip(layers, mixtures, strict=True)]
     return outputs, np.stack(sets).reshape(len(mixtures), len(images), -1, sets[0].shape[-1])
+
+
+def routed_sets(
+    program: patchloom.Program, images: NDArray[np.float32], task: str, tell: Tell | None = None
+) -> tuple[patchloom.Result, Sets]:
+    """What the interpreter computes, and the experts that its queues are of."""
+    experts: list[Sets] = []
+    orders = program.task(task).experts
+
+    def observe(_: int, command: Command, state: State) -> None:
+        if command.kind == Kind.ROUTE:
+            experts.append(sets_of_queues(command, state, orders[len(experts) % len(orders)]))
+
+    result = patchloom.run(program, images, task=task, observe=observe, progress=tell)
+    by_frame = np.stack(experts).reshape(len(images), -1, *experts[0].shape)
+    return result, by_frame.swapaxes(0, 1)
 
 
 def sets_of_logits(logits: NDArray[np.float32], top_k: int) -> Sets:
@@ -211,7 +220,7 @@ def table(report: dict[str, dict[str, Any]]) -> Table:
 def draw(path: Path, task: str, runs: Runs, scenes: HeldBack) -> None:
     """A few scenes, one a row: image, label, float, RTL."""
     columns = {
-        "image": (scenes.images, {"cmap": "gray", "vmin": 0, "vmax": 255}),
+        "image": (scenes.images, STYLES["image"]),
         "label": (scenes.classes if task == "segmentation" else scenes.depth.astype(np.float32), STYLES[task]),
         "float": (as_picture(task, runs.float_outputs), STYLES[task]),
         "RTL": (as_picture(task, runs.rtl.outputs[task]), STYLES[task]),

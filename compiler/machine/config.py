@@ -73,9 +73,13 @@ class Config:
                 return [(known.name, f"of type {getattr(known.type, '__name__', known.type)}")]
             if known.type is int and value < 1:
                 return [(known.name, "positive")]
+        return [(name, rule) for name, rule, holds in self.rules() if not holds]
+
+    def rules(self) -> list[tuple[str, str, bool]]:
+        """What each field must be beside the others, and whether it is."""
         column = self.inputs * self.weight_width
         whole_chunks = f"a multiple of lanes ({self.lanes})"
-        rules = [
+        return [
             ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
             ("inputs", whole_chunks, self.inputs % self.lanes == 0),
             ("outputs", whole_chunks, self.outputs % self.lanes == 0),
@@ -113,7 +117,6 @@ class Config:
             ("word_beats", "1, 2, 4 or 8", self.word_beats in (1, 2, 4, 8)),
             ("fifo_beats", "a power of two, 32 to 65536", self.fifo_beats in [1 << i for i in range(5, 17)]),
         ]
-        return [(name, rule) for name, rule, holds in rules if not holds]
 
     @property
     def input_chunks(self) -> int:

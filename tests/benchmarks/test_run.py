@@ -9,7 +9,7 @@ from benchmarks.area import shell
 from benchmarks.configs import BUDGET, CONFIGS, DEVICES
 from benchmarks.m3vit_t.model import TASKS
 from benchmarks.m3vit_t.weights import assignment, loads
-from benchmarks.run import LATENCIES, README, RESULTS, table, workload
+from benchmarks.run import LATENCIES, PAGE, RESULTS, table, workload
 from patchloom.compiler.schedule import schedule
 
 ROW_KEYS = {
@@ -74,4 +74,4 @@ def test_committed_results():
     assert {(row["config"], row["task"], row["memory_latency"]) for row in rows} >= {
         (config, task, latency) for config in ("ulx3s", "mid", "zcu102") for task in TASKS for latency in LATENCIES
     }
-    assert table(rows) in README.read_text()
+    assert table(rows) in PAGE.read_text()
