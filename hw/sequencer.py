@@ -12,8 +12,16 @@ from amaranth.hdl import Array, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind, Queue, Residual, Space, Stationary
-from patchloom.compiler.machine.config import COMMAND_BITS, ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.commands import (
+    COMMAND_BITS,
+    COMMAND_BYTES,
+    Kind,
+    Queue,
+    Residual,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.hw.axi import ADDRESS_WIDTH
 from patchloom.hw.command import CommandLayout, beat_layout

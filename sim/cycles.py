@@ -25,8 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine.commands import COMMAND_BYTES, FIELDS, Command, Kind, Queue, Residual, Space, Stationary
-from patchloom.compiler.machine.config import COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.commands import (
+    COMMAND_BITS,
+    COMMAND_BYTES,
+    FIELDS,
+    Command,
+    Kind,
+    Queue,
+    Residual,
+    Space,
+    Stationary,
+)
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import stream_beats

@@ -7,10 +7,12 @@ each of these, the first in the low bits. What each command does, exactly, is `s
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
-from patchloom.compiler.machine.config import COMMAND_BITS
+from patchloom.compiler.machine.encoding import Bits, joined, parted
+from patchloom.compiler.machine.fixed import SHIFT_WIDTH
 
+COMMAND_BITS = 512
 COMMAND_BYTES = COMMAND_BITS // 8
 
 
@@ -70,120 +72,72 @@ class Post(IntEnum):
     GELU = 2
 
 
-# name -> (bits, signed); the order is the encoding, least significant first.
-FIELDS: dict[str, tuple[int, bool]] = {
-    "kind": (4, False),
-    "rows": (16, False),  # tokens (the queue's length when queue is set); chunks for LOAD and STORE
-    "depth": (16, False),  # features of a that are multiplied
-    "columns": (16, False),  # output features; experts for ROUTE
-    "a_address": (24, False),
-    "a_stride": (12, False),
-    "a_wide": (1, False),  # streamed operand of 16 bits, not 8
-    "a_packed": (1, False),  # stored with 8 bits
-    "b_source": (2, False),
-    "b_address": (24, False),
-    "b_stride": (12, False),
-    "b_digits": (3, False),  # digits of Config.weight_width bits of the stationary operand
-    "dma_space": (2, False),
-    "dma_address": (40, False),  # bytes
-    "dma_beats": (28, False),
-    "queue": (2, False),
-    "expert": (8, False),
-    "expected": (1, False),  # fetch an expert's weights before ROUTE has said that it has tokens
-    "prologue": (2, False),
-    "exp_shift": (4, False),  # left shift of a score difference to SCORE_FRACTION
-    "mean_multiplier": (16, False),  # mean = sum * multiplier >> shift, MEAN_GUARD fractional bits
-    "mean_shift": (6, False),
-    "norm_scale": (17, False),  # features / 2**ceil(log2(features)), ROW_ONE = 1
-    "norm_shift": (7, True),
-    "epsilon": (48, False),  # added to features**2 * variance
-    "a_statistics": (13, False),  # first row of a's statistics
-    "multiplier": (16, False),  # requantise of all channels, when b is not from memory
-    "shift": (6, False),
-    "post": (2, False),
-    "row_scale": (2, False),
-    "post_shift": (5, False),  # right shift to the output's scale
-    "residual": (2, False),
-    "r_address": (24, False),
-    "r_stride": (12, False),
-    "o_address": (24, False),
-    "o_stride": (12, False),
-    "o_wide": (1, False),  # output of 16 bits, not 8
-    "o_packed": (1, False),  # stored with 8 bits
-    "statistics": (1, False),  # gather sum and sum of squares of the output's rows
-    "o_statistics": (13, False),
-    "row_maximum": (1, False),  # gather the maximum of the output's rows
-    "top_k": (4, False),
-    "score_all": (1, False),  # softmax over all experts, not over the selected ones
-}
-assert sum(bits for bits, _ in FIELDS.values()) <= COMMAND_BITS
-
-
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command; fields that a kind does not use are zero."""
+    """One command; fields that a kind does not use are zero.
 
-    kind: Kind
-    rows: int = 0
-    depth: int = 0
-    columns: int = 0
-    a_address: int = 0
-    a_stride: int = 0
-    a_wide: int = 0
-    a_packed: int = 0
-    b_source: Stationary = Stationary.MEMORY
-    b_address: int = 0
-    b_stride: int = 0
-    b_digits: int = 0
-    dma_space: Space = Space.PROGRAM
-    dma_address: int = 0
-    dma_beats: int = 0
-    queue: Queue = Queue.NONE
-    expert: int = 0
-    expected: int = 0
-    prologue: Prologue = Prologue.NONE
-    exp_shift: int = 0
-    mean_multiplier: int = 0
-    mean_shift: int = 0
-    norm_scale: int = 0
-    norm_shift: int = 0
-    epsilon: int = 0
-    a_statistics: int = 0
-    multiplier: int = 0
-    shift: int = 0
-    post: Post = Post.NONE
-    row_scale: RowScale = RowScale.NONE
-    post_shift: int = 0
-    residual: Residual = Residual.NONE
-    r_address: int = 0
-    r_stride: int = 0
-    o_address: int = 0
-    o_stride: int = 0
-    o_wide: int = 0
-    o_packed: int = 0
-    statistics: int = 0
-    o_statistics: int = 0
-    row_maximum: int = 0
-    top_k: int = 0
-    score_all: int = 0
+    Their order is the encoding, least significant first.
+    """
+
+    kind: Annotated[Kind, Bits(4)]
+    rows: Annotated[int, Bits(16)] = 0  # tokens (the queue's length when queue is set); chunks for LOAD and STORE
+    depth: Annotated[int, Bits(16)] = 0  # features of a that are multiplied
+    columns: Annotated[int, Bits(16)] = 0  # output features; experts for ROUTE
+    a_address: Annotated[int, Bits(24)] = 0
+    a_stride: Annotated[int, Bits(12)] = 0
+    a_wide: Annotated[int, Bits(1)] = 0  # streamed operand of 16 bits, not 8
+    a_packed: Annotated[int, Bits(1)] = 0  # stored with 8 bits
+    b_source: Annotated[Stationary, Bits(2)] = Stationary.MEMORY
+    b_address: Annotated[int, Bits(24)] = 0
+    b_stride: Annotated[int, Bits(12)] = 0
+    b_digits: Annotated[int, Bits(3)] = 0  # digits of Config.weight_width bits of the stationary operand
+    dma_space: Annotated[Space, Bits(2)] = Space.PROGRAM
+    dma_address: Annotated[int, Bits(40)] = 0  # bytes
+    dma_beats: Annotated[int, Bits(28)] = 0
+    queue: Annotated[Queue, Bits(2)] = Queue.NONE
+    expert: Annotated[int, Bits(8)] = 0
+    expected: Annotated[int, Bits(1)] = 0  # fetch an expert's weights before ROUTE has said that it has tokens
+    prologue: Annotated[Prologue, Bits(2)] = Prologue.NONE
+    exp_shift: Annotated[int, Bits(4)] = 0  # left shift of a score difference to SCORE_FRACTION
+    mean_multiplier: Annotated[int, Bits(16)] = 0  # mean = sum * multiplier >> shift, MEAN_GUARD fractional bits
+    mean_shift: Annotated[int, Bits(SHIFT_WIDTH)] = 0
+    norm_scale: Annotated[int, Bits(17)] = 0  # features / 2**ceil(log2(features)), ROW_ONE = 1
+    norm_shift: Annotated[int, Bits(7, signed=True)] = 0
+    epsilon: Annotated[int, Bits(48)] = 0  # added to features**2 * variance
+    a_statistics: Annotated[int, Bits(13)] = 0  # first row of a's statistics
+    multiplier: Annotated[int, Bits(16)] = 0  # requantise of all channels, when b is not from memory
+    shift: Annotated[int, Bits(SHIFT_WIDTH)] = 0
+    post: Annotated[Post, Bits(2)] = Post.NONE
+    row_scale: Annotated[RowScale, Bits(2)] = RowScale.NONE
+    post_shift: Annotated[int, Bits(5)] = 0  # right shift to the output's scale
+    residual: Annotated[Residual, Bits(2)] = Residual.NONE
+    r_address: Annotated[int, Bits(24)] = 0
+    r_stride: Annotated[int, Bits(12)] = 0
+    o_address: Annotated[int, Bits(24)] = 0
+    o_stride: Annotated[int, Bits(12)] = 0
+    o_wide: Annotated[int, Bits(1)] = 0  # output of 16 bits, not 8
+    o_packed: Annotated[int, Bits(1)] = 0  # stored with 8 bits
+    statistics: Annotated[int, Bits(1)] = 0  # gather sum and sum of squares of the output's rows
+    o_statistics: Annotated[int, Bits(13)] = 0
+    row_maximum: Annotated[int, Bits(1)] = 0  # gather the maximum of the output's rows
+    top_k: Annotated[int, Bits(4)] = 0
+    score_all: Annotated[int, Bits(1)] = 0  # softmax over all experts, not over the selected ones
 
     def encode(self) -> bytes:
-        word, position = 0, 0
-        for name, (bits, signed) in FIELDS.items():
-            value = int(getattr(self, name))
-            low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-            if not low <= value <= high:
-                raise ValueError(f"{self.kind.name} {name} must lie in {low} to {high}, not {value}")
-            word |= (value & ((1 << bits) - 1)) << position
-            position += bits
-        return word.to_bytes(COMMAND_BYTES, "little")
+        values = {name: int(getattr(self, name)) for name in FIELDS}
+        for name, bits in FIELDS.items():
+            if not bits.low <= values[name] <= bits.high:
+                raise ValueError(f"{self.kind.name} {name} must lie in {bits.low} to {bits.high}, not {values[name]}")
+        return joined(FIELDS, values).to_bytes(COMMAND_BYTES, "little")
 
     @staticmethod
     def decode(raw: bytes) -> "Command":
         """Inverse of `encode`; a field outside its enumeration raises `ValueError`."""
-        word, values = int.from_bytes(raw, "little"), {}
-        for name, (bits, signed) in FIELDS.items():
-            value, word = word & ((1 << bits) - 1), word >> bits
-            values[name] = value - (1 << bits) if signed and value >> (bits - 1) else value
-        types: dict[str, Any] = {f.name: f.type for f in fields(Command)}
-        return Command(**{name: types[name](value) for name, value in values.items()})
+        values = parted(FIELDS, int.from_bytes(raw, "little"))
+        return Command(**{name: _TYPES[name](value) for name, value in values.items()})
+
+
+_HINTS = get_type_hints(Command, include_extras=True)
+_TYPES: dict[str, Any] = {f.name: get_args(_HINTS[f.name])[0] for f in fields(Command)}
+FIELDS: dict[str, Bits] = {f.name: get_args(_HINTS[f.name])[1] for f in fields(Command)}
+assert sum(bits.width for bits in FIELDS.values()) <= COMMAND_BITS

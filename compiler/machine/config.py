@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from patchloom.compiler.machine.commands import COMMAND_BITS, FIELDS
+from patchloom.compiler.machine.encoding import Bits
 from patchloom.compiler.machine.errors import Error
 
 ELEMENT_WIDTH = 16  # bits of one stored activation, whatever width it is used at
-PARAMETER_BITS = 64  # one output channel's epilogue: bias 40, multiplier 16, shift 8
-BIAS_WIDTH = 40
-COMMAND_BITS = 512
+# Epilogue parameters of one output channel, as they lie in memory. Of the shift SHIFT_WIDTH bits count.
+PARAMETER = {"bias": Bits(40, signed=True), "multiplier": FIELDS["multiplier"], "shift": Bits(8)}
+PARAMETER_BITS = sum(bits.width for bits in PARAMETER.values())
+BIAS_WIDTH = PARAMETER["bias"].width
 
 
 ABSENT = "absent"
@@ -78,6 +81,7 @@ class Config:
     def rules(self) -> list[tuple[str, str, bool]]:
         """What each field must be beside the others, and whether it is."""
         column = self.inputs * self.weight_width
+        statistics, experts = (1 << FIELDS[name].width for name in ("a_statistics", "expert"))
         whole_chunks = f"a multiple of lanes ({self.lanes})"
         return [
             ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
@@ -91,7 +95,7 @@ class Config:
                 not self.multipliers_packed
                 or (self.weight_width == self.activation_width == 8 and self.outputs % 2 == 0),
             ),
-            ("accumulator_width", "24 to 40", 24 <= self.accumulator_width <= 40),
+            ("accumulator_width", f"24 to {BIAS_WIDTH}", 24 <= self.accumulator_width <= BIAS_WIDTH),
             ("max_rows", "16 to 4096", 16 <= self.max_rows <= 4096),
             (
                 "scratchpad_chunks",
@@ -99,8 +103,8 @@ class Config:
                 64 <= self.scratchpad_chunks <= 1 << 20 and self.scratchpad_chunks % self.banks == 0,
             ),
             ("scratchpad_copies", "1 or 2", self.scratchpad_copies in (1, 2)),
-            ("statistics_rows", "16 to 8192", 16 <= self.statistics_rows <= 8192),
-            ("max_experts", "2 to 256", 2 <= self.max_experts <= 256),
+            ("statistics_rows", f"16 to {statistics}", 16 <= self.statistics_rows <= statistics),
+            ("max_experts", f"2 to {experts}", 2 <= self.max_experts <= experts),
             ("max_top_k", "1 to 8 and at most max_experts", 1 <= self.max_top_k <= min(8, self.max_experts)),
             ("command_depth", "8 to 4096", 8 <= self.command_depth <= 4096),
             (

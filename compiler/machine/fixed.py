@@ -23,6 +23,7 @@ SUM_WIDTH = 28  # bits of a softmax row sum
 VARIANCE_WIDTH = 56  # bits of features**2 * variance
 NORMALISED_FEATURES = 4096  # at most: a row's sum then has 28 bits
 MAX_SHIFT = 62  # longer shifts give what this one gives
+SHIFT_WIDTH = MAX_SHIFT.bit_length()  # bits of a shift
 MEAN_GUARD = 1  # fractional bits of a row mean beyond the element's: an 18-bit multiplier takes the difference
 
 

@@ -1,6 +1,6 @@
 """How stationary weights and epilogue parameters lie in memory: the order in which the machine reads them.
 
-For each group of `Config.outputs` channels: their parameters (64 bits each: bias, multiplier, shift), then,
+For each group of `Config.outputs` channels: their parameters (`config.PARAMETER`), then,
 for each group of `Config.inputs` features and each weight digit (least significant first), one tile: a column
 of `inputs` digits per channel, feature after feature. Parameters and tiles are padded to whole words of
 `Config.word_beats` bus beats.
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine.config import BIAS_WIDTH, Config
+from patchloom.compiler.machine.config import PARAMETER, PARAMETER_BITS, Config
+from patchloom.compiler.machine.encoding import joined, parted
 from patchloom.compiler.machine.fixed import Ints, split_digits
 
 
@@ -31,6 +32,10 @@ def stream_beats(config: Config, depth: int, columns: int, digits: int) -> int:
     return groups * (config.parameter_beats + -(-depth // config.inputs) * digits * config.tile_beats)
 
 
+def parameter_words(weights: Weights) -> Ints:
+    return joined(PARAMETER, {name: getattr(weights, name) for name in PARAMETER})
+
+
 def _groups(config: Config, depth: int, columns: int) -> tuple[int, int]:
     """Groups of channels and of features."""
     return -(-columns // config.outputs), -(-depth // config.inputs)
@@ -45,12 +50,8 @@ def _whole(raw: NDArray[np.uint8], beats: int, config: Config) -> NDArray[np.uin
 def pack(config: Config, weights: Weights, digits: int) -> bytes:
     depth, columns = weights.matrix.shape
     groups, slices = _groups(config, depth, columns)
-    words = np.zeros((groups, config.outputs), "<u8")
-    words.reshape(-1)[:columns] = (
-        (weights.bias & ((1 << BIAS_WIDTH) - 1))
-        | (weights.multiplier << BIAS_WIDTH)
-        | (weights.shift << (BIAS_WIDTH + 16))
-    )  # fmt: skip
+    words = np.zeros((groups, config.outputs), "<i8")
+    words.reshape(-1)[:columns] = parameter_words(weights)
     padded = np.zeros((slices * config.inputs, groups * config.outputs), np.int64)
     padded[:depth, :columns] = weights.matrix
     planes = np.stack(split_digits(padded, config.weight_width, digits)).astype(f"<i{config.weight_width // 8}")
@@ -68,7 +69,7 @@ def unpack(config: Config, raw: bytes, depth: int, columns: int, digits: int) ->
     groups, slices = _groups(config, depth, columns)
     data = np.frombuffer(raw, np.uint8).reshape(groups, -1)
     first = config.parameter_beats * config.beat_bytes
-    words = np.ascontiguousarray(data[:, : 8 * config.outputs]).view("<i8").reshape(-1)[:columns]
+    words = np.ascontiguousarray(data[:, : PARAMETER_BITS // 8 * config.outputs]).view("<i8").reshape(-1)[:columns]
     tiles = data[:, first:].reshape(groups, slices * digits, -1)
     used = np.ascontiguousarray(tiles[..., : config.inputs * config.outputs * config.weight_width // 8])
     planes = used.view(f"<i{config.weight_width // 8}")
@@ -76,5 +77,4 @@ def unpack(config: Config, raw: bytes, depth: int, columns: int, digits: int) ->
     matrix = np.zeros((slices * config.inputs, groups * config.outputs), np.int64)
     for digit, plane in enumerate(planes):
         matrix += plane.reshape(matrix.shape).astype(np.int64) << (config.weight_width * digit)
-    bias = (words << (64 - BIAS_WIDTH)) >> (64 - BIAS_WIDTH)
-    return Weights(matrix[:depth, :columns], bias, (words >> BIAS_WIDTH) & 0xFFFF, (words >> (BIAS_WIDTH + 16)) & 0xFF)
+    return Weights(matrix[:depth, :columns], **parted(PARAMETER, words))

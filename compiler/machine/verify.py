@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
     COMMAND_BYTES,
+    FIELDS,
     Command,
     Kind,
     Prologue,
@@ -23,7 +24,8 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SCORE_FRACTION, SUM_WIDTH, Ints
+from patchloom.compiler.machine.encoding import Bits
+from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SCORE_FRACTION, SHIFT_WIDTH, SUM_WIDTH, Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import NAME_RULE, Port, Program, ProgramError, Task, is_name
 
@@ -179,7 +181,7 @@ def _route(w: _Walk, c: Command) -> Rules:
 
 def _matmul(w: _Walk, c: Command) -> Rules:
     config = w.config
-    for name, most in (("rows", config.max_rows), ("depth", 1 << 16), ("columns", 1 << 16)):
+    for name, most in (("rows", config.max_rows), ("depth", FIELDS["depth"].high), ("columns", FIELDS["columns"].high)):
         value = getattr(c, name)
         yield 1 <= value <= most, f"must have 1 to {most} {name}, not {value}"
     yield from _queue(w, c)
@@ -289,7 +291,8 @@ def _largest(c: Command) -> int:
 def _accumulator(w: _Walk, c: Command) -> Rules:
     if c.b_source == Stationary.MEMORY:
         weights = w.program.weights(c)
-        yield int(weights.shift.max()) < 64, f"a channel's shift must be below 64, not {weights.shift.max()}"
+        shift, most = int(weights.shift.max()), Bits(SHIFT_WIDTH).high
+        yield shift <= most, f"a channel's shift must be at most {most}, not {shift}"
         sums = bounds.sums(_largest(c), weights.matrix, weights.bias)
         bound, where = int(sums.max()), f"channel {int(sums.argmax())}"
     else:

@@ -17,7 +17,7 @@ from patchloom.compiler.quantise.formats import Demand, Format
 
 WEIGHT_LIMIT = {4: 7, 8: 127, 16: operand_limits(16)[1]}
 CLIPPING = {4: np.linspace(1, 0.4, 13), 8: np.linspace(1, 0.8, 5), 16: np.ones(1)}  # of a channel's largest weight
-EPSILON_WIDTH = FIELDS["epsilon"][0]
+EPSILON_WIDTH = FIELDS["epsilon"].width
 ROW_FRACTION = ROW_ONE.bit_length() - 1
 COARSEST = 64  # times the scale that a normalised operand would have, if its epsilon were larger
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from patchloom.compiler.machine import fixed
 from patchloom.compiler.machine.commands import (
+    COMMAND_BITS,
     FIELDS,
     Kind,
     Post,
@@ -22,7 +23,7 @@ from patchloom.compiler.machine.commands import (
     Space,
     Stationary,
 )
-from patchloom.compiler.machine.config import BIAS_WIDTH, COMMAND_BITS, ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import TABLES, Table, operand_limits
 from patchloom.compiler.machine.program import Program

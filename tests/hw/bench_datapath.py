@@ -13,6 +13,7 @@ from cocotb.triggers import RisingEdge
 
 from patchloom.compiler.machine.commands import Command, Kind, Residual, Stationary
 from patchloom.compiler.machine.fixed import split_digits
+from patchloom.compiler.machine.layout import parameter_words
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.hw.command import beat_layout
 from patchloom.hw.datapath import Datapath
@@ -184,8 +185,7 @@ class Bench:
         await cycles(self.dut, Datapath.latency(CONFIG))
 
     def words(self, c: Command) -> list[list[tuple[int, int]]]:
-        w, out = self.program.weights(c), []
-        words = (w.bias & ((1 << 40) - 1) | w.multiplier << 40 | w.shift << 56).tolist()
+        words, out = parameter_words(self.program.weights(c)).tolist(), []
         for channel in range(0, c.columns, CONFIG.outputs):
             group = words[channel : channel + CONFIG.outputs]
             out.append([(i, joined(group[i : i + AT_ONCE], 64)) for i in range(0, CONFIG.outputs, AT_ONCE)])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from patchloom.compiler.machine.commands import Command, Kind, Post, Queue, Residual, RowScale, Stationary
-from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from patchloom.compiler.machine.fixed import ROW_ONE, Ints
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
+from patchloom.compiler.machine.encoding import parted as parted_fields
+from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH, Ints
 from patchloom.hw.command import beat_layout
 from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
 from patchloom.hw.scratchpad import Scratchpad
@@ -277,14 +278,14 @@ def parameters_rtl(case: ParameterCase) -> list[tuple[list[int], list[int], list
         inputs["swap"][-1] = 1
         ends.append(len(inputs["swap"]))
     seen = drive(Parameters(case.config), inputs, ["bias", "multiplier", "shift"], ends[-1] + 1)
-    widths = {"bias": BIAS_WIDTH, "multiplier": 16, "shift": 6}
+    widths = {"bias": BIAS_WIDTH, "multiplier": PARAMETER["multiplier"].width, "shift": SHIFT_WIDTH}
     return [tuple(parted(seen[k][end], w, n, signed=k == "bias") for k, w in widths.items()) for end in ends]
 
 
 def parameters_reference(case: ParameterCase) -> list[tuple[list[int], list[int], list[int]]]:
-    bias = (case.sets << (64 - BIAS_WIDTH)) >> (64 - BIAS_WIDTH)
-    multiplier, shift = case.sets >> BIAS_WIDTH & 0xFFFF, case.sets >> (BIAS_WIDTH + 16) & 0x3F
-    return list(zip(bias.tolist(), multiplier.tolist(), shift.tolist(), strict=True))
+    fields = parted_fields(PARAMETER, case.sets)
+    shift = fields["shift"] & ((1 << SHIFT_WIDTH) - 1)
+    return list(zip(fields["bias"].tolist(), fields["multiplier"].tolist(), shift.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("outputs", [4, 12])

@@ -13,7 +13,7 @@ import pytest
 from patchloom.compiler.machine.commands import Command, Kind, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints, operand_limits, split_digits
-from patchloom.compiler.machine.layout import Weights, pack
+from patchloom.compiler.machine.layout import Weights, pack, parameter_words
 from patchloom.hw.loader import Gearbox, Loader
 from patchloom.sim.bench import receive, run, send, stalls
 from patchloom.sim.cosim import simulate
@@ -208,8 +208,7 @@ def from_scratchpad(config: Config, c: Command, memory: Ints) -> Ints:
 
 
 def words_of(weights: Weights, channel: int, count: int) -> list[int]:
-    bias, multiplier, shift = (x[channel : channel + count] for x in (weights.bias, weights.multiplier, weights.shift))
-    words = (bias & ((1 << 40) - 1)) | multiplier << 40 | shift << 56
+    words = parameter_words(weights)[channel : channel + count]
     return [*words.tolist(), *[0] * (count - len(words))]
 
 

@@ -57,12 +57,12 @@ def test_order_of_the_stream(config):
     for group in range(2):
         channels = range(group * config.outputs, (group + 1) * config.outputs)
         for i, channel in enumerate(channels):
-            word = int.from_bytes(raw[position + 8 * i :][:8], "little")
-            real = channel < columns
-            expected = (int(weights.bias[channel]) & ((1 << BIAS_WIDTH) - 1)) if real else 0
-            assert word & ((1 << BIAS_WIDTH) - 1) == expected
-            assert word >> BIAS_WIDTH & 0xFFFF == (int(weights.multiplier[channel]) if real else 0)
-            assert word >> (BIAS_WIDTH + 16) == (int(weights.shift[channel]) if real else 0)
+            word = raw[position + 8 * i :][:8]
+            parts = word[:5], word[5:7], word[7:]  # bias, multiplier, shift
+            expected = (
+                int(x[channel]) if channel < columns else 0 for x in (weights.bias, weights.multiplier, weights.shift)
+            )
+            assert [int.from_bytes(part, "little", signed=part is parts[0]) for part in parts] == list(expected)
         position += config.parameter_beats * config.beat_bytes
         for slice_ in range(2):
             for digit in range(digits):

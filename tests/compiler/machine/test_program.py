@@ -336,7 +336,7 @@ RULES = {
     "o over itself": (is_matmul, {"o_stride": 1}, "its output's rows overlap: stride 1"),
     "no rows": (is_matmul, {"rows": 0}, "must have 1 to 256 rows, not 0"),
     "rows": (is_matmul, {"rows": 300}, "must have 1 to 256 rows, not 300"),
-    "no depth": (is_matmul, {"depth": 0}, "must have 1 to 65536 depth, not 0"),
+    "no depth": (is_matmul, {"depth": 0}, "must have 1 to 65535 depth, not 0"),
     "weights beyond": (is_matmul, {"dma_address": 1 << 30}, "weights end at byte .* of an image of"),
     "weights off beat": (is_matmul, {"dma_address": 16385}, "byte 16385 is not at a bus beat"),
     "weights short": (is_matmul, {"dma_beats": 1}, "its weights take .* beats, not 1"),
