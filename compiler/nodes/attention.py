@@ -140,11 +140,12 @@ class Attention(Node):
         q, k, v = (d.quantised.formats[x].width for x in self.inputs)
         one, keys = bounds.exponentials(d.quantised.numbers[self].width), self.k.shape[0]
         narrower = "8-bit activations for this layer"
+        everywhere = f"{narrower} and all else that reads its operands"
         products = ("scores", bounds.streamed(q), self.head_dim, k), ("values", one, keys, v)
         for what, largest, depth, operand in products:
             width = bounds.stationary_width(d.config, bounds.digits(d.config, operand))
             bits = bounds.signed_bits(bounds.sums_on_chip(largest, depth, width))
-            d.demand_accumulator(f"'{self.name}' {what}, every channel,", bits, narrower)
+            d.demand_accumulator(f"'{self.name}' {what}, every channel,", bits, everywhere)
         d.demand(f"softmax sum of '{self.name}'", bounds.row_sum(one, keys).bit_length(), SUM_WIDTH, narrower)
 
     def _operands(self, d: Drafting, head: int) -> list[Columns]:

@@ -187,10 +187,11 @@ class Moe(Node):
 
     def _draft_gate(self, d: Drafting, numbers: MoeNumbers, x: Tensor) -> None:
         experts, rows = len(self.experts), self.shape[0]
-        d.demand(f"'{self.name}': tokens of a mixture of experts", rows, d.config.max_rows, f"Config(max_rows={rows})")
-        d.demand(f"'{self.name}': experts", experts, d.config.max_experts, f"Config(max_experts={experts})")
-        top = f"Config(max_top_k={self.top_k}) up to 8, or a smaller top_k"
-        d.demand(f"'{self.name}': experts per token", self.top_k, d.config.max_top_k, top)
+        config, tokens = d.config, f"'{self.name}': tokens of a mixture of experts"
+        top = {"max_top_k": self.top_k} | ({"max_experts": experts} if experts > config.max_experts else {})
+        d.demand(tokens, rows, config.max_rows, "fewer tokens", {"max_rows": rows})
+        d.demand(f"'{self.name}': experts", experts, config.max_experts, "fewer experts", {"max_experts": experts})
+        d.demand(f"'{self.name}': experts per token", self.top_k, config.max_top_k, "a smaller top_k", top)
         logits = d.buffer(f"{self.name} logits", rows, np.arange(experts), numbers.logits.width)
         product(d, f"{self.name}: gate", numbers.gate, x, logits, rows=rows)
         d.draft(

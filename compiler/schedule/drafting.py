@@ -7,14 +7,14 @@ from typing import Any
 
 from patchloom.compiler.graph import Graph, Node
 from patchloom.compiler.machine.commands import Command, Kind
-from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import Port
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.quantise.linear import Linear
 from patchloom.compiler.schedule.buffers import Span, aligned
 from patchloom.compiler.schedule.columns import extent, layouts, packed, separable
-from patchloom.compiler.schedule.errors import does_not_fit
+from patchloom.compiler.schedule.errors import does_not_fit, possible
 from patchloom.compiler.schedule.image import Image
 
 ELEMENT_BYTES = ELEMENT_WIDTH // 8
@@ -125,13 +125,14 @@ class Drafting:
 
     # What must fit
 
-    def demand(self, what: str, need: int, have: int, remedy: str) -> None:
+    def demand(self, what: str, need: int, have: int, otherwise: str, *sizes: dict[str, int]) -> None:
+        """Any of `sizes` of the Config would do; `otherwise` says what would if no Config can have them."""
         if need > have:
-            self.problems.append(does_not_fit(what, need, have, remedy))
+            self.problems.append(does_not_fit(what, need, have, possible(self.config, *sizes) or otherwise))
 
     def demand_accumulator(self, what: str, bits: int, narrower: str) -> None:
-        remedy = f"Config(accumulator_width={bits})" if bits <= BIAS_WIDTH else narrower
-        self.demand(f"accumulator of {what}", bits, self.config.accumulator_width, remedy)
+        have = self.config.accumulator_width
+        self.demand(f"accumulator of {what}", bits, have, narrower, {"accumulator_width": bits})
 
     # Cuts
 

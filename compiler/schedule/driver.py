@@ -31,12 +31,12 @@ def schedule(quantised: Quantised, config: Config) -> Program:
 
 def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, problems: dict[str, None]) -> Task:
     d, needed, count, enough = plan(quantised, graph, config, image)
-    name = f"task '{graph.task}'"
-    remedy = f"Config(scratchpad_chunks={needed})" + (f" or {_depth(enough)}" if enough else "")
-    d.demand(f"{name}: scratchpad (chunks)", needed, config.scratchpad_chunks, remedy)
+    name, smaller = f"task '{graph.task}'", "a smaller model"
+    sizes = [{"scratchpad_chunks": aligned(needed, config.banks)}, *([_depth(enough)] if enough else [])]
+    d.demand(f"{name}: scratchpad (chunks)", needed, config.scratchpad_chunks, smaller, *sizes)
     rows = allocate(d.statistics)
-    d.demand(f"{name}: row statistics (rows)", rows, config.statistics_rows, f"Config(statistics_rows={rows})")
-    d.demand(f"{name}: commands", count, config.command_depth, _depth(count))
+    d.demand(f"{name}: row statistics (rows)", rows, config.statistics_rows, smaller, {"statistics_rows": rows})
+    d.demand(f"{name}: commands", count, config.command_depth, smaller, _depth(count))
     problems |= dict.fromkeys(d.problems)
     commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
     return Task(
@@ -46,9 +46,9 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     )  # fmt: skip
 
 
-def _depth(commands: int) -> str:
-    """What to try if a task has so many."""
-    return f"Config(command_depth={aligned(commands, ALIGNMENT)})"
+def _depth(commands: int) -> dict[str, int]:
+    """That does for so many."""
+    return {"command_depth": aligned(commands, ALIGNMENT)}
 
 
 def _encodable(draft: Draft, image: Image, problems: dict[str, None]) -> Command:

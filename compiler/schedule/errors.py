@@ -1,5 +1,8 @@
 """What keeps a graph from being scheduled."""
 
+from dataclasses import replace
+
+from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.errors import Error
 
 
@@ -13,3 +16,20 @@ class FitError(Error, ValueError):
 
 def does_not_fit(what: str, need: int, have: int, remedy: str) -> str:
     return f"does not fit: {what} needs {need}, has {have}; try {remedy}"
+
+
+def possible(config: Config, *sizes: dict[str, int]) -> str:
+    """Those that the Config could have, as one would write them."""
+    return " or ".join(
+        f"Config({', '.join(f'{name}={value}' for name, value in some.items())})"
+        for some in sizes
+        if _can_have(config, some)
+    )
+
+
+def _can_have(config: Config, sizes: dict[str, int]) -> bool:
+    try:
+        replace(config, **sizes)  # type: ignore[arg-type]
+    except ConfigError:
+        return False
+    return True

@@ -1,12 +1,14 @@
-"""What the scheduler accepts the verifier accepts, for any machine."""
+"""What the scheduler accepts the verifier accepts, for any machine; what does not fit, does as it is told to."""
 
+import re
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.quantise import Precision, quantise
+from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import FitError, ScheduleError, schedule
 from tests.compiler.graphs import random_graph, samples
 
@@ -42,3 +44,32 @@ def test_what_is_scheduled_verifies(config, seed, precision):
     quantised = quantise([graph], samples(graph, 2), Precision.parse(precision))
     with suppress(FitError, ScheduleError):
         schedule(quantised, config)
+
+
+def problems(quantised: Quantised, config: Config) -> dict[str, list[dict[str, int]]]:
+    """What does not fit, and the sizes of a Config that are told to try for it."""
+    try:
+        schedule(quantised, config)
+    except FitError as error:
+        lines = [
+            re.fullmatch(r"does not fit: (.*) needs \d+, has \d+; try (.*)", line) for line in str(error).splitlines()
+        ]
+        return {
+            line[1]: [sizes(remedy) for remedy in re.findall(r"Config\((.*?)\)", line[2])] for line in lines if line
+        }
+    return {}
+
+
+def sizes(text: str) -> dict[str, int]:
+    return {name: int(value) for name, value in (size.split("=") for size in text.split(", "))}
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=configs(), seed=st.integers(0, 1 << 30), precision=st.sampled_from(PRECISIONS))
+def test_each_remedy_is_one(config, seed, precision):
+    graph = random_graph(seed)
+    quantised = quantise([graph], samples(graph, 2), Precision.parse(precision))
+    with suppress(ScheduleError):
+        for what, remedies in problems(quantised, config).items():
+            for remedy in remedies:
+                assert what not in problems(quantised, replace(config, **remedy)), remedy

@@ -484,7 +484,7 @@ def test_experts_and_choices():
     graph = one(b.moe("moe", b.matmul("embed", b.input(20, 16), 16), 6, 16, top_k=5))
     assert fit_error(graph, max_experts=4) == (
         "does not fit: 'moe': experts needs 6, has 4; try Config(max_experts=6)\n"
-        "does not fit: 'moe': experts per token needs 5, has 4; try Config(max_top_k=5) up to 8, or a smaller top_k"
+        "does not fit: 'moe': experts per token needs 5, has 4; try Config(max_top_k=5, max_experts=6)"
     )
 
 
@@ -561,6 +561,7 @@ def test_attention_accumulator():
         assert need in text
     graph = one(b.attention("attention", b.matmul("qkv", b.input(4, 16), 3 * 512), 1, 512))
     assert "scores, every channel, needs 41, has 40; try 8-bit activations for this layer" in fit_error(graph, "w16a16")
+    compiled(graph, "w16a16", attention="w16a8")
 
 
 def test_attention_is_bounded_by_the_digits_that_hold_it():
