@@ -15,6 +15,11 @@ from patchloom.hw.command import beat_layout
 from patchloom.hw.pipeline import add, block_ram, delay, look_up, register, tree, tree_latency
 
 
+def columns_width(config: Config) -> int:
+    """Bits that memory brings at once: a word, or one column if that is wider."""
+    return max(config.word_width, config.inputs * config.weight_width)
+
+
 def tile_word(config: Config) -> int:
     """Bits of a tile that are written at once: columns from memory, or a column or a row from the scratchpad."""
     return max(config.columns_at_once * config.inputs, config.outputs) * config.weight_width

@@ -9,14 +9,18 @@ from patchloom.compiler.machine.config import Config
 CommandLayout = data.StructLayout({name: signed(bits) if s else unsigned(bits) for name, (bits, s) in FIELDS.items()})
 
 
+# Of the numbers of slices and groups: a row that is not packed has no more of them than its stride has chunks.
+STEPS_WIDTH = FIELDS["a_stride"].width
+
+
 def beat_layout(config: Config) -> data.StructLayout:
     """What travels down the datapath beside one token's slice."""
     return data.StructLayout(
         {
             "valid": 1,
             "row": range(config.max_rows),  # position in the command, not the token
-            "slice": unsigned(12),  # which `inputs` features
-            "group": unsigned(12),  # which `outputs` channels
+            "slice": STEPS_WIDTH,  # which `inputs` features
+            "group": STEPS_WIDTH,  # which `outputs` channels
             "digit": 1,  # of the streamed operand
             "scale": unsigned(2),  # bytes that the partial sum weighs: streamed plus stationary digit
             "tile": 1,  # first beat of a new tile

@@ -5,13 +5,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Queue, Residual
-from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.config import Config
 from patchloom.hw.array import Accumulators, Multipliers, Tile, tile_word
 from patchloom.hw.command import CommandLayout, beat_layout
-from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from patchloom.hw.epilogue import Epilogue, Parameters, parameters_width, queue_entry
 from patchloom.hw.operand import Operand
 from patchloom.hw.pipeline import delay, register
-from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.scratchpad import Scratchpad, chunk_width
 from patchloom.hw.statistics import Statistics
 
 
@@ -36,7 +36,7 @@ class Datapath(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         address = range(config.scratchpad_chunks)
-        chunk = config.lanes * ELEMENT_WIDTH
+        chunk = chunk_width(config)
         digits = max(config.inputs, config.outputs)
         super().__init__(
             {
@@ -55,7 +55,7 @@ class Datapath(wiring.Component):
                 "tile_data": In(tile_word(config)),
                 "parameters_load": In(1),
                 "parameters_index": In(range(config.outputs)),
-                "parameters_words": In(parameters_at_once(config) * PARAMETER_BITS),
+                "parameters_words": In(parameters_width(config)),
                 "stationary_ready": Out(1),
                 "stationary_address": In(address),
                 "stationary_data": Out(config.banks * chunk),
@@ -176,7 +176,7 @@ class Datapath(wiring.Component):
             scratchpad.b_address.eq(Mux(adds, epilogue.residual_address, self.stationary_address)),
             epilogue.residual.eq(scratchpad.b_data),
             self.stationary_data.eq(scratchpad.b_data),
-            self.stationary_ready.eq(~epilogue.write if config.scratchpad_copies == 1 else 1),
+            self.stationary_ready.eq(~epilogue.write if Scratchpad.shares_port(config) else 1),
             scratchpad.write.eq(self.write | epilogue.write),
             scratchpad.write_address.eq(Mux(self.write, self.write_address, epilogue.write_address)),
             scratchpad.write_data.eq(Mux(self.write, self.write_data, epilogue.write_data)),

@@ -11,13 +11,19 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import Config
 from patchloom.hw import axi
 from patchloom.hw.pipeline import block_ram, look_up
 
-BEATS_WIDTH = 28  # as dma_beats of a command
+BEATS_WIDTH = FIELDS["dma_beats"].width
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
 BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any memory's latency needs
+
+
+def longest_burst(config: Config) -> int:
+    """Beats, as AXI allows."""
+    return min(axi.BURST_BEATS, axi.PAGE_BYTES // config.beat_bytes)
 
 
 class Request(data.Struct):
@@ -188,10 +194,15 @@ class Reader(wiring.Component):
             }
         )
 
+    @staticmethod
+    def burst_beats(config: Config) -> int:
+        """At most: a quarter of the buffer."""
+        return min(longest_burst(config), config.fifo_beats // 4)
+
     def elaborate(self, platform):
         m = Module()
         bus, depth, ratio = self.bus, self.config.fifo_beats, self.config.word_beats
-        chunk = min(axi.BURST_BEATS, axi.PAGE_BYTES // self.config.beat_bytes, depth // 4)
+        chunk = self.burst_beats(self.config)
         m.submodules.splitter = splitter = _Splitter(self.config, chunk)
         wiring.connect(m, wiring.flipped(self.request), splitter.request)
 
@@ -247,10 +258,15 @@ class Writer(wiring.Component):
             }
         )
 
+    @staticmethod
+    def burst_beats(config: Config) -> int:
+        """At most: what AXI allows."""
+        return longest_burst(config)
+
     def elaborate(self, platform):
         m = Module()
         bus = self.bus
-        chunk = min(axi.BURST_BEATS, axi.PAGE_BYTES // self.config.beat_bytes)
+        chunk = self.burst_beats(self.config)
         m.submodules.splitter = splitter = _Splitter(self.config, chunk)
         wiring.connect(m, wiring.flipped(self.request), splitter.request)
         m.submodules.begun = begun = SyncFIFO(width=exact_log2(chunk), depth=BURSTS_AHEAD)  # bursts' beats - 1

@@ -8,8 +8,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Queue, Residual, RowScale, Stationary
-from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SUM_WIDTH
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
+from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SHIFT_WIDTH, SUM_WIDTH
 from patchloom.hw.command import CommandLayout, beat_layout
 from patchloom.hw.pipeline import (
     block_ram,
@@ -29,6 +29,7 @@ from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.tables import Gelu, Reciprocal
 
 FACTOR_WIDTH = ROW_ONE.bit_length()
+MULTIPLIER_WIDTH = PARAMETER["multiplier"].width
 
 
 def queue_entry(config: Config) -> data.StructLayout:
@@ -39,6 +40,11 @@ def queue_entry(config: Config) -> data.StructLayout:
 def parameters_at_once(config: Config) -> int:
     """Channels whose parameters one word from memory brings, at least one."""
     return max(1, config.word_width // PARAMETER_BITS)
+
+
+def parameters_width(config: Config) -> int:
+    """Bits of these channels' parameters."""
+    return parameters_at_once(config) * PARAMETER_BITS
 
 
 class Parameters(wiring.Component):
@@ -55,11 +61,11 @@ class Parameters(wiring.Component):
             {
                 "load": In(1),
                 "load_index": In(range(config.outputs)),
-                "words": In(self.step * PARAMETER_BITS),
+                "words": In(parameters_width(config)),
                 "swap": In(1),
                 "bias": Out(config.outputs * BIAS_WIDTH),
-                "multiplier": Out(config.outputs * 16),
-                "shift": Out(config.outputs * 6),
+                "multiplier": Out(config.outputs * MULTIPLIER_WIDTH),
+                "shift": Out(config.outputs * SHIFT_WIDTH),
             }
         )
 
@@ -67,7 +73,7 @@ class Parameters(wiring.Component):
         m = Module()
         fields: list[Signal] = []
         for j in range(self.config.outputs):
-            written = Signal(BIAS_WIDTH + 16 + 6, name=f"written_{j}", reset_less=True)
+            written = Signal(BIAS_WIDTH + MULTIPLIER_WIDTH + SHIFT_WIDTH, name=f"written_{j}", reset_less=True)
             used = Signal.like(written, name=f"used_{j}")
             with m.If(self.load & (self.load_index == j // self.step * self.step)):
                 m.d.sync += written.eq(self.words.word_select(j % self.step, PARAMETER_BITS))
@@ -76,8 +82,8 @@ class Parameters(wiring.Component):
             fields.append(used)
         m.d.comb += [
             self.bias.eq(Cat(f[:BIAS_WIDTH] for f in fields)),
-            self.multiplier.eq(Cat(f[BIAS_WIDTH : BIAS_WIDTH + 16] for f in fields)),
-            self.shift.eq(Cat(f[BIAS_WIDTH + 16 :] for f in fields)),
+            self.multiplier.eq(Cat(f[BIAS_WIDTH:][:MULTIPLIER_WIDTH] for f in fields)),
+            self.shift.eq(Cat(f[BIAS_WIDTH + MULTIPLIER_WIDTH :] for f in fields)),
         ]
         return m
 
@@ -105,8 +111,8 @@ class Epilogue(wiring.Component):
                 "totals": In(n * config.accumulator_width),
                 "row_total": In(SUM_WIDTH),
                 "bias": In(n * BIAS_WIDTH),
-                "multiplier": In(n * 16),
-                "shift": In(n * 6),
+                "multiplier": In(n * MULTIPLIER_WIDTH),
+                "shift": In(n * SHIFT_WIDTH),
                 "queue_row": Out(range(config.max_rows)),
                 "entry": In(queue_entry(config)),
                 "residual_address": Out(address),
@@ -240,13 +246,15 @@ class Epilogue(wiring.Component):
         # Cycle 1: bias.
         bias = Mux(stored, self.bias.word_select(j, BIAS_WIDTH).as_signed(), 0)
         total = register(m, self.totals.word_select(j, width).as_signed() + bias, name=f"biased_{j}")
-        multiplier = register(m, Mux(stored, self.multiplier.word_select(j, 16), c.multiplier), name=f"multiplier_{j}")
+        multiplier = register(
+            m, Mux(stored, self.multiplier.word_select(j, MULTIPLIER_WIDTH), c.multiplier), name=f"multiplier_{j}"
+        )
         # Cycles 2 and 3: multiply.
         product = multiply(m, total, multiplier, self.config.limb_width, name=f"product_{j}")
-        shift = delay(m, Mux(stored, self.shift.word_select(j, 6), c.shift), 2, name=f"shift_{j}")
+        shift = delay(m, Mux(stored, self.shift.word_select(j, SHIFT_WIDTH), c.shift), 2, name=f"shift_{j}")
         # Cycles 4 and 5: shift, the row's exponent included. Cycle 6: round, saturate.
         whole = shift + self.exponent
-        amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:6], name=f"amount_{j}")
+        amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:SHIFT_WIDTH], name=f"amount_{j}")
         low = -(1 << (EPILOGUE_WIDTH - 1))
         word, clipped = clip(rounded(shifted_in_two(m, product, amount, name=f"halves_{j}")), low, -low - 1)
         return register(m, word, name=f"word_{j}"), register(m, clipped, name=f"clipped_{j}")

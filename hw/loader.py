@@ -6,13 +6,13 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from patchloom.compiler.machine.commands import Kind, Stationary
-from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import operand_limits
-from patchloom.hw.array import tile_word
-from patchloom.hw.command import CommandLayout
-from patchloom.hw.epilogue import parameters_at_once
+from patchloom.hw.array import columns_width, tile_word
+from patchloom.hw.command import STEPS_WIDTH, CommandLayout
+from patchloom.hw.epilogue import parameters_at_once, parameters_width
 from patchloom.hw.pipeline import clip, delay, register
-from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.scratchpad import Scratchpad, chunk_width
 
 
 class Gearbox(wiring.Component):
@@ -79,7 +79,7 @@ class Loader(wiring.Component):
         self.config = config
         digits = max(config.inputs, config.outputs)
         address = range(config.scratchpad_chunks)
-        chunk = config.lanes * ELEMENT_WIDTH
+        chunk = chunk_width(config)
         super().__init__(
             {
                 "command": In(CommandLayout),
@@ -99,7 +99,7 @@ class Loader(wiring.Component):
                 "parameters_done": Out(1),
                 "parameters_load": Out(1),
                 "parameters_index": Out(range(config.outputs)),
-                "parameters_words": Out(parameters_at_once(config) * PARAMETER_BITS),
+                "parameters_words": Out(parameters_width(config)),
                 "stationary_ready": In(1),  # the scratchpad takes the address
                 "stationary_address": Out(address),
                 "stationary_data": In(config.banks * chunk),
@@ -112,17 +112,16 @@ class Loader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, c = self.config, self.command
-        column_bits = config.inputs * config.weight_width
-        self.chunks = Gearbox(config.word_width, config.lanes * ELEMENT_WIDTH)
-        self.columns = Gearbox(config.word_width, max(config.word_width, column_bits))
-        self.words = Gearbox(config.word_width, len(self.parameters_words))
+        self.chunks = Gearbox(config.word_width, chunk_width(config))
+        self.columns = Gearbox(config.word_width, columns_width(config))
+        self.words = Gearbox(config.word_width, parameters_width(config))
         m.submodules.chunks, m.submodules.columns, m.submodules.words = self.chunks, self.columns, self.words
         for box in (self.chunks, self.columns, self.words):
             m.d.comb += box.beats.payload.eq(self.weights.payload)
 
         # Position of the tile being written.
-        self.group, self.slice, self.digit = Signal(12), Signal(12), Signal(range(5))
-        self.feature, self.channel = Signal(17), Signal(17)  # first of the tile
+        self.group, self.slice, self.digit = Signal(STEPS_WIDTH), Signal(STEPS_WIDTH), Signal(range(5))
+        self.feature, self.channel = Signal(len(c.depth) + 1), Signal(len(c.columns) + 1)  # first of the tile
         self.index = Signal(range(max(config.inputs, config.outputs) + 1))  # of its rows or columns
         self.count = Signal.like(c.dma_beats)  # chunks of a LOAD, dropped beats
         self.stored = c.b_source == Stationary.MEMORY

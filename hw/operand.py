@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Prologue
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, SUM_WIDTH, operand_limits
+from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, SHIFT_WIDTH, SUM_WIDTH, operand_limits
 from patchloom.hw.command import CommandLayout, beat_layout
 from patchloom.hw.pipeline import add, clip, delay, popcount, register, rounded, shifted_in_two, tree, tree_latency
 from patchloom.hw.statistics import MEAN_WIDTH
@@ -37,7 +37,7 @@ class Operand(wiring.Component):
                 "elements": In(lanes * ELEMENT_WIDTH),
                 "mean": In(signed(MEAN_WIDTH)),
                 "scale": In(ROW_ONE.bit_length()),
-                "shift": In(6),
+                "shift": In(SHIFT_WIDTH),
                 "maximum": In(signed(ELEMENT_WIDTH)),
                 "digits": Out(lanes * config.activation_width),
                 "row_sum": Out(SUM_WIDTH),

@@ -9,7 +9,7 @@ from patchloom.compiler.machine.fixed import SUM_WIDTH
 from patchloom.hw.command import CommandLayout
 from patchloom.hw.epilogue import FACTOR_WIDTH, queue_entry
 from patchloom.hw.pipeline import block_ram, delay, look_up, register, shift_round
-from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.scratchpad import Scratchpad, chunk_width
 from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 
 
@@ -76,7 +76,7 @@ class Router(wiring.Component):
                 "start": In(1),
                 "busy": Out(1),
                 "read_address": Out(range(config.scratchpad_chunks)),
-                "read_data": In(config.lanes * ELEMENT_WIDTH),  # Scratchpad.READ_LATENCY later
+                "read_data": In(chunk_width(config)),  # Scratchpad.READ_LATENCY later
                 "push": Out(1),
                 "push_expert": Out(range(config.max_experts)),
                 "push_entry": Out(queue_entry(config)),
@@ -131,9 +131,7 @@ class Router(wiring.Component):
         address, chunk_address = Signal.like(self.read_address), Signal.like(self.read_address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
         asked, filled = Signal(range(self.ROWS + 1)), Signal(config.max_top_k)
-        elements = [
-            Signal(config.lanes * ELEMENT_WIDTH, name=f"elements_{r}", reset_less=True) for r in range(self.ROWS)
-        ]
+        elements = [Signal(chunk_width(config), name=f"elements_{r}", reset_less=True) for r in range(self.ROWS)]
         scanning, reading = Signal(), Signal()
         following, after = self.row + self.ROWS, self.row_address + c.a_stride * self.ROWS
 
@@ -199,7 +197,7 @@ class Router(wiring.Component):
         address, row_address = Signal.like(self.read_address), Signal.like(self.read_address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
         age, left = Signal(range(Scratchpad.READ_LATENCY + 1)), Signal(range(self.ROWS + 1))
-        elements, reading = Signal(config.lanes * ELEMENT_WIDTH), Signal()
+        elements, reading = Signal(chunk_width(config)), Signal()
         self.place, self.token = Signal(range(config.max_top_k)), Signal(range(config.max_rows))
         self.turn = Signal()  # of the selected expert at `place`
         self.feed, self.other = Signal(), elements.word_select(lane, ELEMENT_WIDTH).as_signed()  # any, for the sum

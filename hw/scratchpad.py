@@ -12,6 +12,10 @@ from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.hw.pipeline import block_ram, delay, look_up, register
 
 
+def chunk_width(config: Config) -> int:
+    return config.lanes * ELEMENT_WIDTH
+
+
 class Scratchpad(wiring.Component):
     """Two read ports and one write port, each of consecutive chunks from any chunk on; addresses wrap.
 
@@ -28,7 +32,7 @@ class Scratchpad(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        chunk = config.lanes * ELEMENT_WIDTH
+        chunk = chunk_width(config)
         address = range(config.scratchpad_chunks)
         ports: dict[str, wiring.Member] = {}
         for name, chunks in self.readers(config).items():
@@ -44,6 +48,11 @@ class Scratchpad(wiring.Component):
         )
 
     @staticmethod
+    def shares_port(config: Config) -> bool:
+        """Whether reads by port b and writes take turns."""
+        return config.scratchpad_copies == 1
+
+    @staticmethod
     def readers(config: Config) -> dict[str, int]:
         """Chunks that each read port takes at once: streamed operand; stationary operand or residual."""
         return {"a": config.input_chunks, "b": config.banks}
@@ -51,7 +60,7 @@ class Scratchpad(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c = self.config
-        width, bits = c.lanes * ELEMENT_WIDTH, (c.banks - 1).bit_length()
+        width, bits = chunk_width(c), (c.banks - 1).bit_length()
         depth = c.scratchpad_chunks // c.banks
         depths = [min(self.BLOCK, depth - first) for first in range(0, depth, self.BLOCK)]
         banks = [[block_ram(unsigned(width), size) for size in depths] for _ in range(c.banks)]
@@ -60,7 +69,7 @@ class Scratchpad(wiring.Component):
 
         # Cycle 1: bank addresses.
         addresses = {name: getattr(self, f"{name}_address") for name in self.readers(c)}
-        if c.scratchpad_copies == 1:  # the second port of a block RAM reads and writes
+        if self.shares_port(c):  # the second port of a block RAM reads and writes
             addresses["b"] = Mux(self.write, self.write_address, self.b_address)
         at = {name: self._rows(m, address) for name, address in addresses.items()}
         for name, chunks in self.readers(c).items():
@@ -70,13 +79,13 @@ class Scratchpad(wiring.Component):
             data = [read[(first + i)[:bits]] for i in range(chunks)] if bits else [read[0]]
             m.d.comb += getattr(self, f"{name}_data").eq(register(m, Cat(data), name=f"{name}_data"))
 
-        self._write(m, banks, at["b"] if c.scratchpad_copies == 1 else self._rows(m, self.write_address))
+        self._write(m, banks, at["b"] if self.shares_port(c) else self._rows(m, self.write_address))
         return m
 
     def _write(self, m: Module, banks: list[list[memory.Memory]], rows: list[Signal]) -> None:
         """Cycle 1: rotate chunks to their banks. Cycle 2: write."""
         c = self.config
-        width, bits = c.lanes * ELEMENT_WIDTH, (c.banks - 1).bit_length()
+        width, bits = chunk_width(c), (c.banks - 1).bit_length()
         offset = self.write_address[:bits]
         for i, (bank, row) in enumerate(zip(banks, rows, strict=True)):
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank

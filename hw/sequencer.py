@@ -24,13 +24,18 @@ from patchloom.compiler.machine.commands import (
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.hw.axi import ADDRESS_WIDTH
-from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.command import STEPS_WIDTH, CommandLayout, beat_layout
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.dma import Request
 from patchloom.hw.loader import Gearbox
 from patchloom.hw.pipeline import block_ram, look_up, register
+from patchloom.hw.scratchpad import Scratchpad
 
 ROUTES_WIDTH = 8
+
+
+def command_beats(config: Config) -> int:
+    return max(1, COMMAND_BITS // config.bus_width)
 
 
 class CommandStore(wiring.Component):
@@ -196,7 +201,7 @@ class Sequencer(wiring.Component):
     def _boot(self, m: Module, store: CommandStore) -> None:
         """Read the first command and check it, then read all of them."""
         config = self.config
-        beats = max(1, COMMAND_BITS // config.bus_width)  # of a command
+        beats = command_beats(config)
         whole = config.word_commands  # commands that are read at once
         m.submodules.command_box = box = Gearbox(config.word_width, COMMAND_BITS)
         command = data.View(CommandLayout, box.items.payload[: CommandLayout.size])
@@ -345,7 +350,7 @@ class Sequencer(wiring.Component):
         # Sums that are written a cycle apart would meet the reads of residuals at a shared port of the scratchpad.
         odd, adds, self.avoids_port = Signal(), Signal(), Signal()
         m.d.sync += [odd.eq(~odd & ~self.begins), adds.eq(c.residual != Residual.NONE)]
-        m.d.comb += self.avoids_port.eq(odd & adds & (config.scratchpad_copies == 1))
+        m.d.comb += self.avoids_port.eq(odd & adds & Scratchpad.shares_port(config))
         self.walks = (
             self._along(m, c.depth, config.inputs, "slice"),
             self._along(m, c.columns, config.outputs, "group"),
@@ -436,7 +441,7 @@ class Sequencer(wiring.Component):
         """Issue the beats of a MATMUL, from inside its state; returns the event of the last one."""
         config, c, beat, final_row = self.config, self.issuer.command, self.beat, self.final_row
         tile, parameters, use_tile, use_parameters = self.loaded
-        row, slice_, group = Signal.like(c.rows), Signal(12), Signal(12)
+        row, slice_, group = Signal.like(c.rows), Signal(STEPS_WIDTH), Signal(STEPS_WIDTH)
         streamed, stationary = Signal(), Signal(range(5))  # digits
         gap = Signal(range(Datapath.PERIOD))
 

@@ -6,9 +6,17 @@ Layer normalisation from exact integer sums: variance * features**2 = features *
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, VARIANCE_WIDTH
+from patchloom.compiler.machine.fixed import (
+    MAX_SHIFT,
+    MEAN_GUARD,
+    NORMALISED_FEATURES,
+    ROW_ONE,
+    SHIFT_WIDTH,
+    VARIANCE_WIDTH,
+)
 from patchloom.hw.command import CommandLayout
 from patchloom.hw.pipeline import (
     add,
@@ -26,8 +34,8 @@ from patchloom.hw.pipeline import (
 )
 from patchloom.hw.tables import Rsqrt
 
-TOTAL_WIDTH = ELEMENT_WIDTH + 12
-SQUARES_WIDTH = 2 * ELEMENT_WIDTH + 12
+TOTAL_WIDTH = ELEMENT_WIDTH + exact_log2(NORMALISED_FEATURES)
+SQUARES_WIDTH = 2 * ELEMENT_WIDTH + exact_log2(NORMALISED_FEATURES)
 MEAN_WIDTH = ELEMENT_WIDTH + MEAN_GUARD + 1
 
 
@@ -49,7 +57,7 @@ class Statistics(wiring.Component):
                 "read_row": In(range(config.statistics_rows)),
                 "mean": Out(signed(MEAN_WIDTH)),
                 "scale": Out(ROW_ONE.bit_length()),
-                "shift": Out(6),
+                "shift": Out(SHIFT_WIDTH),
                 "gather": In(1),
                 "begin": In(1),  # forget what was gathered for this row
                 "gather_row": In(range(config.statistics_rows)),
@@ -91,7 +99,7 @@ class Statistics(wiring.Component):
         product = register(m, rsqrt.mantissa * c.norm_scale, name="product")
         shift = Signal(signed(8))
         m.d.comb += shift.eq(c.norm_shift + rsqrt.exponent)
-        limited = Mux(shift < 0, 0, Mux(shift > 62, 62, shift))[:6]
+        limited = Mux(shift < 0, 0, Mux(shift > MAX_SHIFT, MAX_SHIFT, shift))[:SHIFT_WIDTH]
         m.d.comb += [
             self.mean.eq(delay(m, mean, Rsqrt.LATENCY + 2, name="mean")),
             self.scale.eq(delay(m, shift_round(product, 16), 2, name="scale")),

@@ -5,11 +5,11 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.config import Config
 from patchloom.hw.command import CommandLayout
 from patchloom.hw.loader import Gearbox
 from patchloom.hw.pipeline import delay
-from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.scratchpad import Scratchpad, chunk_width
 
 
 class Storer(wiring.Component):
@@ -22,7 +22,7 @@ class Storer(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        chunk = config.lanes * ELEMENT_WIDTH
+        chunk = chunk_width(config)
         super().__init__(
             {
                 "command": In(CommandLayout),

@@ -36,17 +36,19 @@ from patchloom.compiler.machine.commands import (
     Space,
     Stationary,
 )
-from patchloom.compiler.machine.config import ELEMENT_WIDTH, PARAMETER_BITS, Config
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.host.session import Session
-from patchloom.hw import axi, cache, dma
+from patchloom.hw import cache, dma
+from patchloom.hw.array import columns_width
 from patchloom.hw.datapath import Datapath
-from patchloom.hw.epilogue import parameters_at_once
+from patchloom.hw.epilogue import parameters_at_once, parameters_width
 from patchloom.hw.router import Router
-from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.scratchpad import Scratchpad, chunk_width
+from patchloom.hw.sequencer import ROUTES_WIDTH, command_beats
 from patchloom.hw.storer import Storer
 from patchloom.sim import toolchain
 from patchloom.sim.device import NATIVE, SimulatedDevice
@@ -123,9 +125,6 @@ class Prediction:
 
 def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outstanding: int) -> dict[str, int]:
     """Constants that control depends on."""
-    words = parameters_at_once(config)
-    most = min(axi.BURST_BEATS, axi.PAGE_BYTES // config.beat_bytes)  # of a burst
-    column = config.inputs * config.weight_width
     return {
         "inputs": config.inputs,
         "outputs": config.outputs,
@@ -138,26 +137,27 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
         "word_width": config.word_width,
         "word_beats": config.word_beats,
         "word_commands": config.word_commands,
-        "command_width": COMMAND_BITS,
-        "chunk_width": config.lanes * ELEMENT_WIDTH,
-        "columns_width": max(column, config.word_width),
         "columns_at_once": config.columns_at_once,
-        "words_width": words * PARAMETER_BITS,
-        "parameters_at_once": words,
-        "splits_streamed": int(config.activation_width < ELEMENT_WIDTH),
-        "command_beats": max(1, COMMAND_BITS // config.bus_width),
+        "columns_width": columns_width(config),
+        "parameters_at_once": parameters_at_once(config),
+        "words_width": parameters_width(config),
+        "chunk_width": chunk_width(config),
+        "command_width": COMMAND_BITS,
+        "command_beats": command_beats(config),
         "first_beat": task * config.command_depth * COMMAND_BYTES // config.beat_bytes,
+        "splits_streamed": int(config.activation_width < ELEMENT_WIDTH),
+        "routes": 1 << ROUTES_WIDTH,
         "datapath_latency": Datapath.latency(config),
-        "period": Datapath.PERIOD,
-        "shared_port": int(config.scratchpad_copies == 1),
         "datapath_write": Datapath.write_latency(config),
+        "period": Datapath.PERIOD,
+        "shared_port": int(Scratchpad.shares_port(config)),
         "read_latency": Scratchpad.READ_LATENCY,
         "write_latency": Scratchpad.WRITE_LATENCY,
         "router_rows": Router.ROWS,
         "router_latency": Router.latency(config),
         "storer_buffer": Storer.BUFFER,
-        "read_chunk": min(most, config.fifo_beats // 4),
-        "write_chunk": most,
+        "read_chunk": dma.Reader.burst_beats(config),
+        "write_chunk": dma.Writer.burst_beats(config),
         "bursts_ahead": dma.BURSTS_AHEAD,
         "bursts_unanswered": dma.BURSTS_UNANSWERED,
         "latency": latency,
@@ -167,7 +167,7 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
 
 
 def _facts() -> str:
-    """The header of native/cycles.cpp."""
+    """facts.hpp of native/cycles.cpp."""
     enums: tuple[type[IntEnum], ...] = (Kind, Queue, Stationary)
     lines = []
     for enum in enums:
@@ -346,7 +346,7 @@ class _Commands:
 
     def chunks(self, most: int) -> int:
         """A number that fills whole words."""
-        step = max(1, self.config.word_width // (self.config.lanes * ELEMENT_WIDTH))
+        step = max(1, self.config.word_width // chunk_width(self.config))
         return self.up_to(max(1, most // step)) * step
 
     def load_or_store(self) -> None:
@@ -385,7 +385,7 @@ class _Commands:
         """Logits straight from the input, a ROUTE, and some experts in any order."""
         config = self.config
         rows, experts = self.up_to(config.max_rows), self.one_of(*range(2, config.max_experts + 1))
-        step = max(1, config.word_width // (config.lanes * ELEMENT_WIDTH))
+        step = max(1, config.word_width // chunk_width(config))
         logits = self.tensor("a", rows + step, experts)
         self.transfer(Kind.LOAD, logits["a_address"], -(-rows * logits["a_stride"] // step) * step)
         most = min(config.max_top_k, experts)

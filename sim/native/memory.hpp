@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "limits.hpp"
+
 // What the Python side sets; the same fields, in the same order, are in sim/device.py.
 struct Settings {
     uint32_t latency;          // cycles from an address to its first beat, and from a write's last beat to its answer
@@ -191,7 +193,7 @@ public:
 
     void drive(Top& top) {
         top.m_axi_awready = begun.size() + complete.size() < world.settings.outstanding && !world.stall(address_stalls);
-        top.m_axi_wready = ahead.size() < AHEAD && world.cycle >= next_beat && !world.stall(data_stalls);
+        top.m_axi_wready = Count(ahead.size()) < AHEAD && world.cycle >= next_beat && !world.stall(data_stalls);
         if (!offered && !complete.empty() && world.cycle >= complete.front().ready) offer(top);
         top.m_axi_bvalid = offered;
     }
@@ -208,7 +210,6 @@ public:
 
 private:
     static constexpr int BYTES = sizeof(Top::m_axi_wdata);
-    static constexpr size_t AHEAD = 64;  // beats that may come before their address
     static constexpr int WORDS = (BYTES + 7) / 8;
 
     struct Beat {
