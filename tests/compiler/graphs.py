@@ -1,15 +1,18 @@
 """Random graphs, straight from nodes, and how far a Program is from its graph."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from patchloom.compiler.graph import Graph, Node, evaluate
+from patchloom.compiler.machine.commands import Residual
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, from_region, to_region
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, Quantised, quantise
-from patchloom.compiler.schedule import schedule
+from patchloom.compiler.schedule import FitError, schedule
 from patchloom.sim.interpret import execute
 
 CONFIGS = {
@@ -180,3 +183,29 @@ def quality(graph: Graph, program: Program, count: int = 4) -> float:
         expected += [floats[name].reshape(-1) for name in floats]
         actual += [integers[name].reshape(-1) for name in floats]
     return sqnr(np.concatenate(expected), np.concatenate(actual))
+
+
+def one(x: Node) -> Graph:
+    """With one output."""
+    return Graph("main", (Builder().output("y", x),))
+
+
+def check(graph: Graph, config: Config | None = None, bound: float = 60, precision: str = "w16a16") -> Program:
+    program = compiled(graph, precision, config)
+    assert quality(graph, program) > bound
+    return program
+
+
+def in_place(graph: Graph, program: Program | None = None) -> list[str]:
+    task = (program or check(graph)).tasks[0]
+    return [
+        note
+        for note, c in zip(task.notes, task.commands, strict=True)
+        if c.residual == Residual.ADD and c.o_address == c.r_address
+    ]
+
+
+def fit_error(graph: Graph, precision: str = "w8a8", **sizes: int) -> str:
+    with pytest.raises(FitError) as error:
+        compiled(graph, precision, replace(Config(), **sizes))
+    return str(error.value)

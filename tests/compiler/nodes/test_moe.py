@@ -1,12 +1,15 @@
-"""A mixture's integers."""
+"""Mixtures: their integers, and what they compute."""
 
+import numpy as np
 import pytest
 
 from patchloom.compiler.graph import Graph
+from patchloom.compiler.machine.commands import Residual, Stationary
 from patchloom.compiler.nodes.attention import AttentionNumbers
 from patchloom.compiler.nodes.moe import MoeNumbers
 from patchloom.compiler.quantise import QuantiseError
-from tests.compiler.graphs import Builder, quantised, transformer
+from patchloom.sim.interpret import execute
+from tests.compiler.graphs import Builder, check, compiled, one, quantised, transformer
 
 
 def test_errors_name_the_node():
@@ -37,3 +40,32 @@ def test_busy_experts_come_first_and_certain_ones_are_expected():
     assert [(e.number, e.expected) for e in numbers.experts] == [(1, True), (3, True), (0, False), (2, False)]
     biases = numbers.gate.bias * 1.0
     assert biases[1] > biases[0] > biases[2] > biases[3]
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"scoring": "softmax_of_all"}, {"activation": "relu"}, {"activation": "none"}, {"residual": None},
+    {"epsilon": None}, {"top_k": 1}, {"top_k": 4},
+], ids=str)  # fmt: skip
+def test_mixtures(kwargs):
+    b = Builder()
+    x = b.matmul("embed", b.input(30, 20), 24)
+    check(one(b.matmul("head", b.moe("moe", x, 5, 40, **kwargs), 8, epsilon=1e-6)))
+
+
+def test_an_expert_without_tokens():
+    b = Builder()
+    moe = b.moe("moe", b.matmul("embed", b.input(6, 20), 24), 8, 16, top_k=1)
+    moe.gate_bias[2] = -1000
+    program = check(one(moe), bound=50)
+    queues = []
+    chosen = program.task(None)
+    execute(program, None, np.zeros(chosen.input_bytes // 2, np.int16), lambda i, c, s: queues.append(s.queues))
+    assert len(queues[-1][2].token) == 0
+
+
+def test_mixture_chains_on_its_own_output():
+    program = compiled(transformer(experts=3), "w8a8")
+    chained = [c for c in program.tasks[0].commands if c.residual == Residual.CHAIN]
+    assert [c.expert for c in chained] == [0, 1, 2] * 2
+    assert all(c.o_address != c.r_address for c in chained)
+    assert all(c.b_source == Stationary.MEMORY for c in chained)
