@@ -42,6 +42,8 @@ class Matmul(Node):
         self.require(self.bias.shape == (outputs,), f"bias must have shape ({outputs},), not {self.bias.shape}")
         first, last = self.rows
         self.require(0 <= first < last <= self.x.shape[0], f"rows {self.rows} must lie in x's {self.x.shape[0]} rows")
+        names = ", ".join(ACTIVATIONS)
+        self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
         if self.residual is not None:
             self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
             clips = ACTIVATIONS[self.activation].limit is not None

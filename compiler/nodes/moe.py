@@ -84,6 +84,8 @@ class Moe(Node):
             self.gate_weight.shape == (count, self.x.shape[1]),
             f"gate must be {(count, self.x.shape[1])}, not {self.gate_weight.shape}",
         )
+        names = ", ".join(ACTIVATIONS)
+        self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
         if self.residual is not None:
             self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
 

@@ -14,6 +14,7 @@ from patchloom.compiler.quantise.calibration import Calibration, Key, Observed
 from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.precision import Precision
 
+NARROW = 8  # bits of what no reader wants wider
 HEADROOM = 1.5  # of 16-bit tensors beyond the largest calibrated magnitude
 LIMIT_FRACTION = 14  # log2 of the integer that stands for an activation's limit in 16 bits
 SOFTMAX_DEPTH = 16.0  # e**-16 is nothing in a softmax of 16 bits
@@ -38,7 +39,7 @@ class Format:
 class Demand:
     """What a node asks of a tensor's format; `a | b` is what both ask."""
 
-    width: int = 8  # bits, at least
+    width: int = NARROW  # bits, at least
     power_of_two: bool = False  # its scale, because something shifts by it
     finest: float = 0.0  # its scale must not be finer
     limits: frozenset[float] = frozenset()  # where saturation must clip
@@ -151,12 +152,13 @@ def wide_scale(absmax: float) -> float:
 
 def narrow_scale(observed: Observed, *, power: bool) -> float:
     """Of 8 bits, with the least mean squared error: a finer step costs clipped outliers."""
-    full = (observed.absmax or 1) / 127
+    low, high = operand_limits(NARROW)
+    full = (observed.absmax or 1) / high
     candidates = [power_of_two(full) / 2**i for i in range(4)] if power else [full * 2 ** (-i / 8) for i in range(21)]
     values = observed.values.astype(np.float64)
 
     def error(scale: float) -> float:
-        return float(np.square(np.clip(np.rint(values / scale), -128, 127) * scale - values).mean())
+        return float(np.square(np.clip(np.rint(values / scale), low, high) * scale - values).mean())
 
     return min(candidates, key=error)
 

@@ -15,7 +15,7 @@ from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MEAN_GUARD, ROW_ONE, Ints, multiplier_of, operand_limits
 from patchloom.compiler.quantise.formats import Demand, Format
 
-WEIGHT_LIMIT = {4: 7, 8: 127, 16: operand_limits(16)[1]}
+WEIGHT_LIMIT = {4: 7, 8: operand_limits(8)[1], 16: operand_limits(16)[1]}
 CLIPPING = {4: np.linspace(1, 0.4, 13), 8: np.linspace(1, 0.8, 5), 16: np.ones(1)}  # of a channel's largest weight
 EPSILON_WIDTH = FIELDS["epsilon"].width
 ROW_FRACTION = ROW_ONE.bit_length() - 1

@@ -41,10 +41,12 @@ def test_saturation_clips(precision):
     assert quality(graph, compiled(graph, precision)) > BOUNDS[precision]
 
 
+@pytest.mark.parametrize("gain", [0.5, 8])
 @pytest.mark.parametrize(("precision", "scale", "shift"), [("w8a8", 6 / 127, 0), ("w8a16", 6 / 2**14, 9)])
-def test_the_limit_is_where_the_word_or_the_result_saturates(precision, scale, shift):
+def test_the_limit_is_where_the_word_or_the_result_saturates(precision, scale, shift, gain):
+    """Whether calibration reaches it or not."""
     b = Builder()
-    node = clipped(b)
+    node = clipped(b, gain=gain)
     numbers = quantised(behind(b, node), precision=precision)
     assert numbers.formats[node].scale == scale
     assert numbers.numbers[node].post_shift == shift
