@@ -35,7 +35,12 @@ def attention(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
-    **rows(softmax, "softmax _softmax"),
-    **rows(attention, "scaled_dot_product_attention"),
+    **rows(softmax, "softmax _softmax", data="self", reads="dim dtype"),
+    **rows(
+        attention,
+        "scaled_dot_product_attention",
+        data="query key value attn_mask",
+        reads="dropout_p is_causal scale enable_gqa",
+    ),
     **refused("masked_fill tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
 }

@@ -49,7 +49,13 @@ def transposed_convolution(site: Site, a: Args) -> View:
     kernel = tuple(weight.shape[2:])
     space = len(kernel)
     others = [*_per_axis(a["padding"], space), *_per_axis(a["output_padding"], space)]
-    if _per_axis(a["stride"], space) != kernel or any(others) or a["groups"] != 1 or len(x.shape) != space + 2:
+    if (
+        _per_axis(a["stride"], space) != kernel
+        or any(others)
+        or a["groups"] != 1
+        or {*_per_axis(a["dilation"], space)} != {1}
+        or len(x.shape) != space + 2
+    ):
         raise UnsupportedError(
             "is a transposed convolution whose patches overlap or are padded",
             "supported are kernel == stride, padding 0, groups 1",
@@ -65,6 +71,11 @@ def transposed_convolution(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
-    **rows(convolution, "conv1d conv2d conv3d"),
-    **rows(transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **rows(convolution, "conv1d conv2d conv3d", data="input weight bias", reads="stride padding dilation groups"),
+    **rows(
+        transposed_convolution,
+        "conv_transpose1d conv_transpose2d conv_transpose3d",
+        data="input weight bias",
+        reads="stride padding output_padding groups dilation",
+    ),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.frontend.factors import plain, without_factors
-from patchloom.compiler.frontend.site import Args, Rows, Site, operation_name, refusal, refused, rows
+from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
 from patchloom.compiler.graph import Indices
 from patchloom.compiler.primitive import Activate, Add, Fixed, Primitive, Scale, Source, View, whole
 from patchloom.compiler.problems import UnsupportedError
@@ -83,7 +83,10 @@ def multiply(site: Site, a: Args) -> View:
 def divide(site: Site, a: Args) -> View:
     if isinstance(a["other"], View) or a.get("rounding_mode"):
         raise UnsupportedError("divides by a tensor that depends on the input, or rounds", "multiply by constants only")
-    return _times(site, a["self"], torch.as_tensor(a["other"]).double().reciprocal())
+    divisor = torch.as_tensor(a["other"]).double()
+    if not divisor.all():
+        raise UnsupportedError("divides by zero", "a constant divisor must not hold zeros")
+    return _times(site, a["self"], divisor.reciprocal())
 
 
 def negate(_: Site, a: Args) -> View:
@@ -124,16 +127,20 @@ def activation(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
-    **rows(add, "add"),
-    **rows(subtract, "sub subtract"),
-    **rows(subtract_from, "rsub"),
-    **rows(multiply, "mul multiply"),
-    **rows(divide, "div divide true_divide"),
-    **rows(negate, "neg negative"),
+    **rows(add, "add", data="self other", reads="alpha"),
+    **rows(subtract, "sub subtract", data="self other", reads="alpha"),
+    **rows(subtract_from, "rsub", data="self other", reads="alpha"),
+    **rows(multiply, "mul multiply", data="self other"),
+    **rows(divide, "div divide true_divide", data="self other", reads="rounding_mode"),
+    **rows(negate, "neg negative", data="self"),
     **refused(
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
         "softshrink relu6 leaky_relu prelu _prelu_kernel rrelu threshold glu erf clamp clamp_min clamp_max clip",
         SUPPORTED,
     ),
-    **{form.operation: activation for row in ACTIVATIONS.values() for form in row.forms},
+    **{
+        form.operation: Row(activation, data=("self",), reads=ALL)  # its form names them
+        for row in ACTIVATIONS.values()
+        for form in row.forms
+    },
 }

@@ -116,10 +116,10 @@ def _arranged(x: View | Tensor, letters: str, *groups: list[str]) -> Any:
 
 
 ROWS: Rows = {
-    **rows(linear, "linear"),
-    **rows(matmul, "matmul mm bmm"),
-    **rows(addmm, "addmm baddbmm"),
-    **rows(einsum, "einsum"),
+    **rows(linear, "linear", data="input weight bias"),
+    **rows(matmul, "matmul mm bmm", data="self other mat2"),
+    **rows(addmm, "addmm baddbmm", data="self mat1 mat2 batch1 batch2", reads="beta alpha"),
+    **rows(einsum, "einsum", data="tensors", reads="equation"),
     **refused(
         "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell fft_fft fft_fft2 fft_fftn fft_ifft "
         "fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn",

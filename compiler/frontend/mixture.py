@@ -23,7 +23,7 @@ def mixture(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
-    **rows(mixture, "moe", library="patchloom"),
+    **rows(mixture, "moe", data="x", reads="layer features", library="patchloom"),
     **refused(
         "auxiliary",
         "a mixture-of-experts block's other results, e.g. a balancing loss, must stay unused",

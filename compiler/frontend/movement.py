@@ -7,16 +7,32 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, refused, rows
+from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, refused, rows
 from patchloom.compiler.primitive import View, common_terms
 from patchloom.compiler.problems import UnsupportedError
 
 
 def keep(_: Site, a: Args) -> View:
-    dtype = a.get("dtype")
-    if dtype is not None and not dtype.is_floating_point:
-        raise UnsupportedError(f"makes {dtype} of a float", "everything that depends on the inputs must stay float")
-    return next(value for value in a.values() if isinstance(value, View))
+    view: View = a["self"] if "self" in a else a["input"]
+    return view
+
+
+def dropout(_: Site, a: Args) -> View:
+    """Nothing in evaluation, unless it is told to drop all the same."""
+    if a["train"] and a["p"] > 0:
+        raise UnsupportedError(
+            f"drops {a['p']:g} of its elements in evaluation too",
+            "pass training=self.training, or use torch.nn.Dropout",
+        )
+    view: View = a["input"]
+    return view
+
+
+def viewed(site: Site, a: Args) -> Any:
+    """Another shape; another type only of the same width."""
+    if a.get("dtype", torch.float32) != torch.float32:
+        raise UnsupportedError(f"reads floats as {a['dtype']}", "everything that depends on the inputs must stay float")
+    return a["self"] if "dtype" in a else move(site, a)
 
 
 def move(site: Site, a: Args) -> Any:
@@ -58,37 +74,46 @@ def enlarge(_: Site, a: Args) -> View:
     return view.pick(call_by_schema(target, a).numpy().astype(np.int64))
 
 
-def shaped(_: Site, a: Args) -> Tensor:
-    """A constant that has the shape of what depends on the inputs, but none of its values."""
-    target = a.pop("target")
-    a = {name: torch.empty(value.shape) if isinstance(value, View) else value for name, value in a.items()}
-    made: Tensor = call_by_schema(target, a)
-    return made
+def lent(_: Site, __: Args) -> Any:
+    raise AssertionError("what has only a shape of the inputs does not depend on them")
 
 
 ROWS: Rows = {
-    **rows(keep, "clone contiguous detach alias lift_fresh_copy dropout feature_dropout _to_copy to type_as positive"),
+    **rows(
+        keep,
+        "clone contiguous detach alias lift_fresh_copy _to_copy to type_as positive",
+        data="self",
+        lends="other",
+        reads="dtype",  # what is no float is refused of every operation
+    ),
+    **rows(dropout, "dropout feature_dropout", data="input", reads="p train"),
+    **rows(viewed, "view", data="self", reads=ALL),
     **rows(
         move,
-        "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose t numpy_T mT swapaxes "
+        "_unsafe_view reshape view_as reshape_as flatten unflatten permute transpose t numpy_T mT swapaxes "
         "movedim moveaxis slice select narrow unsqueeze squeeze expand expand_as broadcast_to repeat tile "
         "split split_with_sizes chunk tensor_split unbind cat concat stack hstack vstack flip roll rot90 index_select "
         "index repeat_interleave unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal atleast_2d",
+        data="self tensors indices index repeats tensor_indices_or_sections",
+        lends="other",
+        reads=ALL,
     ),
-    **rows(pad, "constant_pad_nd pad"),
+    **rows(pad, "constant_pad_nd pad", data="self input", reads="pad mode value"),
     **refused(
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
         "_pad_circular",
         "pad with zeros",
     ),
-    **rows(enlarge, "upsample_nearest1d upsample_nearest2d upsample_nearest3d"),
+    **rows(enlarge, "upsample_nearest1d upsample_nearest2d upsample_nearest3d", data="self input", reads=ALL),
     **refused(
         "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
         "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
         "grid_sampler grid_sampler_2d grid_sampler_3d",
         "return the map as it is and interpolate it after the accelerator",
     ),
-    **rows(shaped, "zeros_like ones_like full_like new_zeros new_ones new_full"),
+    **rows(
+        lent, "zeros_like ones_like full_like empty_like new_zeros new_ones new_full", data="", lends="self", reads=ALL
+    ),
     **refused(
         "rand_like randn_like randint_like bernoulli normal native_dropout multinomial",
         "random numbers have no place in inference: leave them to training",

@@ -28,7 +28,7 @@ def layer_norm(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
-    **rows(layer_norm, "layer_norm"),
+    **rows(layer_norm, "layer_norm", data="input weight bias", reads="normalized_shape eps"),
     **refused(
         "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
         "_batch_norm_no_update group_norm native_group_norm instance_norm",

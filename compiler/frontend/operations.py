@@ -15,11 +15,11 @@ from patchloom.compiler.frontend import (
     normalisation,
     reduction,
 )
-from patchloom.compiler.frontend.site import Handler, refusal
+from patchloom.compiler.frontend.site import Row, refusal
 
 FAMILIES = (movement, elementwise, linear, convolution, normalisation, attention, reduction, mixture)
-OPERATIONS: Mapping[str, Handler] = {name: handler for family in FAMILIES for name, handler in family.ROWS.items()}
+OPERATIONS: Mapping[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
 
 
-def meaning_of(operation: str) -> Handler:
+def meaning_of(operation: str) -> Row:
     return OPERATIONS.get(operation, refusal("see the list of supported operations in compiler/frontend, ROWS"))

@@ -63,8 +63,8 @@ def token_mean(site: Site, parts: View) -> View:
 
 
 ROWS: Rows = {
-    **rows(mean, "mean adaptive_avg_pool2d"),
-    **rows(total, "sum"),
+    **rows(mean, "mean adaptive_avg_pool2d", data="self", reads="dim keepdim dtype output_size"),
+    **rows(total, "sum", data="self", reads="dim keepdim dtype"),
     **refused(
         "amax amin max min aminmax avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d "
         "max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d "

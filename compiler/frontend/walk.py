@@ -77,11 +77,22 @@ class Walk:
         name = operation_name(target)
         site = Site(origin_of(node, name, self.parameters), self.layers)
         try:
-            return meaning_of(name)(site, arguments_of(target, args, kwargs))
+            meaning = meaning_of(name)(site, arguments_of(target, args, kwargs))
+            need_floats(node.meta["val"])
+            return meaning
         except UnsupportedError as refusal:
             shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def need_floats(value: Any) -> None:
+    """Of what an operation returns."""
+    for part in tree_leaves(value):
+        if isinstance(part, Tensor) and not part.is_floating_point():
+            raise UnsupportedError(
+                f"makes {part.dtype} of a float", "everything that depends on the inputs must stay float"
+            )
 
 
 def without_batch(view: View) -> View:
