@@ -7,10 +7,11 @@ integers; sizes and attributes are small and random. Calls that torch itself ref
 """
 
 import argparse
+import re
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,7 @@ class Maker:
         for number, argument in enumerate(target._schema.arguments):
             if argument.name in fixed and str(argument.type) != "bool":
                 value = fixed[argument.name]
-            elif argument.has_default_value() and self.rng.random() < 0.4:
+            elif argument.has_default_value() and self.rng.random() < (0.85 if fixed else 0.4):
                 value = argument.default_value
             else:
                 value = self.argument(str(argument.type), argument.name, number)
@@ -135,48 +136,69 @@ class Maker:
 
     def operands(self, name: str) -> dict[str, Any]:
         """Arguments that only fit together, of operations whose random ones would hardly ever."""
-        n, i, o, k = (int(self.rng.integers(1, 4)) for _ in range(4))
-        space = int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 0
-        size = [int(self.one(2, 3, 4, 6)) if space == 1 else int(self.one(2, 3)) for _ in range(space)]
+        made = next((make for start, make in FITTING.items() if name.startswith(start)), None)
+        return made(self, name) if made else {}
+
+    def sizes(self, count: int, most: int = 3) -> list[int]:
+        return self.rng.integers(1, most + 1, count).tolist()
+
+    def convolution(self, name: str) -> dict[str, Any]:
+        space, (i, o) = int(name[-2]), self.sizes(2)
+        size = [self.one(2, 3, 4, 6) if space == 1 else self.one(2, 3) for _ in range(space)]
         kernel = [int(self.rng.integers(1, s + 1)) for s in size]
-        if "conv_transpose" in name:
+        if "transpose" in name:
             stride = kernel if self.rng.random() < 0.7 else [1] * space
-            return {"input": self.place(1, i, *size), "weight": self.weight(i, o, *kernel), "stride": stride,
-                    "bias": self.maybe(o)}  # fmt: skip
-        if "conv" in name:
-            return {"input": self.place(1, i, *size), "weight": self.weight(o, i, *kernel), "bias": self.maybe(o)}
-        if name.startswith("upsample"):
-            x = self.place(1, i, *size)
-            return {"self": x, "input": x, "output_size": [s * self.one(1, 2, 3) for s in size]}
-        if name == "linear":
-            return {"input": self.place(1, n, i), "weight": self.weight(o, i), "bias": self.maybe(o)}
-        if name in ("mm", "addmm"):
-            return {"self": self.one(self.place(n, o), self.weight(o), self.weight(1, o)) if name == "addmm" else self.place(n, i),
-                    "mat1": self.place(n, i), "mat2": self.one(self.weight(i, o), self.place(i, o))}  # fmt: skip
-        if name in ("bmm", "baddbmm"):
-            return {"self": self.place(k, n, o) if name == "baddbmm" else self.place(k, n, i), "batch1": self.place(k, n, i),
-                    "batch2": self.place(k, i, o), "mat2": self.one(self.weight(k, i, o), self.place(k, i, o))}  # fmt: skip
-        if name == "layer_norm":
-            return {"input": self.place(1, n, i + 1), "normalized_shape": self.one([i + 1], [n, i + 1]),
-                    "weight": self.maybe(i + 1), "bias": self.maybe(i + 1)}  # fmt: skip
-        if name == "scaled_dot_product_attention":
-            return {"query": self.place(1, k, n, i), "key": self.place(1, k, o, i), "value": self.place(1, k, o, i)}
-        if name == "adaptive_avg_pool2d":
-            return {"self": self.place(1, i, n, o), "output_size": self.one([1, 1], [1, o], 1)}
-        if name == "narrow":
-            return {"dim": 0, "start": 0, "length": 1}
-        if name == "repeat_interleave":
-            return {"repeats": self.one(1, 2, 3)}
-        if name == "einsum":
-            sizes = {"b": k, "i": n, "j": i, "k": o}
-            equation = self.one(*EQUATIONS)
-            parts = equation.partition("->")[0].split(",")
-            return {
-                "path": None,
-                "equation": equation,
-                "tensors": [self.place(*(sizes[c] for c in part)) for part in parts],
-            }
-        return {}
+            weight = self.weight(i, o, *kernel)
+            return {"input": self.place(1, i, *size), "weight": weight, "stride": stride, "bias": self.maybe(o)}
+        return {"input": self.place(1, i, *size), "weight": self.weight(o, i, *kernel), "bias": self.maybe(o)}
+
+    def upsample(self, name: str) -> dict[str, Any]:
+        size = self.sizes(int(name[-2]))
+        x = self.place(1, 2, *size)
+        return {"self": x, "input": x, "output_size": [s * self.one(1, 2, 3) for s in size]}
+
+    def linear(self, _: str) -> dict[str, Any]:
+        n, i, o = self.sizes(3)
+        return {"input": self.place(1, n, i), "weight": self.weight(o, i), "bias": self.maybe(o)}
+
+    def matrices(self, name: str) -> dict[str, Any]:
+        n, i, o = self.sizes(3)
+        second = self.weight(i, o)
+        added = self.one(self.place(n, o), self.weight(o), self.weight(1, o))
+        first = self.place(n, i)
+        return {"self": added if name == "addmm" else first, "mat1": first, "mat2": second}
+
+    def batches(self, name: str) -> dict[str, Any]:
+        k, n, i, o = self.sizes(4)
+        first, second = self.place(k, n, i), self.weight(k, i, o)
+        added = self.place(k, n, o) if name == "baddbmm" else first
+        return {"self": added, "batch1": first, "batch2": second, "mat2": second}
+
+    def norm(self, _: str) -> dict[str, Any]:
+        n, i = self.sizes(2)
+        shape = self.one([i + 1], [n, i + 1])
+        weights = {"weight": self.maybe(i + 1), "bias": self.maybe(i + 1)}
+        return {"input": self.place(1, n, i + 1), "normalized_shape": shape, **weights}
+
+    def attention(self, _: str) -> dict[str, Any]:
+        h, n, m, d = self.sizes(4)
+        return {"query": self.place(1, h, n, d), "key": self.place(1, h, m, d), "value": self.place(1, h, m, d)}
+
+    def pooling(self, _: str) -> dict[str, Any]:
+        c, h, w = self.sizes(3)
+        return {"self": self.place(1, c, h, w), "output_size": self.one([1, 1], [1, w])}
+
+    def einsum(self, _: str) -> dict[str, Any]:
+        sizes = dict(zip("bijk", self.sizes(4), strict=True))
+        equation = self.one(*EQUATIONS)
+        tensors = [self.place(*(sizes[c] for c in part)) for part in equation.partition("->")[0].split(",")]
+        return {"path": None, "equation": equation, "tensors": tensors}
+
+    def piece(self, _: str) -> dict[str, Any]:
+        return {"dim": 0, "start": 0, "length": 1}
+
+    def repeats(self, _: str) -> dict[str, Any]:
+        return {"repeats": self.one(1, 2, 3)}
 
     def place(self, *shape: int) -> Place:
         return Place(shape, self.one("layer", "layer", "layer", "input", "input", "floats"))
@@ -188,32 +210,20 @@ class Maker:
         return self.one(None, self.weight(*shape))
 
     def argument(self, kind: str, name: str, number: int) -> Any:
-        if name in ("dtype", "memory_format", "layout", "device", "pin_memory", "out_dtype"):
-            return self.one(None, torch.float32, torch.float64, torch.int64, torch.bool) if name == "dtype" else None
+        if name == "dtype":
+            return self.one(None, torch.float32, torch.float64, torch.int64, torch.bool)
+        if name in ("memory_format", "layout", "device", "pin_memory", "out_dtype"):
+            return None
         if kind.startswith("Optional["):
             return None if self.rng.random() < 0.4 else self.argument(kind[9:-1], name, number)
-        if kind == "Tensor":
-            return self.tensor(number)
         if kind.startswith("List[") and "Tensor" in kind:
-            count = int(self.rng.integers(1, 4))
-            indices = name == "indices"
-            return [self.indices() if indices else self.tensor(i) for i in range(count)]
-        if kind == "List[int]":
-            sizes = list(self.base) if self.rng.random() < 0.4 else []
-            return sizes or [self.number(name) for _ in range(self.rng.integers(0, 5))]
-        if kind == "List[float]":
-            return [self.one(1.0, 2.0, 3.0, 1.5) for _ in range(self.rng.integers(1, 4))]
-        if kind == "int":
-            return self.number(name)
-        if kind in ("float", "number"):
-            return self.one(0.0, 1.0, -1.0, 0.5, 2.0, 1e-5, -3.0, 2, 0)
-        if kind == "bool":
-            return bool(self.rng.integers(2))
-        if kind == "str":
-            return self.one(
-                "none", "tanh", "valid", "same", "constant", "reflect", "replicate", "floor", "trunc", *EQUATIONS
-            )
-        return None
+            return [self.indices() if name == "indices" else self.tensor(i) for i in range(self.rng.integers(1, 4))]
+        made = OF_TYPE.get(kind)
+        return made(self, name, number) if made else None
+
+    def integers(self, name: str) -> list[int]:
+        sizes = list(self.base) if self.rng.random() < 0.4 else []
+        return sizes or [self.number(name) for _ in range(self.rng.integers(0, 5))]
 
     def number(self, name: str) -> int:
         if name in ("pad", "padding"):
@@ -226,13 +236,44 @@ class Maker:
 
     def tensor(self, number: int) -> Place:
         base = self.base
+        channels = base[1] if len(base) > 1 else 1
         related = (base, base, base, base[-1:], base[:-2] + base[:-3:-1], (1,) * len(base), (), base[1:],
                    (*base[:-1], 1), (base[-1], base[-1]), (4, *base[1:]), (4, base[-1]),
-                   (3, base[1] if len(base) > 1 else 1, 2, 2), (base[1] if len(base) > 1 else 1, 3, 2, 2), (4,), (3,))  # fmt: skip
+                   (3, channels, 2, 2), (channels, 3, 2, 2), (4,), (3,))  # fmt: skip
         shape = base if number == 0 and self.rng.random() < 0.8 else self.one(*related)
         views = 4 if number == 0 else 2
         kinds = [*["layer"] * views, *["input"] * views, "floats", "floats", "integers", "indices"]
         return Place(shape, self.one(*kinds))
+
+
+WORDS = ("none", "tanh", "valid", "same", "constant", "reflect", "replicate", "floor", "trunc", *EQUATIONS)
+# Random values of an argument by its type in the schema.
+OF_TYPE: dict[str, Callable[[Maker, str, int], Any]] = {
+    "Tensor": lambda maker, _, number: maker.tensor(number),
+    "List[int]": lambda maker, name, _: maker.integers(name),
+    "List[float]": lambda maker, *_: [maker.one(1.0, 2.0, 3.0, 1.5) for _ in range(maker.rng.integers(1, 4))],
+    "int": lambda maker, name, _: maker.number(name),
+    "float": lambda maker, *_: maker.one(0.0, 1.0, -1.0, 0.5, 2.0, 1e-5, -3.0),
+    "number": lambda maker, *_: maker.one(0.0, 1.0, -1.0, 0.5, 2.0, -3.0, 2, 0),
+    "bool": lambda maker, *_: bool(maker.rng.integers(2)),
+    "str": lambda maker, *_: maker.one(*WORDS),
+}
+# Arguments that fit together, by how an operation's name begins.
+FITTING: dict[str, Callable[[Maker, str], dict[str, Any]]] = {
+    "conv": Maker.convolution,
+    "upsample": Maker.upsample,
+    "linear": Maker.linear,
+    "mm": Maker.matrices,
+    "addmm": Maker.matrices,
+    "bmm": Maker.batches,
+    "baddbmm": Maker.batches,
+    "layer_norm": Maker.norm,
+    "scaled_dot_product": Maker.attention,
+    "adaptive_avg_pool2d": Maker.pooling,
+    "einsum": Maker.einsum,
+    "narrow": Maker.piece,
+    "repeat_interleave": Maker.repeats,
+}
 
 
 def overloads(name: str) -> list[Any]:
@@ -245,9 +286,9 @@ def overloads(name: str) -> list[Any]:
 def _is_traced(target: Any) -> bool:
     schema = target._schema
     text = str(schema)
-    if target._overloadname.startswith("prim_"):
+    if target._overloadname.startswith(("prim_", "list_")):
         return False  # of TorchScript; wrong arguments crash it
-    dynamic = any(word in text for word in ("t[]", "t(a)[]", "Dimname", "str self", "str string", "->()", "Generator"))
+    dynamic = re.search(r"\.\.\.|\bt(\(a\))?\[\]|Dimname|str self|Generator", text)
     takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
     return takes and not dynamic and not schema.is_mutable and not any(a.is_out for a in schema.arguments)
 

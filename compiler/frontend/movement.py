@@ -45,7 +45,7 @@ def move(site: Site, a: Args) -> Any:
     if len(views) < sum(isinstance(leaf, View) for leaf in tree_leaves(a)):
         raise UnsupportedError("selects elements by what depends on the input", "select by position")
     terms, indices = common_terms(views)
-    numbers = iter(torch.from_numpy(np.ascontiguousarray(index)) for index in indices)
+    numbers = iter(torch.from_numpy(index.copy()) for index in indices)
     if joins:
         a["tensors"] = list(numbers)
     a = {name: next(numbers) if isinstance(value, View) else value for name, value in a.items()}
@@ -62,7 +62,7 @@ def pad(_: Site, a: Args) -> View:
     if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
         raise UnsupportedError("pads with something other than zero", "pad with zeros")
     view: View = a["self"] if "self" in a else a["input"]
-    padded = torch.constant_pad_nd(torch.from_numpy(np.ascontiguousarray(view.index)), a["pad"], -1)
+    padded = torch.constant_pad_nd(torch.from_numpy(view.index.copy()), a["pad"], -1)
     return view.pick(padded.numpy())
 
 
@@ -94,7 +94,7 @@ ROWS: Rows = {
         "movedim moveaxis slice select narrow unsqueeze squeeze expand expand_as broadcast_to repeat tile "
         "split split_with_sizes chunk tensor_split unbind cat concat stack hstack vstack flip roll rot90 index_select "
         "index repeat_interleave unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal atleast_2d",
-        data="self tensors indices index repeats tensor_indices_or_sections",
+        data="self tensors indices index start repeats tensor_indices_or_sections",
         lends="other",
         reads=ALL,
     ),

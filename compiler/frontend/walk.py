@@ -77,22 +77,21 @@ class Walk:
         name = operation_name(target)
         site = Site(origin_of(node, name, self.parameters), self.layers)
         try:
-            meaning = meaning_of(name)(site, arguments_of(target, args, kwargs))
-            need_floats(node.meta["val"])
-            return meaning
+            return floats(meaning_of(name)(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
             shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
 
 
-def need_floats(value: Any) -> None:
-    """Of what an operation returns."""
+def floats(result: Any, value: Any) -> Any:
+    """The result, if what torch returns is of floats."""
     for part in tree_leaves(value):
         if isinstance(part, Tensor) and not part.is_floating_point():
             raise UnsupportedError(
                 f"makes {part.dtype} of a float", "everything that depends on the inputs must stay float"
             )
+    return result
 
 
 def without_batch(view: View) -> View:
