@@ -45,7 +45,7 @@ def move(site: Site, a: Args) -> Any:
     if len(views) < sum(isinstance(leaf, View) for leaf in tree_leaves(a)):
         raise UnsupportedError("selects elements by what depends on the input", "select by position")
     terms, indices = common_terms(views)
-    numbers = iter(torch.from_numpy(index.copy()) for index in indices)
+    numbers = iter(torch.from_numpy(np.array(index)) for index in indices)
     if joins:
         a["tensors"] = list(numbers)
     a = {name: next(numbers) if isinstance(value, View) else value for name, value in a.items()}
@@ -62,7 +62,7 @@ def pad(_: Site, a: Args) -> View:
     if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
         raise UnsupportedError("pads with something other than zero", "pad with zeros")
     view: View = a["self"] if "self" in a else a["input"]
-    padded = torch.constant_pad_nd(torch.from_numpy(view.index.copy()), a["pad"], -1)
+    padded = torch.constant_pad_nd(torch.from_numpy(np.array(view.index)), a["pad"], -1)
     return view.pick(padded.numpy())
 
 
