@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from patchloom.sim.cycles import (
     random_program,
 )
 from patchloom.sim.device import SimulatedDevice
+from tests.compiler.golden import matches
 from tests.compiler.graphs import compiled, random_graph, transformer
 
 # A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column.
@@ -81,6 +83,25 @@ def test_models(config):
         program = compiled(graphs[number % 2], precision, config)
         inputs = region(program)
         assert predicted(program, inputs, memory) == counted(program, inputs, memory), memory
+
+
+GOLDEN = {
+    "dense": transformer(tokens=11, dim=16, layers=1),
+    "mixture": transformer(tokens=11, dim=16, layers=2, experts=4),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name):
+    """The first cycle and the end of each command, and the RTL's sum: a slower machine is one that fails here."""
+    config, memory = BUILT["bus64"], {"latency": 20, "cycles_per_beat": 1, "outstanding": 8}
+    program = compiled(GOLDEN[name], "w8a8", config)
+    inputs = region(program)
+    p = predict(program, queues=queue_lengths(program, None, inputs), **memory)
+    assert counted(program, inputs, memory) == (p.cycles, p.beats_read, p.beats_written)
+    rows = zip(p.per_command, program.tasks[0].notes, strict=True)
+    text = "".join(f"{begin:6} {end:6}  {note}\n" for (begin, end), note in rows)
+    assert matches(text, Path(__file__).parent / "golden" / f"{name}.txt")
 
 
 def test_command_that_never_ends():
