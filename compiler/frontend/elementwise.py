@@ -16,7 +16,8 @@ from patchloom.compiler.graph import Indices
 from patchloom.compiler.primitive import Activate, Add, Fixed, Primitive, Scale, Source, View, whole
 from patchloom.compiler.problems import UnsupportedError
 
-SUPPORTED = f"supported activations are {' and '.join(row.title for row in ACTIVATIONS.values() if row.forms)}"
+TITLES = [row.title for row in ACTIVATIONS.values() if row.forms]
+SUPPORTED = f"supported activations are {', '.join(TITLES[:-1])} and {TITLES[-1]}"
 
 
 def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Primitive], View]]:

@@ -1,14 +1,18 @@
-"""What forward returns: any arrangement of one operation's elements. Several operations must first become one."""
+"""What forward returns: any arrangement of one operation's elements. Several operations must first become one.
 
-from patchloom.compiler.passes.copies import as_node
+A result's scale is a power of two, which a clipped activation's is not: it is returned by a layer that copies it.
+"""
+
+from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Run
-from patchloom.compiler.passes.views import constant, is_opaque
-from patchloom.compiler.primitive import Fixed, Opaque, View
+from patchloom.compiler.passes.views import clips, constant, is_opaque
+from patchloom.compiler.primitive import Fixed, Linear, Opaque, Primitive, View, whole
 from patchloom.compiler.problems import Problem, UnsupportedError
 
 
 def settle_result(view: View, problems: list[Problem]) -> View:
     """A result may arrange one operation's elements freely; several operations must first become one."""
+    view = view.substitute({base: whole(identity(base, whole(base))) for base, _ in view.terms if _clips(base)})
     base = view.terms[0][0]
     if is_opaque(view) or (view.base and not isinstance(base, Fixed) and view.index.min() >= 0):
         return view
@@ -22,3 +26,7 @@ def settle_result(view: View, problems: list[Problem]) -> View:
     except UnsupportedError as refusal:
         problems.append(Problem(base.origin, refusal.text, refusal.hint))
         return view
+
+
+def _clips(base: Primitive) -> bool:
+    return isinstance(base, Linear) and clips(base)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patchloom.compiler.frontend import capture as ours
 from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.frontend.elementwise import SUPPORTED
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.operations import FAMILIES, OPERATIONS
 from patchloom.compiler.frontend.origin import is_users
@@ -29,8 +30,8 @@ def test_torch_has_every_operation():
 
 
 ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "silu": (torch.nn.functional.silu, "supported activations are GELU and ReLU"),
-    "clamp to a range": (lambda x: x.clamp(-1, 1), "supported activations are GELU and ReLU"),
+    "silu": (torch.nn.functional.silu, SUPPORTED),
+    "clamp to a range": (lambda x: x.clamp(-1, 1), SUPPORTED),
     "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),
     "largest": (lambda x: x.amax(1), "take a class token, or the mean over all tokens"),
     "deviation": (lambda x: x / x.std(-1, keepdim=True), "supported normalisation is torch.nn.LayerNorm"),
