@@ -72,6 +72,18 @@ ROWS = (
         ),
     ),
     Activation(name="relu", title="ReLU", function=torch.relu, post=Post.RELU, forms=(Form("aten.relu"),)),
+    Activation(
+        name="relu6",
+        title="ReLU6",
+        function=F.relu6,
+        post=Post.RELU,
+        limit=6.0,
+        forms=(
+            Form("aten.relu6"),
+            Form("aten.hardtanh", {"min_val": 0, "max_val": 6}),
+            Form("aten.clamp", {"min": 0, "max": 6}),
+        ),
+    ),
 )
 
 ACTIVATIONS: Mapping[str, Activation] = {row.name: row for row in ROWS}

@@ -24,7 +24,7 @@ class Result:
     outputs: Samples
     raw: dict[str, Elements] = field(repr=False)  # outputs as the machine's integers
     cycles: tuple[int, ...] | None  # per frame; only the RTL counts them
-    saturations: int  # values that did not fit their format, over all frames
+    saturations: int  # values that did not fit their format or that ReLU6 clipped, over all frames
     clipped: int  # input values that did not fit theirs
 
 

@@ -24,6 +24,13 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "1x1 convolution": (lambda m, x: m.conv(x.transpose(1, 2).unflatten(2, (2, 3))).relu(), 2),
     "gelu": (lambda m, x: F.gelu(m.a(x)), 2),
     "relu": (lambda m, x: m.relu(m.a(x)), 2),
+    "relu6": (lambda m, x: m.b(F.relu6(m.a(x * 9))), 3),
+    "relu6 in place": (lambda m, x: m.b(m.relu6(m.a(x * 9))), 3),
+    "relu6 as hardtanh": (lambda m, x: m.b(F.hardtanh(m.a(x * 9), 0, 6)), 3),
+    "relu6 as clamp": (lambda m, x: m.b(m.a(x * 9).clamp(0, 6)), 3),
+    "relu6 returned": (lambda m, x: F.relu6(m.a(x * 9)), 3),
+    "relu6 and residual": (lambda m, x: x + F.relu6(m.a(x * 9)), 3),
+    "relu6 and positions": (lambda m, x: F.relu6(m.a(x * 9)) + m.positions, 3),
     "relu, also used without": (lambda m, x: let(m.a(x), lambda y: y.relu() + m.b(y)), 4),
     "relu of residual": (lambda m, x: (m.a(x) + x).relu(), 3),
     "norm": (lambda m, x: m.norm(x), 2),
@@ -73,7 +80,8 @@ def test_layer(name: str):
     module, x = embedded(
         forward,
         a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), wide=nn.Linear(2 * DIM, DIM),
-        conv=nn.Conv2d(DIM, DIM, 1), relu=nn.ReLU(inplace=True), norm=nn.LayerNorm(DIM), norm2=nn.LayerNorm(DIM),
+        conv=nn.Conv2d(DIM, DIM, 1), relu=nn.ReLU(inplace=True),
+        relu6=nn.ReLU6(inplace=True), norm=nn.LayerNorm(DIM), norm2=nn.LayerNorm(DIM),
         pool=nn.AdaptiveAvgPool2d(1), weight=nn.Parameter(torch.zeros(DIM, DIM)),
         vector=nn.Parameter(torch.ones(DIM)), positions=nn.Parameter(torch.zeros(1, TOKENS, DIM)),
     )  # fmt: skip

@@ -123,6 +123,7 @@ MIXTURES: dict[str, tuple[Callable[[], nn.Module], int, str, str]] = {
     "three of five, the third hardly felt": (Peaked, 3, "softmax_of_selected", "gelu"),
     "all": (lambda: SoftmaxThenSelected(top_k=4), 4, "softmax_of_selected", "gelu"),
     "relu": (lambda: SelectedThenSoftmax(activation=nn.ReLU), 2, "softmax_of_selected", "relu"),
+    "relu6": (lambda: SelectedThenSoftmax(activation=nn.ReLU6), 2, "softmax_of_selected", "relu6"),
     "raw gate matrices": (RawGate, 2, "softmax_of_selected", "gelu"),
     "experts in a module of their own": (Nested, 2, "softmax_of_selected", "gelu"),
 }

@@ -154,12 +154,13 @@ def activations() -> dict[str, View]:
 
 
 def constants() -> dict[str, View]:
-    """Alike for all tokens and not; behind an activation; onto a layer that is also read without."""
+    """Alike for all tokens and not; behind activations; onto a layer that is also read without."""
     used = linear("used", X)
     return {
         "alike": add(linear("a", X), fixed(TOKENS, FEATURES, alike=True)),
         "differs": add(fixed(TOKENS, FEATURES), linear("b", X)),
         "behind activation": add(linear("c", X, activation="relu"), fixed(TOKENS, FEATURES, alike=True)),
+        "clipped": add(linear("d", X, activation="relu6"), fixed(TOKENS, FEATURES)),
         "with": add(used, fixed(TOKENS, FEATURES)),
         "without": used,
     }
@@ -177,13 +178,14 @@ def tokens() -> dict[str, View]:
 
 
 def residuals() -> dict[str, View]:
-    """Two layers; a layer and the input; layers that are read elsewhere too."""
+    """Two layers; a layer and the input; layers that are read elsewhere too; one that clips."""
     used, other = linear("used", X), linear("other", X)
     return {
         "layers": add(linear("a", X), linear("b", X)),
         "input": add(X, linear("c", X)),
         "mixture": add(mixture("d", X), used),
         "neither": add(used, other),
+        "clipped": add(linear("e", X, activation="relu6"), X),
         "used": used,
         "other": other,
     }
