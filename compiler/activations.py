@@ -25,6 +25,11 @@ class Form:
     approximation: Function | None = None  # what it computes, where that is not quite the row's function
     warning: str = ""
 
+    def fits(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the operation with these arguments is the function; those given as tensors never are."""
+        given = ((arguments.get(name), value) for name, value in self.arguments.items())
+        return all(not isinstance(argument, Tensor) and argument == value for argument, value in given)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Activation:

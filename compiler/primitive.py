@@ -1,4 +1,4 @@
-"""What capture hands to rewrite: operations as the user wrote them, joined by views.
+"""What the frontend hands to the passes: operations as the user wrote them, joined by views.
 
 A captured tensor of any rank is a `View`: for each of its elements, which element of which operation's
 flattened result it is. Whatever reshapes, transposes, slices, splits or joins tensors only makes a new
@@ -191,7 +191,7 @@ class Opaque(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Primitive):
-    """As `ir.Matmul`, with x and residual as views of shape tokens x features."""
+    """As `nodes.Matmul`, with x and residual as views of shape tokens x features."""
 
     x: View
     weight: Floats = field(repr=False)
@@ -207,7 +207,7 @@ class Linear(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture(Primitive):
-    """As `ir.Moe`, with x and residual as views of shape tokens x features."""
+    """As `nodes.Moe`, with x and residual as views of shape tokens x features."""
 
     x: View
     gate_weight: Floats = field(repr=False)
@@ -295,7 +295,7 @@ class Softmax(Primitive):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attend(Primitive):
-    """As `ir.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
+    """As `nodes.Attention`: q, k, v are heads x tokens x features, the result tokens x (heads * features)."""
 
     q: View
     k: View

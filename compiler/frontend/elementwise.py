@@ -112,7 +112,7 @@ def _times(site: Site, view: View, factor: Tensor) -> View:
 def activation(site: Site, a: Args) -> View:
     operation = operation_name(a["target"])
     forms = ((row.name, form) for row in ACTIVATIONS.values() for form in row.forms if form.operation == operation)
-    found = [(name, form) for name, form in forms if form.arguments.items() <= a.items()]
+    found = [(name, form) for name, form in forms if form.fits(a)]
     if not found:
         refusal(SUPPORTED)(site, a)
     name, form = found[0]
@@ -140,7 +140,7 @@ ROWS: Rows = {
         SUPPORTED,
     ),
     **{
-        form.operation: Row(activation, data=("self",), reads=ALL)  # its form names them
+        form.operation: Row(activation, data=("self", *form.arguments), reads=ALL)
         for row in ACTIVATIONS.values()
         for form in row.forms
     },

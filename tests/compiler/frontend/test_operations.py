@@ -32,6 +32,7 @@ def test_torch_has_every_operation():
 ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "silu": (torch.nn.functional.silu, SUPPORTED),
     "clamp to a range": (lambda x: x.clamp(-1, 1), SUPPORTED),
+    "clamp by tensors": (lambda x: x.clamp(torch.zeros(16), torch.full((16,), 6.0)), SUPPORTED),
     "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),
     "largest": (lambda x: x.amax(1), "take a class token, or the mean over all tokens"),
     "deviation": (lambda x: x / x.std(-1, keepdim=True), "supported normalisation is torch.nn.LayerNorm"),
