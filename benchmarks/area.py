@@ -67,7 +67,9 @@ class Area:
 def design(config: Config) -> str:
     """Yosys's own language: its Verilog reader takes very long over large memories."""
     machine = Top(config)
-    return str(rtlil.convert(machine, "top", ports=axi.port_map(machine), emit_src=False))
+    ports = axi.port_map(machine)
+    del ports["digest"]  # a constant, not a port: here 0
+    return str(rtlil.convert(machine, "top", ports=ports, emit_src=False))
 
 
 def area(name: str, progress: Progress = print) -> Area:

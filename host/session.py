@@ -12,7 +12,7 @@ from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import Elements, Result, Tell, input_frames, run_frames, task_of
 from patchloom.compiler.machine.program import Program, Task
-from patchloom.compiler.machine.registers import MAGIC, VERSION, Control, Status
+from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import DeviceError, IdentityError, StaleError
 
@@ -26,6 +26,7 @@ class Identity:
 
     version: tuple[int, int]  # of registers and command set: major, minor
     fingerprint: int  # of its Config
+    digest: int  # of the build; 0 is unknown
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Started:
 class Session:
     """A Program on a device. Its image is uploaded once; switching task moves none of it.
 
+    `build` is the digest of the only build that will do; 0 is any of the Program's Config.
     `watchdog` is the number of cycles without progress after which the machine gives up; 0 is never. The device stays
     the caller's. Sessions of several Programs may share it, one frame at a time.
 
@@ -48,10 +50,10 @@ class Session:
     and regions, and everything that the task stores has replaced the random numbers that lay there before.
     """
 
-    def __init__(self, device: Device, program: Program, *, watchdog: int = WATCHDOG) -> None:
+    def __init__(self, device: Device, program: Program, *, build: int = 0, watchdog: int = WATCHDOG) -> None:
         self.device, self.program, self.watchdog = device, program, watchdog
         self.identity = identify(device)
-        _check(self.identity, program)
+        _check(self.identity, program, build)
         self._image = device.allocate(len(program.image))
         device.put(self._image.address, program.image)
         self._regions: dict[str, tuple[Region, Region]] = {}
@@ -154,14 +156,18 @@ def identify(device: Device) -> Identity:
     if found[0] != wanted[0] or found[1] < wanted[1]:
         rule = f"be {wanted[0]}.{wanted[1]} or a later {wanted[0]}.x"
         raise IdentityError(f"the machine's version must {rule}, not {found[0]}.{found[1]}")
-    return Identity(found, device.read("fingerprint"))
+    words = [device.read(name) for name in parts("digest", DIGEST_BITS)]
+    digest = sum(word << 32 * position for position, word in enumerate(words))
+    return Identity(found, device.read("fingerprint"), digest)
 
 
-def _check(identity: Identity, program: Program) -> None:
+def _check(identity: Identity, program: Program, build: int) -> None:
     wanted, found = program.config.fingerprint, identity.fingerprint
     if found != wanted:
         text = "the program was made for another Config than this machine's"
         raise IdentityError(f"{text}: fingerprint {wanted:08x}, not {found:08x}")
+    if build not in (0, identity.digest):
+        raise IdentityError(f"the machine must be of build {build:032x}, not {identity.digest:032x}")
 
 
 # --- Whose result ---
@@ -193,5 +199,6 @@ def _refuse_poison(program: Program, started: _Started, output: Elements) -> Non
 
 
 def _halves(name: str, value: int) -> dict[str, int]:
-    """A register of 64 bits is two."""
-    return {f"{name}_lo": value & 0xFFFF_FFFF, f"{name}_hi": value >> 32}
+    """Of a register of 64 bits."""
+    low, high = parts(name, 64)
+    return {low: value & 0xFFFF_FFFF, high: value >> 32}

@@ -5,7 +5,16 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.registers import MAGIC, REGISTERS, RESET_CYCLES, VERSION, Access, Control
+from patchloom.compiler.machine.registers import (
+    DIGEST_BITS,
+    MAGIC,
+    REGISTERS,
+    RESET_CYCLES,
+    VERSION,
+    Access,
+    Control,
+    parts,
+)
 from patchloom.hw import axi, pipeline
 
 
@@ -92,6 +101,7 @@ class Registers(wiring.Component):
             {
                 "control": In(axi.Lite()),
                 "irq": Out(1),
+                "digest": In(DIGEST_BITS),  # constant
                 "start": Out(1),
                 "soft_reset": Out(1),
                 "reset_done": In(1),
@@ -126,6 +136,7 @@ class Registers(wiring.Component):
             "magic": Const(MAGIC, 32),
             "version": Const(VERSION, 32),
             "fingerprint": Const(self.config.fingerprint, 32),
+            **{name: self.digest.word_select(i, 32) for i, name in enumerate(parts("digest", DIGEST_BITS))},
             "control": Cat(Const(0, 2), irq_enable),
             "status": status,
             "irq_status": irq_status,

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.compiler.machine.registers import DIGEST_BITS, ErrorCode
 from patchloom.hw import axi
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.dma import Reader, Writer
@@ -19,6 +19,8 @@ from patchloom.hw.storer import Storer
 class Top(wiring.Component):
     """One clock, one AXI4 master for weights and tensors, one AXI4-Lite slave, one interrupt.
 
+    Whoever instantiates it ties `digest` to what tells this build from any other, `verilog.digest` say, or to 0.
+
     After an error everything but the registers is held in reset and the DMA engines finish what AXI makes
     them finish; a soft reset makes the machine as new.
     """
@@ -30,6 +32,7 @@ class Top(wiring.Component):
                 "bus": Out(axi.Master(config.bus_width)),
                 "control": In(axi.Lite()),
                 "irq": Out(1),
+                "digest": In(DIGEST_BITS),
             }
         )
 
@@ -66,6 +69,7 @@ class Top(wiring.Component):
             reader.flush.eq(hold),
             writer.flush.eq(hold),
             self.irq.eq(registers.irq),
+            registers.digest.eq(self.digest),
             registers.busy.eq(sequencer.busy),
             registers.stall_weights.eq(sequencer.stall_weights),
             registers.stall_writes.eq(sequencer.stall_writes),

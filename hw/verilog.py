@@ -1,5 +1,6 @@
 """Verilog text of a component: the same text for the same design on any machine."""
 
+import hashlib
 import itertools
 import re
 import subprocess
@@ -14,6 +15,7 @@ from amaranth.hdl import ClockDomain, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from patchloom.compiler.machine.registers import DIGEST_BITS
 from patchloom.hw import axi, cache
 
 WRITER = f"amaranth {version('amaranth')}, pyosys {version('pyosys')}"
@@ -79,6 +81,14 @@ def emit_cached(
     """Verilog of `make()`, which is called only if `key`, `sources`, or any source of the RTL has changed."""
     total = cache.digest(WRITER, *PASSES, name, *key, *cache.sources(*cache.RTL, *sources))
     return cache.text("verilog", total, lambda: emit(make(), name))
+
+
+def digest(verilog: str) -> int:
+    """What a build may state of itself in its registers: the same for the same hardware, wherever it was made.
+
+    It is of the text with `digest` as a port, so that a comment in the sources changes neither.
+    """
+    return int.from_bytes(hashlib.sha256(verilog.encode()).digest()[: DIGEST_BITS // 8], "little")
 
 
 class ResetRegister(wiring.Component):

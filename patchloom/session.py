@@ -31,13 +31,19 @@ class Session(session.Session):
     """
 
     def __init__(
-        self, device: Device | str, program: Program, *, watchdog: int = session.WATCHDOG, **options: Any
+        self,
+        device: Device | str,
+        program: Program,
+        *,
+        build: int = 0,
+        watchdog: int = session.WATCHDOG,
+        **options: Any,
     ) -> None:
         self._opened: Device | None = None
         if isinstance(device, str):
             device = self._opened = _open(device, program.config, options)
         try:
-            super().__init__(device, program, watchdog=watchdog)
+            super().__init__(device, program, build=build, watchdog=watchdog)
         except BaseException:
             if self._opened is not None:
                 self._opened.close()

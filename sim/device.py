@@ -17,7 +17,7 @@ from patchloom.host.device import Device, Region
 from patchloom.host.errors import CapacityError, RegisterError
 from patchloom.hw import cache
 from patchloom.hw.axi import Response
-from patchloom.hw.verilog import ResetRegister, emit_cached
+from patchloom.hw.verilog import ResetRegister, digest, emit_cached
 from patchloom.sim import toolchain
 
 NATIVE = Path(__file__).parent / "native"
@@ -63,7 +63,10 @@ MAKE = ("-f", "Vtop.mk", *toolchain.MAKE_VARIABLES, "OPT_FAST=-O2", "OPT_SLOW=-O
 
 
 def build(verilog: str, trace: Trace = "") -> Path:
-    """The shared library of a top level with ports clk, rst, m_axi_*, s_axil_* and irq; built once per content."""
+    """The shared library of a top level with ports clk, rst, m_axi_*, s_axil_*, irq, and digest or not.
+
+    Built once per content.
+    """
     verilate = [*VERILATE, *([f"--trace-{trace}"] if trace else [])]
     libraries = ["-pthread", *(["-llz4", "-lz"] if trace == "fst" else [])]
 
@@ -101,6 +104,7 @@ def _library(path: Path) -> ctypes.CDLL:
         "problem": (ctypes.c_char_p, [device]),
         "settings": (None, [device, ctypes.POINTER(_Settings)]),
         "trace": (None, [device, ctypes.c_char_p]),
+        "digest": (None, [device, ctypes.POINTER(u32)]),
         "run": (i32, [device, u64]),
         "step": (None, [device, u64]),
         "read": (i32, [device, u32, ctypes.POINTER(u32), u64]),
@@ -152,7 +156,9 @@ class SimulatedDevice(Device):
         if not 0 <= stalls <= 0.95:
             raise ValueError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
         self.config, self.base, self._size, self._free = config, BASE, memory_bytes, 0
-        self._library = _library(build(self._verilog(config, top), _trace_kind(trace)))
+        text = self._verilog(config, top)
+        self.digest = digest(text)
+        self._library = _library(build(text, _trace_kind(trace)))
         self._native: int | None = self._library.device_new(self.base, memory_bytes, seed)
         if self._native is None:
             raise CapacityError(f"no address space for a memory of {memory_bytes} bytes")
@@ -161,6 +167,8 @@ class SimulatedDevice(Device):
         self._library.device_settings(self._handle, ctypes.byref(settings))
         if trace is not None:
             self._library.device_trace(self._handle, str(trace).encode())
+        words = [self.digest >> 32 * i & 0xFFFF_FFFF for i in range(4)]
+        self._library.device_digest(self._handle, (ctypes.c_uint32 * 4)(*words))
 
     @staticmethod
     def _verilog(config: Config, top: Callable[[Config], Any]) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 
 MAGIC = 0x4D4F4C50  # "PLOM" in memory
-VERSION = 1 << 16 | 0  # of registers and command set: major, minor
+VERSION = 1 << 16 | 1  # of registers and command set: major, minor
+DIGEST_BITS = 128
 RESET_CYCLES = 8  # the least a soft reset lasts
 
 
@@ -56,13 +57,21 @@ class Register:
     meaning: str
 
 
+# Of a value's parts by how many there are, lowest first.
+SUFFIXES = {1: ("",), 2: ("_lo", "_hi"), 4: ("_0", "_1", "_2", "_3")}
+
+
+def parts(name: str, width: int) -> list[str]:
+    """The registers of a value."""
+    return [name + suffix for suffix in SUFFIXES[-(-width // 32)]]
+
+
 def _map(*rows: tuple[str, Access, int, int | None, str]) -> dict[str, Register]:
-    """Registers one after another, 32 bits each; one of 64 bits becomes `_lo` and `_hi`."""
+    """Registers one after another, 32 bits each; a wider one has several."""
     registers: dict[str, Register] = {}
     for name, access, width, reset, meaning in rows:
-        parts = [(name, width)] if width <= 32 else [(f"{name}_lo", 32), (f"{name}_hi", width - 32)]
-        for part, bits in parts:
-            registers[part] = Register(part, 4 * len(registers), access, bits, reset, meaning)
+        for part in parts(name, width):
+            registers[part] = Register(part, 4 * len(registers), access, min(width, 32), reset, meaning)
     return registers
 
 
@@ -85,6 +94,7 @@ REGISTERS = _map(
     ("stall_writes", Access.READ, 32, 0, "cycles since start in which stores waited for the memory"),
     ("saturations", Access.READ, 32, 0, "values limited since start; stays at the highest number"),
     ("command_index", Access.READ, 16, 0, "command in work"),
+    ("digest", Access.READ, DIGEST_BITS, None, "of the build, as whoever built it states; 0 = unknown"),
 )
 
 

@@ -66,6 +66,7 @@ def test_switching_task_moves_no_weights(session, device):
     ("magic", 0xFFFF_FFFF, "magic must be 0x4d4f4c50, not 0xffffffff: there is no Patchloom machine"),
     ("version", 0x0002_0000, r"the machine's version must be 1\.\d or a later 1\.x, not 2\.0"),
     ("version", 0x0000_0009, r"the machine's version must be 1\.\d or a later 1\.x, not 0\.9"),
+    ("version", 0x0001_0000, r"the machine's version must be 1\.1 or a later 1\.x, not 1\.0"),
     ("fingerprint", 0xABCD, "another Config than this machine's: fingerprint [0-9a-f]{8}, not 0000abcd"),
 ])  # fmt: skip
 def test_foreign_machine(register, value, text, device):
@@ -79,6 +80,15 @@ def test_foreign_machine(register, value, text, device):
 def test_later_minor_version(device):
     device.registers["version"] += 1
     assert Session(device, PROGRAM).identity.version == divmod(device.registers["version"], 1 << 16)
+
+
+def test_other_build(device):
+    device.registers |= {"digest_0": 7, "digest_1": 1, "digest_2": 0, "digest_3": 0x8000_0000}
+    build = 7 | 1 << 32 | 0x8000_0000 << 96
+    assert Session(device, PROGRAM).identity.digest == build
+    assert Session(device, PROGRAM, build=build).identity.digest == build
+    with pytest.raises(IdentityError, match=f"the machine must be of build 0{{31}}5, not {build:032x}"):
+        Session(device, PROGRAM, build=5)
 
 
 # --- Whose result ---

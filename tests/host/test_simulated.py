@@ -15,6 +15,8 @@ from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.host.errors import DeadlineError, DeviceError, IdentityError
 from patchloom.host.session import Session
 from patchloom.hw import axi
+from patchloom.hw.top import Top
+from patchloom.hw.verilog import ResetRegister, digest, emit
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
 from tests.sim.copier import Copier
@@ -113,6 +115,17 @@ def test_by_name(model, compiled):
     assert result.cycles == patchloom.run(compiled, image, task=TASKS[-1], engine="rtl", latency=10).cycles
     with pytest.raises(ValueError, match="the device is closed"):
         device.read("status")
+
+
+def test_identity(compiled):
+    """The registers tell the build, which is that of the Verilog."""
+    with SimulatedDevice(WHOLE) as device, Session(device, compiled, build=device.digest) as session:
+        assert session.identity.digest == device.digest == digest(emit(ResetRegister(Top(WHOLE)))) != 0
+        assert session.identity.fingerprint == WHOLE.fingerprint
+        with pytest.raises(IdentityError, match="the machine must be of build"):
+            Session(device, compiled, build=device.digest ^ 1)
+    with SimulatedDevice(CONFIG, top=Copier) as device:
+        assert Session(device, program(1)).identity.digest == 0  # it has no such port
 
 
 def test_errors_of_the_bus(model, compiled):

@@ -8,6 +8,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.registers import (
+    DIGEST_BITS,
     MAGIC,
     REGISTERS,
     RESET_CYCLES,
@@ -17,6 +18,7 @@ from patchloom.compiler.machine.registers import (
     ErrorCode,
     Interrupt,
     Status,
+    parts,
 )
 from patchloom.sim.bench import case, cycles, stalls, start, until, within
 
@@ -25,6 +27,7 @@ SEED = int(case()["seed"])
 INPUTS = ["reset_done", "busy", "done", "error_valid", "error_code", "error_detail", "stall_weights", "stall_writes"]
 INPUTS += ["saturation_increment", "command_index"]
 ACCESS_CYCLES = 200
+DIGEST = 0x0123_4567_89AB_CDEF_FEDC_BA98_7654_3210
 
 
 class Bench:
@@ -77,10 +80,12 @@ class Bench:
 @cocotb.test(**TIMEOUT)
 async def every_register_after_reset(dut):
     bench = Bench(dut, lively=True)
+    dut.digest.value = DIGEST
     await bench.start()
+    stated = {name: DIGEST >> 32 * i & 0xFFFF_FFFF for i, name in enumerate(parts("digest", DIGEST_BITS))}
+    stated |= {"fingerprint": Config().fingerprint}
     for name, register in REGISTERS.items():
-        expected = Config().fingerprint if name == "fingerprint" else register.reset
-        assert await bench.read(name) == expected, name
+        assert await bench.read(name) == stated.get(name, register.reset), name
     assert await bench.read("magic") == MAGIC
     assert await bench.read("version") == VERSION
 

@@ -1,6 +1,10 @@
 """Verilog is the same for the same design, carries no paths, and starts memories as Amaranth does."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from amaranth.hdl import Module, unsigned
@@ -10,8 +14,10 @@ from amaranth.lib.wiring import In, Out
 from patchloom.compiler.machine.config import Config
 from patchloom.hw.dma import Reader, Writer
 from patchloom.hw.registers import Registers
-from patchloom.hw.verilog import emit, emit_cached
+from patchloom.hw.verilog import digest, emit, emit_cached
 from patchloom.sim.cosim import simulate
+
+PACKAGE = Path(__file__).parents[2] / "patchloom"
 
 
 class Recall(wiring.Component):
@@ -54,6 +60,46 @@ def test_sources_unchanged_means_nothing_to_do(tmp_path, monkeypatch):
         source.write_text(text)
         emit_cached(make, "key", sources=(source,))
     assert len(made) == 2
+
+
+STATED = """
+from patchloom.compiler.machine.config import Config
+from patchloom.hw import registers, verilog
+print(registers.__file__, verilog.digest(verilog.emit(registers.Registers(Config(max_rows=64)))))
+"""
+
+
+def copied(path: Path) -> Path:
+    """The sources of the RTL in another folder."""
+    (path / "patchloom").mkdir(parents=True)
+    shutil.copy(PACKAGE / "__init__.py", path / "patchloom")
+    shutil.copy(PACKAGE / "extras.py", path / "patchloom")
+    for folder in ("hw", "compiler"):
+        shutil.copytree(PACKAGE / folder, path / "patchloom" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return path
+
+
+def stated(path: Path) -> str:
+    """The digest that the sources in this folder make."""
+    env = os.environ | {"PATCHLOOM_BUILD": str(path / "build"), "PYTHONPATH": str(path)}
+    done = subprocess.run([sys.executable, "-c", STATED], cwd=path, env=env, capture_output=True, text=True, check=True)
+    file, value = done.stdout.split()
+    assert Path(file).is_relative_to(path)
+    return value
+
+
+def test_digest_is_of_the_hardware(tmp_path):
+    """The same in any folder and whatever comments say; another one for other sources and other Configs."""
+    here, there = (copied(tmp_path / name) for name in ("here", "there"))
+    expected = str(digest(emit(Registers(Config(max_rows=64)))))
+    assert stated(here) == stated(there) == expected != str(digest(emit(Registers(Config()))))
+    source = there / "patchloom" / "hw" / "registers.py"
+    source.write_text(source.read_text() + "# the end\n")
+    assert stated(there) == expected
+    changed = source.read_text().replace("cycles + 1", "cycles + 2")
+    assert changed != source.read_text()
+    source.write_text(changed)
+    assert stated(there) != expected
 
 
 def test_memories_begin_as_they_should():
