@@ -11,26 +11,15 @@ from amaranth.utils import exact_log2
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.fixed import SUM_WIDTH
+from patchloom.hw.bundles import TileWrite
 from patchloom.hw.command import beat_layout
 from patchloom.hw.pipeline import add, block_ram, delay, look_up, register, tree, tree_latency
-
-
-def columns_width(config: Config) -> int:
-    """Bits that memory brings at once: a word, or one column if that is wider."""
-    return max(config.word_width, config.inputs * config.weight_width)
-
-
-def tile_word(config: Config) -> int:
-    """Bits of a tile that are written at once: columns from memory, or a column or a row from the scratchpad."""
-    return max(config.columns_at_once * config.inputs, config.outputs) * config.weight_width
 
 
 class Tile(wiring.Component):
     """Two tiles of weight digits, one in use and one being written.
 
-    A load writes the weights of `Config.columns_at_once` outputs, those of `load_columns` in the block of outputs
-    that holds `load_index`, or if `load_by_row` those of input `load_index`. `swap` puts what was written to use
-    in the next cycle.
+    `swap` puts what was written to use in the next cycle; the first write of the next tile may come with it.
     """
 
     def __init__(self, config: Config):
@@ -38,11 +27,7 @@ class Tile(wiring.Component):
         width = config.weight_width
         super().__init__(
             {
-                "load": In(1),
-                "load_by_row": In(1),
-                "load_index": In(range(max(config.inputs, config.outputs))),
-                "load_columns": In(config.columns_at_once),
-                "load_data": In(tile_word(config)),
+                "write": In(TileWrite(config)),
                 "swap": In(1),
                 "weights": Out(config.inputs * config.outputs * width),  # [output][input]
             }
@@ -50,24 +35,24 @@ class Tile(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self.config
+        c, write = self.config, self.write
         width, columns, at_once = c.weight_width, [], c.columns_at_once
         for j in range(c.outputs):
             written = Signal(c.inputs * width, name=f"written_{j}", reset_less=True)
             used = Signal(c.inputs * width, name=f"used_{j}", reset_less=True)
             block, place = divmod(j, at_once)
-            here = (self.load_index >> exact_log2(at_once)) == block
-            with m.If(self.load & ~self.load_by_row & here & self.load_columns[place]):
-                m.d.sync += written.eq(self.load_data.word_select(place, c.inputs * width))
+            here = (write.index >> exact_log2(at_once)) == block
+            with m.If(write.load & ~write.by_row & here & write.columns[place]):
+                m.d.sync += written.eq(write.data.word_select(place, c.inputs * width))
             with m.If(self.swap):
                 m.d.sync += used.eq(written)
             m.d.comb += self.weights.word_select(j, c.inputs * width).eq(used)
             columns.append(written)
-        with m.If(self.load & self.load_by_row), m.Switch(self.load_index):
+        with m.If(write.load & write.by_row), m.Switch(write.index):
             for i in range(c.inputs):
                 with m.Case(i):
                     row = Cat(written.word_select(i, width) for written in columns)
-                    m.d.sync += row.eq(self.load_data)
+                    m.d.sync += row.eq(write.data)
         return m
 
 
@@ -77,7 +62,7 @@ def sum_width(config: Config) -> int:
 
 
 class Multipliers(wiring.Component):
-    """`sums[j] = sum over i of digits[i] * weights[i][j]`, `LATENCY` cycles later."""
+    """`sums[j] = sum over i of digits[i] * weights[i][j]`, `latency` cycles later, every cycle; nothing stalls."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -129,9 +114,10 @@ class Multipliers(wiring.Component):
 
 
 class Accumulators(wiring.Component):
-    """Adds the partial sums of a row over tiles and digits; finished ones leave two cycles later.
+    """Adds the partial sums of a row over tiles and digits; finished ones leave `LATENCY` cycles later.
 
-    Rows come back no sooner than `PERIOD` cycles. The softmax row sum is kept alongside.
+    A beat enters every cycle and nothing stalls, but a row must not come back within `PERIOD` cycles. The softmax row
+    sum is kept alongside.
     """
 
     LATENCY = 2

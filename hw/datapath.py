@@ -6,12 +6,20 @@ from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Queue, Residual
 from patchloom.compiler.machine.config import Config
-from patchloom.hw.array import Accumulators, Multipliers, Tile, tile_word
-from patchloom.hw.command import CommandLayout, beat_layout
-from patchloom.hw.epilogue import Epilogue, Parameters, parameters_width, queue_entry
+from patchloom.hw.array import Accumulators, Multipliers, Tile
+from patchloom.hw.bundles import (
+    Beats,
+    ParameterWrite,
+    QueueRead,
+    ScratchpadRead,
+    ScratchpadWrite,
+    StationaryRead,
+    TileWrite,
+)
+from patchloom.hw.epilogue import Epilogue, Parameters
 from patchloom.hw.operand import Operand
 from patchloom.hw.pipeline import delay, register
-from patchloom.hw.scratchpad import Scratchpad, chunk_width
+from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.statistics import Statistics
 
 
@@ -23,11 +31,10 @@ class Datapath(wiring.Component):
     next parameters may begin with the first beat that uses the present ones, those of the next tile a cycle
     after it, and either must end before the first beat of their own, the tile's at the latest with it.
 
-    `stationary_data` follow their address by `Scratchpad.READ_LATENCY` cycles, if `stationary_ready`, while the
-    command adds no residual. With one copy of the scratchpad, the last beats of rows of a command that does add one
-    must enter an even number of cycles apart: residuals are read an odd number of cycles ahead of writes.
-    While no beat is on its way, others may use the scratchpad: `read_address` if `read_external`, the data as
-    much later; and `write`.
+    `stationary` reads the scratchpad while the command adds no residual. With one copy of the scratchpad, the last
+    beats of rows of a command that does add one must enter an even number of cycles apart: residuals are read an odd
+    number of cycles ahead of writes. While no beat is on its way, others may use the scratchpad: `read`, if
+    `external`, and `write`.
     """
 
     PERIOD = max(Accumulators.PERIOD, Epilogue.PERIOD, Statistics.GATHER_PERIOD)
@@ -35,37 +42,20 @@ class Datapath(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        address = range(config.scratchpad_chunks)
-        chunk = chunk_width(config)
-        digits = max(config.inputs, config.outputs)
         super().__init__(
             {
-                "command": In(CommandLayout),
-                "beat": In(beat_layout(config)),
-                # queue entries of the command's expert, one cycle after the row
-                "source_row": Out(range(config.max_rows)),
-                "source_entry": In(queue_entry(config)),
-                "target_row": Out(range(config.max_rows)),
-                "target_entry": In(queue_entry(config)),
+                "beats": In(Beats(config)),
+                # of the command's expert
+                "source": Out(QueueRead(config)),
+                "target": Out(QueueRead(config)),
                 # stationary operand
-                "tile_load": In(1),
-                "tile_by_row": In(1),
-                "tile_index": In(range(digits)),
-                "tile_columns": In(config.columns_at_once),
-                "tile_data": In(tile_word(config)),
-                "parameters_load": In(1),
-                "parameters_index": In(range(config.outputs)),
-                "parameters_words": In(parameters_width(config)),
-                "stationary_ready": Out(1),
-                "stationary_address": In(address),
-                "stationary_data": Out(config.banks * chunk),
+                "tile": In(TileWrite(config)),
+                "parameters": In(ParameterWrite(config)),
+                "stationary": In(StationaryRead(config)),
                 # the scratchpad, for others
-                "read_external": In(1),
-                "read_address": In(address),
-                "read_data": Out(chunk),
-                "write": In(1),
-                "write_address": In(address),
-                "write_data": In(chunk),
+                "external": In(1),  # `read` and not the beats' own address
+                "read": In(ScratchpadRead(config)),
+                "write": In(ScratchpadWrite(config)),
                 "saturations": Out(range(config.inputs + 2 * config.outputs + 1)),
             }
         )
@@ -100,11 +90,10 @@ class Datapath(wiring.Component):
         self._fetch(m)
         # The tile is exchanged so that it stands when its first beat's digits come.
         digits_at = self.OPERAND + Operand.LATENCY
-        before = delay(m, self.beat, digits_at - 1, name="beat_tile")
+        before = delay(m, self.beats.beat, digits_at - 1, name="beat_tile")
         # The loader's own register is the missing cycle.
-        m.d.comb += tile.load.eq(delay(m, self.tile_load, digits_at - 2, name="tile_load"))
-        written = Cat(self.tile_by_row, self.tile_index, self.tile_columns, self.tile_data)
-        ports = Cat(tile.load_by_row, tile.load_index, tile.load_columns, tile.load_data)
+        m.d.comb += tile.write.load.eq(delay(m, self.tile.load, digits_at - 2, name="tile_load"))
+        written, ports = (Cat(w.by_row, w.index, w.columns, w.data) for w in (self.tile, tile.write))
         m.d.comb += ports.eq(delay(m, written, digits_at - 2, name="tile_write"))
         m.d.comb += [
             tile.swap.eq(before.valid & before.tile),
@@ -123,26 +112,26 @@ class Datapath(wiring.Component):
 
     def _fetch(self, m: Module) -> None:
         """Row to elements and row constants."""
-        c, beat, scratchpad, statistics = self.command, self.beat, self.scratchpad, self.statistics
+        c, beat, scratchpad, statistics = self.beats.command, self.beats.beat, self.scratchpad, self.statistics
         # Cycles 1 and 2: the row's token. Cycle 3: its offset. Cycle 4: the slice's address.
-        m.d.comb += self.source_row.eq(beat.row)
+        m.d.comb += self.source.row.eq(beat.row)
         own_row = delay(m, beat.row, 1, name="row")
-        row = register(m, Mux(c.queue == Queue.GATHER, self.source_entry.token, own_row), name="token")
+        row = register(m, Mux(c.queue == Queue.GATHER, self.source.entry.token, own_row), name="token")
         offset = register(m, row * c.a_stride, name="offset")
         pieces = beat.slice * self.config.input_chunks  # half chunks if packed
         chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 3, name="chunk")
-        address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a_address)], name="address")
+        address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a.address)], name="address")
         ahead = self.OPERAND - Scratchpad.READ_LATENCY
         own = delay(m, address, ahead - 4, name="address")
         m.d.comb += [
-            scratchpad.a_address.eq(Mux(self.read_external, self.read_address, own)),
-            self.read_data.eq(scratchpad.a_data),
+            scratchpad.a.address.eq(Mux(self.external, self.read.address, own)),
+            self.read.data.eq(scratchpad.a.data),
             statistics.command.eq(c),
             statistics.read_row.eq(register(m, c.a_statistics + row, name="statistics_row")),
             # Then elements meet the constants of their row.
             self.operand.command.eq(c),
             self.operand.beat.eq(delay(m, beat, self.OPERAND, name="beat")),
-            self.operand.elements.eq(scratchpad.a_data),
+            self.operand.elements.eq(scratchpad.a.data),
             self.operand.mean.eq(statistics.mean),
             self.operand.scale.eq(statistics.scale),
             self.operand.shift.eq(statistics.shift),
@@ -154,33 +143,30 @@ class Datapath(wiring.Component):
         """Accumulators to the scratchpad."""
         config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
         before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
-        external = Signal(2 * config.output_chunks)
-        adds = self.command.residual != Residual.NONE
-        m.d.comb += external[:2].eq(self.write.replicate(2))
-        written = Cat(self.parameters_index, self.parameters_words)
+        command, external = self.beats.command, Signal.like(scratchpad.write.enable)
+        adds = command.residual != Residual.NONE
+        m.d.comb += external[:2].eq(self.write.enable)
+        written, ports = (Cat(w.index, w.words) for w in (self.parameters, parameters.write))
         m.d.comb += [
-            parameters.load.eq(delay(m, self.parameters_load, parameters_at, name="parameters_load")),
-            Cat(parameters.load_index, parameters.words).eq(delay(m, written, parameters_at, name="parameters_write")),
+            parameters.write.load.eq(delay(m, self.parameters.load, parameters_at, name="parameters_load")),
+            ports.eq(delay(m, written, parameters_at, name="parameters_write")),
         ]
+        wiring.connect(m, parameters.used, epilogue.parameters)
+        wiring.connect(m, epilogue.target, wiring.flipped(self.target))
         m.d.comb += [
             parameters.swap.eq(before.valid & before.channels),
-            epilogue.command.eq(self.command),
+            epilogue.command.eq(command),
             epilogue.beat.eq(self.accumulators.done),
             epilogue.totals.eq(self.accumulators.totals),
             epilogue.row_total.eq(self.accumulators.row_total),
-            epilogue.bias.eq(parameters.bias),
-            epilogue.multiplier.eq(parameters.multiplier),
-            epilogue.shift.eq(parameters.shift),
-            self.target_row.eq(epilogue.queue_row),
-            epilogue.entry.eq(self.target_entry),
-            scratchpad.b_address.eq(Mux(adds, epilogue.residual_address, self.stationary_address)),
-            epilogue.residual.eq(scratchpad.b_data),
-            self.stationary_data.eq(scratchpad.b_data),
-            self.stationary_ready.eq(~epilogue.write if Scratchpad.shares_port(config) else 1),
-            scratchpad.write.eq(self.write | epilogue.write),
-            scratchpad.write_address.eq(Mux(self.write, self.write_address, epilogue.write_address)),
-            scratchpad.write_data.eq(Mux(self.write, self.write_data, epilogue.write_data)),
-            scratchpad.write_enable.eq(Mux(self.write, external, epilogue.write_enable)),
+            scratchpad.b.address.eq(Mux(adds, epilogue.residual.address, self.stationary.address)),
+            epilogue.residual.data.eq(scratchpad.b.data),
+            self.stationary.data.eq(scratchpad.b.data),
+            self.stationary.ready.eq(~epilogue.write.valid if Scratchpad.shares_port(config) else 1),
+            scratchpad.write.valid.eq(self.write.valid | epilogue.write.valid),
+            scratchpad.write.address.eq(Mux(self.write.valid, self.write.address, epilogue.write.address)),
+            scratchpad.write.data.eq(Mux(self.write.valid, self.write.data, epilogue.write.data)),
+            scratchpad.write.enable.eq(Mux(self.write.valid, external, epilogue.write.enable)),
             self.statistics.gather.eq(epilogue.gather),
             self.statistics.begin.eq(epilogue.gather_begin),
             self.statistics.gather_row.eq(epilogue.gather_row),

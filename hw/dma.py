@@ -11,12 +11,11 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import Config
 from patchloom.hw import axi
+from patchloom.hw.bundles import BEATS_WIDTH, Request
 from patchloom.hw.pipeline import block_ram, look_up
 
-BEATS_WIDTH = FIELDS["dma_beats"].width
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
 BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any memory's latency needs
 
@@ -24,11 +23,6 @@ BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any 
 def longest_burst(config: Config) -> int:
     """Beats, as AXI allows."""
     return min(axi.BURST_BEATS, axi.PAGE_BYTES // config.beat_bytes)
-
-
-class Request(data.Struct):
-    address: axi.ADDRESS_WIDTH
-    beats: BEATS_WIDTH
 
 
 class _Splitter(wiring.Component):

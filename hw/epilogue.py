@@ -4,12 +4,21 @@ One group of channels of one token passes each cycle; nothing stalls.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Queue, Residual, RowScale, Stationary
-from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
+from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MAX_SHIFT, ROW_ONE, SHIFT_WIDTH, SUM_WIDTH
+from patchloom.hw.bundles import (
+    MULTIPLIER_WIDTH,
+    ParameterSet,
+    ParameterWrite,
+    QueueRead,
+    ScratchpadRead,
+    ScratchpadWrite,
+    parameters_at_once,
+)
 from patchloom.hw.command import CommandLayout, beat_layout
 from patchloom.hw.pipeline import (
     block_ram,
@@ -28,30 +37,11 @@ from patchloom.hw.pipeline import (
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.tables import Gelu, Reciprocal
 
-FACTOR_WIDTH = ROW_ONE.bit_length()
-MULTIPLIER_WIDTH = PARAMETER["multiplier"].width
-
-
-def queue_entry(config: Config) -> data.StructLayout:
-    """One token in an expert's queue."""
-    return data.StructLayout({"token": range(config.max_rows), "score": FACTOR_WIDTH, "first": 1})
-
-
-def parameters_at_once(config: Config) -> int:
-    """Channels whose parameters one word from memory brings, at least one."""
-    return max(1, config.word_width // PARAMETER_BITS)
-
-
-def parameters_width(config: Config) -> int:
-    """Bits of these channels' parameters."""
-    return parameters_at_once(config) * PARAMETER_BITS
-
 
 class Parameters(wiring.Component):
     """Bias, multiplier and shift of a group of channels: one set in use, the next one being written.
 
-    `words` holds consecutive channels, `load_index` the first of them. `swap` puts the written set to use in
-    the next cycle.
+    `swap` puts the written set to use in the next cycle; the first write of the next set may come with it.
     """
 
     def __init__(self, config: Config):
@@ -59,13 +49,9 @@ class Parameters(wiring.Component):
         self.step = parameters_at_once(config)
         super().__init__(
             {
-                "load": In(1),
-                "load_index": In(range(config.outputs)),
-                "words": In(parameters_width(config)),
+                "write": In(ParameterWrite(config)),
                 "swap": In(1),
-                "bias": Out(config.outputs * BIAS_WIDTH),
-                "multiplier": Out(config.outputs * MULTIPLIER_WIDTH),
-                "shift": Out(config.outputs * SHIFT_WIDTH),
+                "used": Out(ParameterSet(config)),
             }
         )
 
@@ -75,15 +61,15 @@ class Parameters(wiring.Component):
         for j in range(self.config.outputs):
             written = Signal(BIAS_WIDTH + MULTIPLIER_WIDTH + SHIFT_WIDTH, name=f"written_{j}", reset_less=True)
             used = Signal.like(written, name=f"used_{j}")
-            with m.If(self.load & (self.load_index == j // self.step * self.step)):
-                m.d.sync += written.eq(self.words.word_select(j % self.step, PARAMETER_BITS))
+            with m.If(self.write.load & (self.write.index == j // self.step * self.step)):
+                m.d.sync += written.eq(self.write.words.word_select(j % self.step, PARAMETER_BITS))
             with m.If(self.swap):
                 m.d.sync += used.eq(written)
             fields.append(used)
         m.d.comb += [
-            self.bias.eq(Cat(f[:BIAS_WIDTH] for f in fields)),
-            self.multiplier.eq(Cat(f[BIAS_WIDTH:][:MULTIPLIER_WIDTH] for f in fields)),
-            self.shift.eq(Cat(f[BIAS_WIDTH + MULTIPLIER_WIDTH :] for f in fields)),
+            self.used.bias.eq(Cat(f[:BIAS_WIDTH] for f in fields)),
+            self.used.multiplier.eq(Cat(f[BIAS_WIDTH:][:MULTIPLIER_WIDTH] for f in fields)),
+            self.used.shift.eq(Cat(f[BIAS_WIDTH + MULTIPLIER_WIDTH :] for f in fields)),
         ]
         return m
 
@@ -91,8 +77,8 @@ class Parameters(wiring.Component):
 class Epilogue(wiring.Component):
     """Finished accumulators in, scratchpad writes out, `LATENCY` cycles later.
 
-    `parameters` are those of the beat's group and must be stable from its first beat on; `entry` is the
-    queue entry of `queue_row`, one cycle later. The residual is read from the scratchpad on time.
+    A beat enters every cycle, but a row must not come back within `PERIOD` cycles. `parameters` are those of the
+    beat's group and must be stable from its first beat on.
     """
 
     WORD = 6  # cycles until a channel is requantised
@@ -103,24 +89,17 @@ class Epilogue(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        n, address = config.outputs, range(config.scratchpad_chunks)
+        n = config.outputs
         super().__init__(
             {
                 "command": In(CommandLayout),
                 "beat": In(beat_layout(config)),
                 "totals": In(n * config.accumulator_width),
                 "row_total": In(SUM_WIDTH),
-                "bias": In(n * BIAS_WIDTH),
-                "multiplier": In(n * MULTIPLIER_WIDTH),
-                "shift": In(n * SHIFT_WIDTH),
-                "queue_row": Out(range(config.max_rows)),
-                "entry": In(queue_entry(config)),
-                "residual_address": Out(address),
-                "residual": In(n * ELEMENT_WIDTH),
-                "write": Out(1),
-                "write_address": Out(address),
-                "write_data": Out(n * ELEMENT_WIDTH),
-                "write_enable": Out(2 * config.output_chunks),  # one bit for half a chunk
+                "parameters": In(ParameterSet(config)),
+                "target": Out(QueueRead(config)),
+                "residual": Out(ScratchpadRead(config, config.output_chunks)),
+                "write": Out(ScratchpadWrite(config, config.output_chunks)),
                 "elements": Out(n * ELEMENT_WIDTH),  # that are written, not packed
                 "gather": Out(1),
                 "gather_begin": Out(1),
@@ -148,8 +127,8 @@ class Epilogue(wiring.Component):
         c, beat = self.command, self.beat
         m.submodules.reciprocal = reciprocal = Reciprocal()
         # Cycle 1: queue entry. Cycle 2: row. Cycle 3: its offsets. Cycle 4: addresses.
-        m.d.comb += self.queue_row.eq(beat.row)
-        entry = self.entry
+        m.d.comb += self.target.row.eq(beat.row)
+        entry = self.target.entry
         row1 = delay(m, beat.row, 1, name="row")
         output_row = register(m, Mux(c.queue == Queue.SCATTER, entry.token, row1), name="output_row")
         self.output_row = output_row
@@ -164,8 +143,8 @@ class Epilogue(wiring.Component):
         other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
         residual = register(m, other + other_row + offset, name="other")
         ahead = self.TOTAL - 1 - Scratchpad.READ_LATENCY
-        m.d.comb += self.residual_address.eq(delay(m, residual, ahead - 4, name="residual_address"))
-        m.d.comb += self.write_address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
+        m.d.comb += self.residual.address.eq(delay(m, residual, ahead - 4, name="residual_address"))
+        m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
         absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
         self.absent = delay(m, absent, self.TOTAL - 3, name="absent")
         # Softmax: exponent after one cycle, mantissa later. Gate: score after one.
@@ -198,7 +177,7 @@ class Epilogue(wiring.Component):
                 name=f"halves_{j}",
             )
             # Until TOTAL: residual.
-            residual = Mux(self.absent, 0, self.residual.word_select(j, ELEMENT_WIDTH)).as_signed()
+            residual = Mux(self.absent, 0, self.residual.data.word_select(j, ELEMENT_WIDTH)).as_signed()
             total = register(m, rounded(halves) + residual, name=f"total_{j}")
             # Last: limit, mask.
             narrow, narrowed = clip(total, -128, 127)
@@ -219,7 +198,7 @@ class Epilogue(wiring.Component):
         last = delay(m, beat, 3, name="beat_out")
         self.out_beat, self.out_left = last, delay(m, left, 2, name="left")
         m.d.comb += [
-            self.write.eq(last.valid),
+            self.write.valid.eq(last.valid),
             self.gather.eq(last.valid & c.statistics),
             self.gather_begin.eq(last.group == 0),
             self.gather_row.eq(c.o_statistics + delay(m, self.output_row, self.LATENCY - 2, name="output_row")),
@@ -238,20 +217,22 @@ class Epilogue(wiring.Component):
             taken = Mux(late, written[before] & (0 < half <= count), written[early] & (half < count))
             data.append(Mux(c.o_packed, piece, self.elements.word_select(half, lanes * 8)))
             enables.append(Mux(c.o_packed, taken, written[half // 2]))
-        m.d.comb += [self.write_data.eq(Cat(data)), self.write_enable.eq(Cat(enables))]
+        m.d.comb += [self.write.data.eq(Cat(data)), self.write.enable.eq(Cat(enables))]
 
     def _requantise(self, m: Module, j: int) -> tuple[Signal, Signal]:
         c, width = self.command, self.config.accumulator_width
         stored = c.b_source == Stationary.MEMORY
         # Cycle 1: bias.
-        bias = Mux(stored, self.bias.word_select(j, BIAS_WIDTH).as_signed(), 0)
+        bias = Mux(stored, self.parameters.bias.word_select(j, BIAS_WIDTH).as_signed(), 0)
         total = register(m, self.totals.word_select(j, width).as_signed() + bias, name=f"biased_{j}")
         multiplier = register(
-            m, Mux(stored, self.multiplier.word_select(j, MULTIPLIER_WIDTH), c.multiplier), name=f"multiplier_{j}"
+            m,
+            Mux(stored, self.parameters.multiplier.word_select(j, MULTIPLIER_WIDTH), c.multiplier),
+            name=f"multiplier_{j}",
         )
         # Cycles 2 and 3: multiply.
         product = multiply(m, total, multiplier, self.config.limb_width, name=f"product_{j}")
-        shift = delay(m, Mux(stored, self.shift.word_select(j, SHIFT_WIDTH), c.shift), 2, name=f"shift_{j}")
+        shift = delay(m, Mux(stored, self.parameters.shift.word_select(j, SHIFT_WIDTH), c.shift), 2, name=f"shift_{j}")
         # Cycles 4 and 5: shift, the row's exponent included. Cycle 6: round, saturate.
         whole = shift + self.exponent
         amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:SHIFT_WIDTH], name=f"amount_{j}")

@@ -16,6 +16,7 @@ from patchloom.compiler.machine.registers import (
     parts,
 )
 from patchloom.hw import axi, pipeline
+from patchloom.hw.bundles import Bases
 
 
 class _LiteSlave(wiring.Component):
@@ -106,9 +107,7 @@ class Registers(wiring.Component):
                 "soft_reset": Out(1),
                 "reset_done": In(1),
                 "task": Out(8),
-                "program_base": Out(axi.ADDRESS_WIDTH),
-                "input_base": Out(axi.ADDRESS_WIDTH),
-                "output_base": Out(axi.ADDRESS_WIDTH),
+                "bases": Out(Bases()),
                 "watchdog_limit": Out(32),  # cycles without progress; 0 = off
                 "busy": In(1),
                 "done": In(1),
@@ -151,12 +150,17 @@ class Registers(wiring.Component):
             "saturations": self._counter(m, "saturations", self.saturation_increment),
             "command_index": self.command_index,
         }
-        for name in ("program_base", "input_base", "output_base"):
-            values |= {f"{name}_lo": getattr(self, name)[:32], f"{name}_hi": getattr(self, name)[32:]}
+        values |= self._bases()
         self._reads(m, slave, values)
         with m.If(slave.read & (slave.read_index == REGISTERS["cycles_lo"].offset // 4)):
             m.d.sync += upper.eq(cycles[32:])
         return m
+
+    def _bases(self) -> dict[str, Value]:
+        """Halves of the addresses by their register."""
+        bases = {name: getattr(self.bases, name) for name in self.bases.signature.members}
+        lower = {f"{name}_base_lo": base[:32] for name, base in bases.items()}
+        return lower | {f"{name}_base_hi": base[32:] for name, base in bases.items()}
 
     def _reads(self, m, slave, values: dict[str, Value]) -> None:
         with m.Switch(slave.read_index):
@@ -180,9 +184,7 @@ class Registers(wiring.Component):
     def _settings(self, m, slave, written) -> Signal:
         """Registers that keep what is written; returns the interrupt's enable."""
         irq_enable = Signal()
-        kept = {"task": self.task, "watchdog": self.watchdog_limit}
-        for name in ("program_base", "input_base", "output_base"):
-            kept |= {f"{name}_lo": getattr(self, name)[:32], f"{name}_hi": getattr(self, name)[32:]}
+        kept = {"task": self.task, "watchdog": self.watchdog_limit} | self._bases()
         mask = slave.write_mask
         for name, value in kept.items():
             with m.If(written[name]):

@@ -6,31 +6,37 @@ from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import SUM_WIDTH
-from patchloom.hw.command import CommandLayout
-from patchloom.hw.epilogue import FACTOR_WIDTH, queue_entry
+from patchloom.hw.bundles import (
+    FACTOR_WIDTH,
+    Execution,
+    QueuePush,
+    QueueRead,
+    ScratchpadRead,
+    chunk_width,
+    lengths_width,
+    queue_entry,
+)
 from patchloom.hw.pipeline import block_ram, delay, look_up, register, shift_round
-from patchloom.hw.scratchpad import Scratchpad, chunk_width
+from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 
 
 class Queues(wiring.Component):
-    """One queue per expert, written at its end, read anywhere by two ports, one cycle later."""
+    """One queue per expert, written at its end, read anywhere by two ports; `clear` empties all.
+
+    Each port serves a row or an entry a cycle; nothing stalls, and no queue is longer than `Config.max_rows`.
+    """
 
     def __init__(self, config: Config):
         self.config = config
-        expert, row, entry = range(config.max_experts), range(config.max_rows), queue_entry(config)
         super().__init__(
             {
                 "clear": In(1),
-                "push": In(1),
-                "push_expert": In(expert),
-                "push_entry": In(entry),
-                "expert": In(expert),  # whose entries are read
-                "source_row": In(row),
-                "source_entry": Out(entry),
-                "target_row": In(row),
-                "target_entry": Out(entry),
-                "lengths": Out(config.max_experts * config.max_rows.bit_length()),
+                "push": In(QueuePush(config)),
+                "expert": In(range(config.max_experts)),  # whose entries are read
+                "source": In(QueueRead(config)),
+                "target": In(QueueRead(config)),
+                "lengths": Out(lengths_width(config)),
             }
         )
 
@@ -38,32 +44,33 @@ class Queues(wiring.Component):
         m = Module()
         c = self.config
         width = c.max_rows.bit_length()
-        bits = len(self.source_row)
+        bits, push = len(self.source.row), self.push
         m.submodules.entries = store = block_ram(queue_entry(c), c.max_experts << bits)
         write = store.write_port()
         lengths = Array(Signal(width, name=f"length_{e}") for e in range(c.max_experts))
 
         m.d.comb += [
-            write.en.eq(self.push),
-            write.addr.eq(Cat(lengths[self.push_expert][:bits], self.push_expert)),
-            write.data.eq(self.push_entry),
-            self.source_entry.eq(look_up(m, store, Cat(self.source_row, self.expert), name="source")),
-            self.target_entry.eq(look_up(m, store, Cat(self.target_row, self.expert), name="target")),
+            write.en.eq(push.valid),
+            write.addr.eq(Cat(lengths[push.expert][:bits], push.expert)),
+            write.data.eq(push.entry),
+            self.source.entry.eq(look_up(m, store, Cat(self.source.row, self.expert), name="source")),
+            self.target.entry.eq(look_up(m, store, Cat(self.target.row, self.expert), name="target")),
             self.lengths.eq(Cat(lengths)),
         ]
-        with m.If(self.push):
-            m.d.sync += lengths[self.push_expert].eq(lengths[self.push_expert] + 1)
+        with m.If(push.valid):
+            m.d.sync += lengths[push.expert].eq(lengths[push.expert] + 1)
         with m.If(self.clear):
             m.d.sync += [length.eq(0) for length in lengths]
         return m
 
 
 class Router(wiring.Component):
-    """Executes ROUTE: `start` for one cycle, `busy` until the last entry is pushed.
+    """Executes ROUTE; busy until the last entry is pushed. Nothing stalls it.
 
     `ROWS` rows are read and scanned at once, an expert a cycle. Then their experts take turns in a pipeline that
-    scores them, while the next rows are scanned. With the softmax over all experts a row is read again and nothing
-    overlaps.
+    scores them, while the next rows are scanned: `ROWS` rows take as long as it takes to read and scan them (a cycle
+    an expert, and `ROWS` + `Scratchpad.READ_LATENCY` for each chunk of their logits) or, if that is more, `max_top_k`
+    cycles each. With the softmax over all experts a row is read again and nothing overlaps.
     """
 
     ROWS = 4
@@ -72,14 +79,9 @@ class Router(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "command": In(CommandLayout),
-                "start": In(1),
-                "busy": Out(1),
-                "read_address": Out(range(config.scratchpad_chunks)),
-                "read_data": In(chunk_width(config)),  # Scratchpad.READ_LATENCY later
-                "push": Out(1),
-                "push_expert": Out(range(config.max_experts)),
-                "push_entry": Out(queue_entry(config)),
+                "order": In(Execution()),
+                "read": Out(ScratchpadRead(config)),
+                "push": Out(QueuePush(config)),
             }
         )
 
@@ -96,7 +98,7 @@ class Router(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
-        self.row, self.row_address = Signal(range(config.max_rows + self.ROWS)), Signal.like(self.read_address)
+        self.row, self.row_address = Signal(range(config.max_rows + self.ROWS)), Signal.like(self.read.address)
         self.hand, self.free = Signal(), Signal()  # scanner to scorer
         # The selected of each row, best first: being gathered by the scanner, then taking turns.
         self.found, self.found_experts = self._selected("found")
@@ -110,8 +112,8 @@ class Router(wiring.Component):
         with m.Elif(settle != 0):
             m.d.sync += settle.eq(settle - 1)
         m.d.comb += [
-            self.read_address.eq(Mux(reading, again_address, scan_address)),
-            self.busy.eq(scanning | ~self.free | (settle != 0)),
+            self.read.address.eq(Mux(reading, again_address, scan_address)),
+            self.order.busy.eq(scanning | ~self.free | (settle != 0)),
         ]
         return m
 
@@ -127,8 +129,8 @@ class Router(wiring.Component):
 
     def _scan(self, m: Module) -> tuple[Signal, Signal]:
         """Select from `ROWS` rows at once; returns whether there is a row left, and the address to read."""
-        c, config = self.command, self.config
-        address, chunk_address = Signal.like(self.read_address), Signal.like(self.read_address)
+        c, config = self.order.command, self.config
+        address, chunk_address = Signal.like(self.read.address), Signal.like(self.read.address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
         asked, filled = Signal(range(self.ROWS + 1)), Signal(config.max_top_k)
         elements = [Signal(chunk_width(config), name=f"elements_{r}", reset_less=True) for r in range(self.ROWS)]
@@ -142,13 +144,13 @@ class Router(wiring.Component):
         arrived = delay(m, reading, Scratchpad.READ_LATENCY, name="arrived")
         all_arrived = delay(m, reading & (asked == self.ROWS - 1), Scratchpad.READ_LATENCY, name="all_arrived")
         with m.If(arrived):  # rows move up until the first is at the front
-            m.d.sync += Cat(elements).eq(Cat(*elements[1:], self.read_data))
+            m.d.sync += Cat(elements).eq(Cat(*elements[1:], self.read.data))
         m.d.comb += scanning.eq(1)
         with m.FSM(name="scan"):
             with m.State("IDLE"):
                 m.d.comb += scanning.eq(0)
                 m.d.sync += [self.row.eq(0), self.row_address.eq(c.a_address), *ask(c.a_address), *begin_row]
-                with m.If(self.start):
+                with m.If(self.order.start):
                     m.next = "READ"
             with m.State("READ"):
                 with m.If(asked != self.ROWS):
@@ -193,8 +195,8 @@ class Router(wiring.Component):
 
     def _turns(self, m: Module) -> tuple[Signal, Signal]:
         """Whose turn it is to be scored; returns whether the scratchpad is read for that, and where."""
-        c, config = self.command, self.config
-        address, row_address = Signal.like(self.read_address), Signal.like(self.read_address)
+        c, config = self.order.command, self.config
+        address, row_address = Signal.like(self.read.address), Signal.like(self.read.address)
         expert, lane = Signal(range(config.max_experts + 1)), Signal(range(config.lanes))
         age, left = Signal(range(Scratchpad.READ_LATENCY + 1)), Signal(range(self.ROWS + 1))
         elements, reading = Signal(chunk_width(config)), Signal()
@@ -220,7 +222,7 @@ class Router(wiring.Component):
                 m.d.comb += reading.eq(1)
                 m.d.sync += age.eq(age + 1)
                 with m.If(age == Scratchpad.READ_LATENCY):
-                    m.d.sync += elements.eq(self.read_data)
+                    m.d.sync += elements.eq(self.read.data)
                     m.next = "FEED"
             with m.State("FEED"):
                 m.d.comb += self.feed.eq(1)
@@ -250,7 +252,7 @@ class Router(wiring.Component):
 
     def _score(self, m: Module) -> None:
         """Exponentials, their sum, its reciprocal, and an entry for each selected expert."""
-        c, config = self.command, self.config
+        c, config = self.order.command, self.config
         m.submodules.exp = exp = Exp2()
         m.submodules.reciprocal = reciprocal = Reciprocal()
         logits, experts = Array(self.logits[0]), Array(self.experts[0])
@@ -290,9 +292,9 @@ class Router(wiring.Component):
         product = register(m, exponential * mantissa_kept, name="product")
         shift = register(m, exponent_kept, name="shift")
         m.d.comb += [
-            self.push.eq(delay(m, selected, scored_at + 2, name="push")),
-            self.push_expert.eq(pushed.expert),
-            self.push_entry.token.eq(pushed.token),
-            self.push_entry.score.eq(register(m, shift_round(product, shift)[:FACTOR_WIDTH], name="score")),
-            self.push_entry.first.eq(pushed.first),
+            self.push.valid.eq(delay(m, selected, scored_at + 2, name="push")),
+            self.push.expert.eq(pushed.expert),
+            self.push.entry.token.eq(pushed.token),
+            self.push.entry.score.eq(register(m, shift_round(product, shift)[:FACTOR_WIDTH], name="score")),
+            self.push.entry.first.eq(pushed.first),
         ]

@@ -5,15 +5,12 @@ from operator import or_
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
-from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.bundles import ScratchpadRead, ScratchpadWrite, chunk_width
 from patchloom.hw.pipeline import block_ram, delay, look_up, register
-
-
-def chunk_width(config: Config) -> int:
-    return config.lanes * ELEMENT_WIDTH
 
 
 class Scratchpad(wiring.Component):
@@ -22,7 +19,7 @@ class Scratchpad(wiring.Component):
     Chunk c lives in bank c % banks, so an access of up to `banks` chunks touches each bank once. Data leave
     `READ_LATENCY` cycles after the address; a write lands `WRITE_LATENCY` cycles after it is given. Nothing
     stalls. A read of a chunk being written gives anything: the sequencer keeps them apart. With one copy of the
-    memory, port b reads nothing in a cycle with a `write`.
+    memory, port b reads nothing in a cycle with a `write.valid`.
     """
 
     BLOCK = 4096  # rows of one memory: of block RAMs side by side, with nothing to choose between
@@ -32,19 +29,9 @@ class Scratchpad(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        chunk = chunk_width(config)
-        address = range(config.scratchpad_chunks)
-        ports: dict[str, wiring.Member] = {}
-        for name, chunks in self.readers(config).items():
-            ports |= {f"{name}_address": In(address), f"{name}_data": Out(chunks * chunk)}
         super().__init__(
-            ports
-            | {
-                "write": In(1),
-                "write_address": In(address),
-                "write_data": In(config.output_chunks * chunk),
-                "write_enable": In(2 * config.output_chunks),  # one bit for half a chunk
-            }
+            {name: In(ScratchpadRead(config, chunks)) for name, chunks in self.readers(config).items()}
+            | {"write": In(ScratchpadWrite(config, config.output_chunks))}
         )
 
     @staticmethod
@@ -68,29 +55,29 @@ class Scratchpad(wiring.Component):
             m.submodules += bank
 
         # Cycle 1: bank addresses.
-        addresses = {name: getattr(self, f"{name}_address") for name in self.readers(c)}
+        addresses = {name: getattr(self, name).address for name in self.readers(c)}
         if self.shares_port(c):  # the second port of a block RAM reads and writes
-            addresses["b"] = Mux(self.write, self.write_address, self.b_address)
+            addresses["b"] = Mux(self.write.valid, self.write.address, self.b.address)
         at = {name: self._rows(m, address) for name, address in addresses.items()}
         for name, chunks in self.readers(c).items():
             first = delay(m, addresses[name][:bits], 4, name=f"{name}_first")
             read = Array(self._read(m, bank, row, name) for bank, row in zip(banks, at[name], strict=True))
             # Cycle 5: rotate the first chunk to the front.
             data = [read[(first + i)[:bits]] for i in range(chunks)] if bits else [read[0]]
-            m.d.comb += getattr(self, f"{name}_data").eq(register(m, Cat(data), name=f"{name}_data"))
+            m.d.comb += getattr(self, name).data.eq(register(m, Cat(data), name=f"{name}_data"))
 
-        self._write(m, banks, at["b"] if self.shares_port(c) else self._rows(m, self.write_address))
+        self._write(m, banks, at["b"] if self.shares_port(c) else self._rows(m, self.write.address))
         return m
 
     def _write(self, m: Module, banks: list[list[memory.Memory]], rows: list[Signal]) -> None:
         """Cycle 1: rotate chunks to their banks. Cycle 2: write."""
         c = self.config
         width, bits = chunk_width(c), (c.banks - 1).bit_length()
-        offset = self.write_address[:bits]
+        offset = self.write.address[:bits]
         for i, (bank, row) in enumerate(zip(banks, rows, strict=True)):
             source = (i - offset)[:bits] if bits else 0  # which of the chunks goes to this bank
-            words = [self.write_data.word_select(j, width) for j in range(c.output_chunks)]
-            enables = [Mux(source == j, self.write_enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
+            words = [self.write.data.word_select(j, width) for j in range(c.output_chunks)]
+            enables = [Mux(source == j, self.write.enable.word_select(j, 2), 0) for j in range(c.output_chunks)]
             data = words[-1]
             for word, enable in zip(reversed(words[:-1]), reversed(enables[:-1]), strict=True):
                 data = Mux(enable.any(), word, data)

@@ -6,38 +6,36 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.config import Config
-from patchloom.hw.command import CommandLayout
-from patchloom.hw.loader import Gearbox
+from patchloom.hw.bundles import Execution, ScratchpadRead
+from patchloom.hw.gearbox import Gearbox
 from patchloom.hw.pipeline import delay
-from patchloom.hw.scratchpad import Scratchpad, chunk_width
+from patchloom.hw.scratchpad import Scratchpad
 
 
 class Storer(wiring.Component):
-    """Executes STORE: `start` for one cycle, `busy` until the last beat is taken.
+    """Executes STORE; busy until the last beat is taken.
 
-    Reads a chunk a cycle while the writer takes them; the number of chunks is a whole number of beats.
+    Reads a chunk a cycle while the writer takes them, and holds up to `BUFFER` of them while it stalls. The first beat
+    can be taken `Scratchpad.READ_LATENCY` + 3 cycles after `order.start`. The number of chunks is a whole number of
+    beats.
     """
 
     BUFFER = Scratchpad.READ_LATENCY + 6  # chunks on their way and in the queue, so that nobody waits
 
     def __init__(self, config: Config):
         self.config = config
-        chunk = chunk_width(config)
         super().__init__(
             {
-                "command": In(CommandLayout),
-                "start": In(1),
-                "busy": Out(1),
-                "read_address": Out(range(config.scratchpad_chunks)),
-                "read_data": In(chunk),  # Scratchpad.READ_LATENCY later
+                "order": In(Execution()),
+                "read": Out(ScratchpadRead(config)),
                 "beats": Out(stream.Signature(config.bus_width)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self.command
-        chunk = len(self.read_data)
+        c, order = self.order.command, self.order
+        chunk = len(self.read.data)
         m.submodules.buffer = buffer = SyncFIFOBuffered(width=chunk, depth=self.BUFFER)
         m.submodules.box = box = Gearbox(chunk, self.config.bus_width)  # chunks in, beats out
 
@@ -45,10 +43,10 @@ class Storer(wiring.Component):
         level = Signal(range(self.BUFFER + 1))  # chunks asked for and not yet gone
         read, taken = Signal(), Signal()
         m.d.comb += [
-            read.eq(self.busy & (asked != c.rows) & (level != self.BUFFER)),
-            self.read_address.eq(c.a_address + asked),
+            read.eq(order.busy & (asked != c.rows) & (level != self.BUFFER)),
+            self.read.address.eq(c.a_address + asked),
             buffer.w_en.eq(delay(m, read, Scratchpad.READ_LATENCY, name="read")),
-            buffer.w_data.eq(self.read_data),
+            buffer.w_data.eq(self.read.data),
             box.beats.valid.eq(buffer.r_rdy),
             box.beats.payload.eq(buffer.r_data),
             taken.eq(buffer.r_rdy & box.beats.ready),
@@ -59,7 +57,7 @@ class Storer(wiring.Component):
         ]
         m.d.sync += [asked.eq(asked + read), gone.eq(gone + taken), level.eq(level + read - taken)]
         with m.If(taken & (gone + 1 == c.rows)):
-            m.d.sync += self.busy.eq(0)
-        with m.If(self.start):
-            m.d.sync += [self.busy.eq(1), asked.eq(0), gone.eq(0)]
+            m.d.sync += order.busy.eq(0)
+        with m.If(order.start):
+            m.d.sync += [order.busy.eq(1), asked.eq(0), gone.eq(0)]
         return m

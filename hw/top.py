@@ -59,12 +59,29 @@ class Top(wiring.Component):
         axi.forward(m, reader.bus, self.bus)
         axi.forward(m, writer.bus, self.bus)
         axi.forward(m, registers.control, self.control)
-        wiring.connect(m, sequencer.read_request, reader.request)
-        wiring.connect(m, reader.data, sequencer.read_data)
-        wiring.connect(m, sequencer.write_request, writer.request)
-        wiring.connect(m, storer.beats, writer.data)
-        wiring.connect(m, sequencer.weights, loader.weights)
-
+        for one, other in (
+            (registers.bases, sequencer.bases),
+            (sequencer.read_request, reader.request),
+            (reader.data, sequencer.read_data),
+            (sequencer.weights, loader.weights),
+            (sequencer.loader, loader.order),
+            (loader.tile_turn, sequencer.tile),
+            (loader.parameters_turn, sequencer.parameters),
+            (loader.tile, datapath.tile),
+            (loader.parameters, datapath.parameters),
+            (loader.stationary, datapath.stationary),
+            (loader.write, datapath.write),
+            (sequencer.beats, datapath.beats),
+            (datapath.source, queues.source),
+            (datapath.target, queues.target),
+            (sequencer.router, router.order),
+            (router.push, queues.push),
+            (sequencer.storer, storer.order),
+            (sequencer.write_request, writer.request),
+            (storer.beats, writer.data),
+        ):
+            wiring.connect(m, one, other)
+        self._share_scratchpad(m, datapath, router, storer)
         m.d.comb += [
             reader.flush.eq(hold),
             writer.flush.eq(hold),
@@ -77,20 +94,18 @@ class Top(wiring.Component):
             registers.reset_done.eq(reader.idle & writer.idle),
             sequencer.start.eq(registers.start),
             sequencer.task.eq(registers.task),
-            sequencer.program_base.eq(registers.program_base),
-            sequencer.input_base.eq(registers.input_base),
-            sequencer.output_base.eq(registers.output_base),
+            sequencer.lengths.eq(queues.lengths),
             sequencer.writer_idle.eq(writer.idle),
+            queues.clear.eq(sequencer.router.start),
+            queues.expert.eq(sequencer.beats.command.expert),
         ]
-        self._supervise(m, registers, sequencer, reader, writer, hold, datapath, loader, router)
-        self._load(m, sequencer, loader, datapath)
-        self._route(m, sequencer, router, queues, storer, datapath)
+        self._supervise(m, registers, sequencer, reader, writer, hold, loader, router)
         return m
 
-    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold, datapath, loader, router) -> None:
+    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold, loader, router) -> None:
         """Errors and the watchdog stop the machine until the soft reset."""
         failed, idle_cycles = Signal(), Signal(32)
-        progress = datapath.beat.valid | datapath.write | loader.tile_load | router.push
+        progress = sequencer.beats.beat.valid | loader.write.valid | loader.tile.load | router.push.valid
         progress |= (reader.data.valid & reader.data.ready) | (writer.data.valid & writer.data.ready)
         late = sequencer.busy & (registers.watchdog_limit != 0) & (idle_cycles >= registers.watchdog_limit)
         m.d.sync += idle_cycles.eq(Mux(progress | ~sequencer.busy, 0, idle_cycles + 1))
@@ -118,11 +133,11 @@ class Top(wiring.Component):
                 code.eq(ErrorCode.WATCHDOG),
                 detail.eq(registers.watchdog_limit),
             ]
-        with m.If(sequencer.error & ~hold):
+        with m.If(sequencer.failure.valid & ~hold):
             m.d.comb += [
                 fail.eq(1),
-                code.eq(sequencer.error_code),
-                detail.eq(sequencer.error_detail),
+                code.eq(sequencer.failure.code),
+                detail.eq(sequencer.failure.detail),
             ]
         # After an error the register still tells where, though the sequencer is in reset.
         with m.If(~hold):
@@ -132,58 +147,11 @@ class Top(wiring.Component):
         with m.If(registers.soft_reset):
             m.d.sync += failed.eq(0)
 
-    def _load(self, m: Module, sequencer: Sequencer, loader: Loader, datapath: Datapath) -> None:
+    @staticmethod
+    def _share_scratchpad(m: Module, datapath: Datapath, router: Router, storer: Storer) -> None:
+        """Router and storer read it, never at the same time, while no beat is on its way."""
         m.d.comb += [
-            loader.command.eq(sequencer.loader_command),
-            loader.start.eq(sequencer.loader_start),
-            loader.drop.eq(sequencer.loader_drop),
-            loader.allowed.eq(sequencer.loader_allowed),
-            loader.tile_free.eq(sequencer.tile_free),
-            loader.parameters_free.eq(sequencer.parameters_free),
-            loader.stationary_ready.eq(datapath.stationary_ready),
-            loader.stationary_data.eq(datapath.stationary_data),
-            sequencer.loader_busy.eq(loader.busy),
-            sequencer.tile_done.eq(loader.tile_done),
-            sequencer.parameters_done.eq(loader.parameters_done),
-        ]
-        for name in (
-            "tile_load",
-            "tile_by_row",
-            "tile_index",
-            "tile_columns",
-            "tile_data",
-            "parameters_load",
-            "parameters_index",
-            "parameters_words",
-            "stationary_address",
-            "write",
-            "write_address",
-            "write_data",
-        ):
-            m.d.comb += getattr(datapath, name).eq(getattr(loader, name))
-
-    def _route(self, m: Module, sequencer, router, queues, storer, datapath) -> None:
-        m.d.comb += [
-            datapath.command.eq(sequencer.command),
-            datapath.beat.eq(sequencer.beat),
-            datapath.read_external.eq(router.busy | storer.busy),
-            datapath.read_address.eq(Mux(router.busy, router.read_address, storer.read_address)),
-            router.command.eq(sequencer.command),
-            router.start.eq(sequencer.router_start),
-            router.read_data.eq(datapath.read_data),
-            sequencer.router_busy.eq(router.busy),
-            storer.command.eq(sequencer.command),
-            storer.start.eq(sequencer.storer_start),
-            storer.read_data.eq(datapath.read_data),
-            sequencer.storer_busy.eq(storer.busy),
-            queues.clear.eq(sequencer.router_start),
-            queues.push.eq(router.push),
-            queues.push_expert.eq(router.push_expert),
-            queues.push_entry.eq(router.push_entry),
-            queues.expert.eq(sequencer.command.expert),
-            queues.source_row.eq(datapath.source_row),
-            queues.target_row.eq(datapath.target_row),
-            datapath.source_entry.eq(queues.source_entry),
-            datapath.target_entry.eq(queues.target_entry),
-            sequencer.lengths.eq(queues.lengths),
+            datapath.external.eq(router.order.busy | storer.order.busy),
+            datapath.read.address.eq(Mux(router.order.busy, router.read.address, storer.read.address)),
+            *(unit.read.data.eq(datapath.read.data) for unit in (router, storer)),
         ]

@@ -41,7 +41,7 @@ def flowing() -> Stalls:
 
 
 def pack(shape: Any, **values: int) -> int:
-    """The bits of a structure: `pack(dma.Request, address=64, beats=8)`."""
+    """The bits of a structure: `pack(bundles.Request, address=64, beats=8)`."""
     return int(Value.cast(shape.const(values)).value)
 
 

@@ -43,12 +43,11 @@ from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.host.session import Session
 from patchloom.hw import cache, dma
-from patchloom.hw.array import columns_width
+from patchloom.hw.boot import command_beats
+from patchloom.hw.bundles import ROUTES_WIDTH, chunk_width, columns_width, parameters_at_once, parameters_width
 from patchloom.hw.datapath import Datapath
-from patchloom.hw.epilogue import parameters_at_once, parameters_width
 from patchloom.hw.router import Router
-from patchloom.hw.scratchpad import Scratchpad, chunk_width
-from patchloom.hw.sequencer import ROUTES_WIDTH, command_beats
+from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.storer import Storer
 from patchloom.sim import toolchain
 from patchloom.sim.device import NATIVE, SimulatedDevice

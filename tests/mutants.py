@@ -35,13 +35,13 @@ MUTANTS = (
     ("hw/epilogue.py", "(later.group == 0) | (highest", "(highest", "hw/test_epilogue.py"),
     ("hw/scratchpad.py", "wraps = [i < address", "wraps = [i <= address", "hw/test_scratchpad.py"),
     ("hw/scratchpad.py", "== number", "!= number", "hw/test_scratchpad.py"),
-    ("hw/sequencer.py", "odd & adds", "odd & ~odd & adds", "sim/test_machine.py"),
-    ("hw/datapath.py", "~epilogue.write if", "1 if", "sim/test_machine.py"),
+    ("hw/issuer.py", "odd & adds", "odd & ~odd & adds", "sim/test_machine.py"),
+    ("hw/datapath.py", "~epilogue.write.valid if", "1 if", "sim/test_machine.py"),
     ("hw/statistics.py", "above - below + c.epsilon", "above - below", "hw/test_statistics.py"),
     ("hw/loader.py", "feature + config.inputs >= c.depth", "feature + config.inputs > c.depth", "hw/test_loader.py"),
     ("hw/router.py", "(found[i] >= logit)", "(found[i] > logit)", "hw/test_router.py"),
     ("hw/storer.py", "& (level != self.BUFFER)", "", "hw/test_storer.py"),
-    ("hw/sequencer.py", "settle.eq(Datapath.latency(config))", "settle.eq(1)", "test_tiny.py"),
+    ("hw/issuer.py", "settle.eq(Datapath.latency(config))", "settle.eq(1)", "test_tiny.py"),
 )  # fmt: skip
 
 

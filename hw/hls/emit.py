@@ -28,7 +28,7 @@ from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import TABLES, Table, operand_limits
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.machine.registers import ErrorCode
-from patchloom.hw.epilogue import FACTOR_WIDTH
+from patchloom.hw.bundles import FACTOR_WIDTH
 from patchloom.hw.statistics import MEAN_WIDTH, SQUARES_WIDTH, TOTAL_WIDTH
 from patchloom.hw.tables import DIFFERENCE_WIDTH
 

@@ -15,9 +15,9 @@ from patchloom.compiler.machine.commands import Command, Kind, Residual, Station
 from patchloom.compiler.machine.fixed import split_digits
 from patchloom.compiler.machine.layout import parameter_words
 from patchloom.compiler.machine.program import Program, Task
+from patchloom.hw.bundles import parameters_at_once, queue_entry
 from patchloom.hw.command import beat_layout
 from patchloom.hw.datapath import Datapath
-from patchloom.hw.epilogue import parameters_at_once, queue_entry
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import case, cycles, pack, save, start
 from patchloom.sim.interpret import Entry, State, execute, stationary
@@ -117,7 +117,7 @@ class Bench:
 
     async def run(self) -> None:
         for position, command in enumerate(self.program.tasks[0].commands):
-            self.dut.command.value = command_bits(command)
+            self.dut.beats_command.value = command_bits(command)
             if command.kind == Kind.LOAD:
                 await self.load(command)
             elif command.kind == Kind.STORE:
@@ -133,22 +133,23 @@ class Bench:
     async def load(self, c: Command) -> None:
         dut = self.dut
         for i, chunk in enumerate(self.memory(c)):
-            dut.write.value, dut.write_address.value, dut.write_data.value = 1, c.a_address + i, joined(chunk, 16)
+            dut.write_address.value, dut.write_data.value = c.a_address + i, joined(chunk, 16)
+            dut.write_valid.value, dut.write_enable.value = 1, 3
             await cycles(dut, 1)
-            dut.write.value = 0
+            dut.write_valid.value = dut.write_enable.value = 0
             await cycles(dut, RNG.choice([0, 0, 1]))
         await cycles(dut, Scratchpad.WRITE_LATENCY)
 
     async def store(self, c: Command) -> None:
         dut, late = self.dut, Scratchpad.READ_LATENCY
         target = self.memory(c)
-        dut.read_external.value = 1
+        dut.external.value = 1
         for i in range(c.rows + late):
             dut.read_address.value = (c.a_address + i) % CONFIG.scratchpad_chunks
             await cycles(dut, 1)
             if i >= late:
                 target[i - late] = parted(int(dut.read_data.value), 16, LANES)
-        dut.read_external.value = 0
+        dut.external.value = 0
 
     async def stationary(self, c: Command) -> np.ndarray:
         """[depth, columns], through the port that the loader uses; `banks` chunks at a time."""
@@ -220,11 +221,11 @@ class Bench:
                         tiles.use()
                     if beat["channels"]:
                         words.use()
-            dut.beat.value = pack(beat_layout(CONFIG), **{k: int(v) for k, v in beat.items()}) if beat else 0
+            dut.beats_beat.value = pack(beat_layout(CONFIG), **{k: int(v) for k, v in beat.items()}) if beat else 0
             await cycles(dut, 1)
             if not waiting:
                 break
-        dut.beat.value = dut.tile_load.value = dut.parameters_load.value = 0
+        dut.beats_beat.value = dut.tile_load.value = dut.parameters_load.value = 0
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")  # 1 000 000 cycles

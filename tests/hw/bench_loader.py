@@ -39,18 +39,18 @@ class Bench:
         dut, beat = self.dut, CONFIG.word_width // 8
         beats = [int.from_bytes(stream[i : i + beat], "little") for i in range(0, len(stream), beat)]
         self.weights.queue.extend(beats)
-        dut.command.value = command_bits(command)
-        dut.start.value = 1
+        dut.order_command.value = command_bits(command)
+        dut.order_start.value = 1
         self.allowed = self.rng.random() < 0.3
         await cycles(dut, 1)
-        dut.start.value = 0
+        dut.order_start.value = 0
         waits = command.kind == Kind.LOAD or command.b_source != Stationary.MEMORY
         for moment in range(20_000):
             self.allowed = self.allowed or moment > 50
             await cycles(dut, 1)
-            if not dut.busy.value:
+            if not dut.order_busy.value:
                 break
-            assert self.allowed or not waits or not (dut.tile_load.value or dut.write.value), (
+            assert self.allowed or not waits or not (dut.tile_load.value or dut.write_valid.value), (
                 "the datapath is not there"
             )
         else:
@@ -60,9 +60,9 @@ class Bench:
     async def _run(self) -> None:
         dut = self.dut
         while True:
-            dut.tile_free.value = self.busy_tile == 0
-            dut.parameters_free.value = self.busy_parameters == 0
-            dut.allowed.value = self.allowed
+            dut.tile_turn_free.value = self.busy_tile == 0
+            dut.parameters_turn_free.value = self.busy_parameters == 0
+            dut.order_allowed.value = self.allowed
             dut.stationary_ready.value = self.rng.random() < 0.7
             at = (self.asked.popleft() + np.arange(CONFIG.banks)) % CONFIG.scratchpad_chunks
             dut.stationary_data.value = int.from_bytes(self.scratchpad[at].astype("<i2").tobytes(), "little")
@@ -72,7 +72,8 @@ class Bench:
             self.busy_tile, self.busy_parameters = max(self.busy_tile - 1, 0), max(self.busy_parameters - 1, 0)
             self._take_tile()
             self._take_parameters()
-            if dut.write.value:
+            assert int(dut.write_enable.value) == 3 * int(dut.write_valid.value)
+            if dut.write_valid.value:
                 chunk = parted(int(dut.write_data.value), 16, CONFIG.lanes)
                 self.scratchpad[int(dut.write_address.value)] = chunk
 
@@ -88,9 +89,9 @@ class Bench:
                 for place, written in enumerate(parted(int(dut.tile_columns.value), 1, at_once)):
                     if written and (column := index // at_once * at_once + place) < CONFIG.outputs:
                         self.tile[column] = columns[place]
-        if self.tile_pending:  # the last write may come a cycle after `tile_done`
+        if self.tile_pending:  # the last write may come a cycle after `tile_turn.done`
             self.tiles.append(self.tile.copy())
-        self.tile_pending = bool(dut.tile_done.value)
+        self.tile_pending = bool(dut.tile_turn_done.value)
         if self.tile_pending:
             assert self.busy_tile == 0, "the tile in use was written"
             self.order.append(1)
@@ -102,7 +103,7 @@ class Bench:
             assert self.busy_parameters == 0, "parameters in use were written"
             index, words = int(dut.parameters_index.value), parted(int(dut.parameters_words.value), 64, AT_ONCE)
             self.parameters[index : index + AT_ONCE] = words[: CONFIG.outputs - index]
-        if dut.parameters_done.value:
+        if dut.parameters_turn_done.value:
             self.words.append(self.parameters.copy())
             self.order.append(0)
             self.busy_parameters = self.rng.choice([1, 2, 30])

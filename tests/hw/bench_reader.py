@@ -7,7 +7,7 @@ from axi_memory import ReadMemory, content
 from cocotbext.axi import AxiRamRead, AxiReadBus
 
 from patchloom.hw.axi import Response
-from patchloom.hw.dma import Request
+from patchloom.hw.bundles import Request
 from patchloom.sim.bench import Rules, Sink, Source, case, check_equal, cycles, flowing, pack, stalls, start, until
 
 TIMEOUT = {"timeout_time": 2, "timeout_unit": "ms"}  # 200 000 cycles

@@ -110,8 +110,8 @@ async def settings_keep_what_is_written(dut):
         value[name] = int.from_bytes(raw, "little") & mask
     for name in names:
         assert await bench.read(name) == value[name], name
-    for port in ("program_base", "input_base", "output_base"):
-        assert getattr(dut, port).value == value[f"{port}_lo"] | value[f"{port}_hi"] << 32
+    for base in ("program", "input", "output"):
+        assert getattr(dut, f"bases_{base}").value == value[f"{base}_base_lo"] | value[f"{base}_base_hi"] << 32
     assert dut.task_.value == value["task"]
     assert dut.watchdog_limit.value == value["watchdog"]
     assert not dut.soft_reset.value

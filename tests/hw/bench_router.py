@@ -7,7 +7,7 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from patchloom.compiler.machine.commands import Command
-from patchloom.hw.epilogue import queue_entry
+from patchloom.hw.bundles import queue_entry
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import case, cycles, save, start, until
 from tests.hw.pipelines import command_bits, config_of, joined
@@ -43,15 +43,15 @@ async def queues(dut) -> list[tuple[int, ...]]:
 @cocotb.test(timeout_time=4, timeout_unit="ms")  # 400 000 cycles
 async def commands(dut):
     cocotb.start_soon(scratchpad(dut))
-    await start(dut, start=0)
+    await start(dut, order_start=0)
     results, raw = [], CASE["commands"].tobytes()
     for i in range(0, len(raw), 64):
         command = Command.decode(raw[i : i + 64])
-        dut.command.value = command_bits(command)
-        dut.start.value = 1
+        dut.order_command.value = command_bits(command)
+        dut.order_start.value = 1
         await cycles(dut, 1)
-        dut.start.value = 0
+        dut.order_start.value = 0
         await cycles(dut, 1)
-        await until(dut, lambda: not dut.busy.value, WORST * command.rows + 50, f"command {i // 64}")
+        await until(dut, lambda: not dut.order_busy.value, WORST * command.rows + 50, f"command {i // 64}")
         results += [(i // 64, *entry) for entry in await queues(dut)]
     save(entries=np.array(results))

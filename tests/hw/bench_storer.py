@@ -25,13 +25,13 @@ async def scratchpad(dut):
 async def store(dut, sink: Sink, address: int, rows: int) -> list[int]:
     chunk_bits = CONFIG.lanes * 16
     beats = rows * chunk_bits // CONFIG.bus_width
-    dut.command.value = command_bits(Command(kind=Kind.STORE, rows=rows, a_address=address))
-    dut.start.value = 1
+    dut.order_command.value = command_bits(Command(kind=Kind.STORE, rows=rows, a_address=address))
+    dut.order_start.value = 1
     await cycles(dut, 1)
-    dut.start.value = 0
+    dut.order_start.value = 0
     taken = await sink.receive(beats, 100 + 40 * (rows + beats))
     await cycles(dut, 1)
-    assert not dut.busy.value, "busy after the last beat"
+    assert not dut.order_busy.value, "busy after the last beat"
     return taken
 
 
@@ -39,7 +39,7 @@ async def store(dut, sink: Sink, address: int, rows: int) -> list[int]:
 async def commands(dut):
     cocotb.start_soon(scratchpad(dut))
     sink, rules = Sink(dut, "beats", stalls(SEED, 0.4)), Rules.stream(dut, "beats")
-    await start(dut, start=0)
+    await start(dut, order_start=0)
     beats = []
     for address, rows in CASE["commands"]:
         beats += await store(dut, sink, int(address), int(rows))
@@ -54,11 +54,11 @@ async def commands(dut):
 async def one_chunk_a_cycle(dut):
     cocotb.start_soon(scratchpad(dut))
     sink = Sink(dut, "beats")
-    await start(dut, start=0)
+    await start(dut, order_start=0)
     rows = 64
-    dut.command.value = command_bits(Command(kind=Kind.STORE, rows=rows, a_address=3))
-    dut.start.value = 1
+    dut.order_command.value = command_bits(Command(kind=Kind.STORE, rows=rows, a_address=3))
+    dut.order_start.value = 1
     await cycles(dut, 1)
-    dut.start.value = 0
+    dut.order_start.value = 0
     beats = rows * CONFIG.lanes * 16 // CONFIG.bus_width
     await sink.receive(beats, max(rows, beats) + 10)

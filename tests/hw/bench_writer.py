@@ -8,7 +8,7 @@ from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiRamWrite, AxiWriteBus
 
 from patchloom.hw.axi import Response
-from patchloom.hw.dma import Request
+from patchloom.hw.bundles import Request
 from patchloom.sim.bench import Rules, Source, case, check_equal, cycles, flowing, pack, stalls, start, until
 
 TIMEOUT = {"timeout_time": 2, "timeout_unit": "ms"}  # 200 000 cycles

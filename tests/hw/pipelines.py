@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def parted(word: int, width: int, count: int, *, signed: bool = True) -> list[in
     return [f - (1 << width) if signed and f >> (width - 1) else f for f in fields]
 
 
-Inputs = Mapping[str, int | Sequence[int]]  # a value in each cycle and then 0, or a constant
+Inputs = Mapping[str, int | Sequence[int]]  # `port` or `bundle.member`: a value in each cycle and then 0, or a constant
 Seen = dict[str, list[int]]
 
 
@@ -62,7 +63,7 @@ def drive_each(component: wiring.Component, runs: Sequence[tuple[Inputs, int]], 
     results: list[Seen] = []
 
     def port(name: str) -> Value:
-        return Value.cast(getattr(component, name))
+        return Value.cast(attrgetter(name)(component))
 
     async def process(ctx) -> None:
         for inputs, cycles in runs:

@@ -48,11 +48,11 @@ class TileCase:
 def tile_rtl(case: TileCase) -> list[list[int]]:
     c = case.config
     inputs = {
-        "load": [load for load, *_ in case.steps],
-        "load_by_row": [by_row for _, by_row, *_ in case.steps],
-        "load_index": [index for _, _, index, *_ in case.steps],
-        "load_columns": [joined(columns, 1) for _, _, _, columns, *_ in case.steps],
-        "load_data": [joined(digits, c.weight_width) for *_, digits, _ in case.steps],
+        "write.load": [load for load, *_ in case.steps],
+        "write.by_row": [by_row for _, by_row, *_ in case.steps],
+        "write.index": [index for _, _, index, *_ in case.steps],
+        "write.columns": [joined(columns, 1) for _, _, _, columns, *_ in case.steps],
+        "write.data": [joined(digits, c.weight_width) for *_, digits, _ in case.steps],
         "swap": [swap for *_, swap in case.steps],
     }
     seen = drive(Tile(c), inputs, ["weights"], len(case.steps) + 1)

@@ -11,8 +11,9 @@ from patchloom.compiler.machine.commands import Command, Kind, Post, Queue, Resi
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
 from patchloom.compiler.machine.encoding import parted as parted_fields
 from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH, Ints
+from patchloom.hw.bundles import MULTIPLIER_WIDTH, parameters_at_once, queue_entry
 from patchloom.hw.command import beat_layout
-from patchloom.hw.epilogue import Epilogue, Parameters, parameters_at_once, queue_entry
+from patchloom.hw.epilogue import Epilogue, Parameters
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import pack
 from patchloom.sim.interpret import Channels, epilogue, residual, row_factor
@@ -71,8 +72,8 @@ class Case:
 
 Written = tuple[int, int, list[int], list[int], tuple[int, int] | None]
 Result = tuple[list[Written], list[int], int]
-WRITES = ["write_address", "write_enable", "write_data", "gather", "gather_begin", "gather_row"]
-OTHERS = ["elements", "residual_address", "maximum", "saturations", "queue_row"]
+WRITES = ["write.address", "write.enable", "write.data", "gather", "gather_begin", "gather_row"]
+OTHERS = ["elements", "residual.address", "maximum", "saturations", "target.row"]
 
 
 def rtl(cases: Sequence[Case]) -> list[Result]:
@@ -95,11 +96,11 @@ def inputs(case: Case) -> Inputs:
         "beat": beats,
         "totals": [joined(x, config.accumulator_width) for x in case.totals],
         "row_total": case.row_total.tolist(),
-        "bias": [joined(case.bias[g], BIAS_WIDTH) for g in case.group],
-        "multiplier": [joined(case.multiplier[g], 16) for g in case.group],
-        "shift": [joined(case.shift[g], 6) for g in case.group],
-        "entry": [0] + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries],
-        "residual": [0] * RESIDUAL_AT + [joined(x, ELEMENT_WIDTH) for x in case.residual],
+        "parameters.bias": [joined(case.bias[g], BIAS_WIDTH) for g in case.group],
+        "parameters.multiplier": [joined(case.multiplier[g], MULTIPLIER_WIDTH) for g in case.group],
+        "parameters.shift": [joined(case.shift[g], SHIFT_WIDTH) for g in case.group],
+        "target.entry": [0] + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries],
+        "residual.data": [0] * RESIDUAL_AT + [joined(x, ELEMENT_WIDTH) for x in case.residual],
         "maximum_row": [0] * (len(case.row) + Epilogue.settle(config)) + list(range(case.rows)),
     }
 
@@ -114,11 +115,11 @@ def result(case: Case, seen: Seen) -> Result:
         elements = parted(seen["elements"][i + late], ELEMENT_WIDTH, case.config.outputs)
         written.append((address, enable, pieces, elements, (begin, row) if gather else None))
     idle = np.flatnonzero(case.valid == 0) + late
-    assert not any(seen["write_enable"][i] or seen["gather"][i] for i in idle)
-    assert seen["queue_row"][:count] == case.row.tolist()
+    assert not any(seen["write.enable"][i] or seen["gather"][i] for i in idle)
+    assert seen["target.row"][:count] == case.row.tolist()
     if c.residual:
         at = RESIDUAL_AT - Scratchpad.READ_LATENCY
-        assert [seen["residual_address"][i + at] for i in range(count)] == residual_addresses(case)
+        assert [seen["residual.address"][i + at] for i in range(count)] == residual_addresses(case)
     asked = count + Epilogue.settle(case.config) + 1
     return written, seen["maximum"][asked:][: case.rows] if c.row_maximum else [], sum(seen["saturations"])
 
@@ -266,7 +267,7 @@ class ParameterCase:
 
 def parameters_rtl(case: ParameterCase) -> list[tuple[list[int], list[int], list[int]]]:
     n, step = case.config.outputs, parameters_at_once(case.config)
-    inputs: dict[str, list[int]] = {"load": [], "load_index": [], "words": [], "swap": []}
+    inputs: dict[str, list[int]] = {name: [] for name in ("write.load", "write.index", "write.words", "swap")}
     ends = []
     for words in case.sets:
         for index in range(0, n, step):
@@ -277,9 +278,9 @@ def parameters_rtl(case: ParameterCase) -> list[tuple[list[int], list[int], list
                     series.append(value)
         inputs["swap"][-1] = 1
         ends.append(len(inputs["swap"]))
-    seen = drive(Parameters(case.config), inputs, ["bias", "multiplier", "shift"], ends[-1] + 1)
-    widths = {"bias": BIAS_WIDTH, "multiplier": PARAMETER["multiplier"].width, "shift": SHIFT_WIDTH}
-    return [tuple(parted(seen[k][end], w, n, signed=k == "bias") for k, w in widths.items()) for end in ends]
+    widths = {"used.bias": BIAS_WIDTH, "used.multiplier": MULTIPLIER_WIDTH, "used.shift": SHIFT_WIDTH}
+    seen = drive(Parameters(case.config), inputs, list(widths), ends[-1] + 1)
+    return [tuple(parted(seen[k][end], w, n, signed=k == "used.bias") for k, w in widths.items()) for end in ends]
 
 
 def parameters_reference(case: ParameterCase) -> list[tuple[list[int], list[int], list[int]]]:

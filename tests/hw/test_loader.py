@@ -14,7 +14,8 @@ from patchloom.compiler.machine.commands import Command, Kind, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints, operand_limits, split_digits
 from patchloom.compiler.machine.layout import Weights, pack, parameter_words
-from patchloom.hw.loader import Gearbox, Loader
+from patchloom.hw.gearbox import Gearbox
+from patchloom.hw.loader import Loader
 from patchloom.sim.bench import receive, run, send, stalls
 from patchloom.sim.cosim import simulate
 from patchloom.sim.interpret import stationary

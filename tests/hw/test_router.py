@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In
 
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import Config
@@ -32,21 +31,22 @@ class Routing(wiring.Component):
 
     def __init__(self, config: Config):
         self.router, self.queues = Router(config), Queues(config)
-        names = ["expert", "source_row", "source_entry", "target_row", "target_entry", "lengths"]
-        ports = {name: self.queues.signature.members[name] for name in names}
-        ports |= {name: member for name, member in self.router.signature.members.items() if not name.startswith("push")}
-        super().__init__(ports)
+        self.inner = dict.fromkeys(("expert", "source", "target", "lengths"), self.queues)
+        self.inner |= dict.fromkeys(("order", "read"), self.router)
+        super().__init__({name: unit.signature.members[name] for name, unit in self.inner.items()})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.router, m.submodules.queues = self.router, self.queues
-        for name, member in self.signature.members.items():
-            inner = getattr(self.router if hasattr(self.router, name) else self.queues, name)
-            outer = getattr(self, name)
-            m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
-        m.d.comb += self.queues.clear.eq(self.start)
-        for name in ("push", "push_expert", "push_entry"):
-            m.d.comb += getattr(self.queues, name).eq(getattr(self.router, name))
+        for name in ("order", "source", "target"):
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.inner[name], name))
+        wiring.connect(m, self.router.read, wiring.flipped(self.read))
+        wiring.connect(m, self.router.push, self.queues.push)
+        m.d.comb += [
+            self.queues.clear.eq(self.order.start),
+            self.queues.expert.eq(self.expert),
+            self.lengths.eq(self.queues.lengths),
+        ]
         return m
 
 

@@ -66,15 +66,15 @@ class Case:
 
 def rtl(case: Case) -> dict[str, list[int]]:
     inputs = {
-        "write": [int(enable != 0) for _, enable, _ in case.writes],
-        "write_address": [address for address, _, _ in case.writes],
-        "write_enable": [enable for _, enable, _ in case.writes],
-        "write_data": [sum(w << (case.chunk * i) for i, w in enumerate(words)) for _, _, words in case.writes],
+        "write.valid": [int(enable != 0) for _, enable, _ in case.writes],
+        "write.address": [address for address, _, _ in case.writes],
+        "write.enable": [enable for _, enable, _ in case.writes],
+        "write.data": [sum(w << (case.chunk * i) for i, w in enumerate(words)) for _, _, words in case.writes],
     }
-    inputs |= {f"{name}_address": [read[name] for read in case.reads] for name in case.readers}
-    outputs = [f"{name}_data" for name in case.readers]
+    inputs |= {f"{name}.address": [read[name] for read in case.reads] for name in case.readers}
+    outputs = [f"{name}.data" for name in case.readers]
     seen = drive(Scratchpad(case.config), inputs, outputs, len(case.writes) + READ)
-    return {name: case.asked(name, seen[f"{name}_data"][READ:]) for name in case.readers}
+    return {name: case.asked(name, seen[f"{name}.data"][READ:]) for name in case.readers}
 
 
 def reference(case: Case) -> dict[str, list[int]]:

@@ -42,10 +42,10 @@ class Copier(wiring.Component):
         m.d.comb += [
             self.irq.eq(registers.irq),
             reader.request.valid.eq(registers.start),
-            reader.request.p.address.eq(registers.input_base),
+            reader.request.p.address.eq(registers.bases.input),
             reader.request.p.beats.eq(registers.watchdog_limit),
             writer.request.valid.eq(registers.start),
-            writer.request.p.address.eq(registers.output_base),
+            writer.request.p.address.eq(registers.bases.output),
             writer.request.p.beats.eq(registers.watchdog_limit),
             reader.flush.eq(registers.soft_reset),
             writer.flush.eq(registers.soft_reset),

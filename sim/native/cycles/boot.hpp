@@ -1,4 +1,4 @@
-// hw.sequencer: the commands, from memory to the store
+// hw.boot.Boot
 #pragma once
 
 #include "parts.hpp"

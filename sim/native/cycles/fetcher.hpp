@@ -1,4 +1,4 @@
-// hw.sequencer: asks memory for what commands stream
+// hw.fetcher.Fetcher
 #pragma once
 
 #include "walker.hpp"

@@ -1,4 +1,4 @@
-// hw.sequencer: runs the datapath, the router and the storer
+// hw.issuer.Issuer
 #pragma once
 
 #include "parts.hpp"

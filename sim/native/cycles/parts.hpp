@@ -26,7 +26,7 @@ struct Buffer {
     }
 };
 
-// hw.loader.Gearbox: its signals follow from those at its inputs.
+// hw.gearbox.Gearbox: its signals follow from those at its inputs.
 struct Gearbox {
     bool narrow = true;  // items no wider than beats
     Count ratio = 1, position = 0;

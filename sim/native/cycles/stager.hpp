@@ -1,4 +1,4 @@
-// hw.sequencer: keeps the loader busy
+// hw.stager.Stager
 #pragma once
 
 #include "walker.hpp"

@@ -1,0 +1,124 @@
+"""What a task begins with: its commands, from memory to the store."""
+
+from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from patchloom.compiler.machine.commands import COMMAND_BITS, COMMAND_BYTES, Kind
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.hw.axi import ADDRESS_WIDTH
+from patchloom.hw.bundles import CommandWrite, Failure, Request
+from patchloom.hw.command import CommandLayout
+from patchloom.hw.gearbox import Gearbox
+from patchloom.hw.pipeline import register
+
+
+def command_beats(config: Config) -> int:
+    """Bus beats of a command, at least one."""
+    return max(1, COMMAND_BITS // config.bus_width)
+
+
+class Boot(wiring.Component):
+    """`start` reads the first command of `task` and checks it, then reads all of them.
+
+    They are in the store, and what memory brings is `weights`, once `begun`; so it is until `done`. `busy` from the
+    cycle after `start` on. After a failure nothing happens until a reset.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "done": In(1),
+                "busy": Out(1),
+                "begun": Out(1),
+                "failure": Out(Failure()),
+                "task": In(8),
+                "program_base": In(ADDRESS_WIDTH),
+                "request": Out(stream.Signature(Request)),
+                "read_data": In(stream.Signature(config.word_width)),
+                "weights": Out(stream.Signature(config.word_width)),
+                "write": Out(CommandWrite(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        whole = config.word_commands  # commands that are read at once
+        m.submodules.box = box = Gearbox(config.word_width, COMMAND_BITS)
+        command = data.View(CommandLayout, box.items.payload[: CommandLayout.size])
+        left, index = Signal(16), Signal(range(config.command_depth))
+        base = register(
+            m, (self.program_base + self.task * (config.command_depth * COMMAND_BYTES))[:ADDRESS_WIDTH], name="base"
+        )
+        booting = Signal()
+        m.d.comb += [
+            box.beats.payload.eq(self.read_data.payload),
+            booting.eq(1),
+            self.busy.eq(1),
+            self.request.payload.address.eq(base),
+            self.write.command.eq(command),
+            self.write.index.eq(index),
+        ]
+
+        def ask(beats: Value | int) -> None:
+            m.d.comb += [self.request.valid.eq(1), self.request.payload.beats.eq(beats)]
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.busy.eq(0)
+                with m.If(self.start):
+                    m.next = "FIRST"
+            with m.State("FIRST"):
+                ask(whole * command_beats(config))
+                with m.If(self.request.ready):
+                    m.next = "CHECK"
+            with m.State("CHECK"):
+                m.d.comb += box.beats.valid.eq(self.read_data.valid)
+                m.d.sync += [left.eq(command.rows), index.eq(0)]
+                with m.If(box.items.valid):
+                    m.d.comb += box.items.ready.eq(1)
+                    m.next = "REST"
+                    self._check(m, command)
+            with m.State("REST"):
+                m.d.comb += box.clear.eq(1)
+                ask((left + whole - 1) // whole * (whole * command_beats(config)))
+                with m.If(self.request.ready):
+                    m.next = "STORE"
+            with m.State("STORE"):
+                m.d.comb += [box.beats.valid.eq(self.read_data.valid), box.items.ready.eq(1)]
+                with m.If(box.items.valid):
+                    m.d.comb += self.write.valid.eq(1)
+                    m.d.sync += [left.eq(left - 1), index.eq(index + 1)]
+                    with m.If(left == 1):
+                        m.next = "CLEAR"
+            with m.State("CLEAR"):
+                m.d.comb += box.clear.eq(1)
+                m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += [booting.eq(0), self.begun.eq(1)]
+                with m.If(self.done):
+                    m.next = "IDLE"
+            with m.State("STOPPED"):
+                m.d.comb += self.busy.eq(0)
+
+        m.d.comb += [
+            self.weights.payload.eq(self.read_data.payload),
+            self.weights.valid.eq(self.read_data.valid & ~booting),
+            self.read_data.ready.eq(Mux(booting, box.beats.ready, self.weights.ready)),
+        ]
+        return m
+
+    def _check(self, m: Module, command: data.View) -> None:
+        """From inside a state: the first command must begin a program for this Config."""
+        depth, failure = self.config.command_depth, self.failure
+        with m.If((command.kind != Kind.BEGIN) | (command.rows < 2) | (command.rows > depth)):
+            m.d.comb += [failure.valid.eq(1), failure.code.eq(ErrorCode.BAD_COMMAND), failure.detail.eq(command.kind)]
+            m.next = "STOPPED"
+        with m.Elif(command.epsilon != self.config.fingerprint):
+            m.d.comb += [failure.valid.eq(1), failure.code.eq(ErrorCode.WRONG_CONFIG)]
+            m.d.comb += failure.detail.eq(command.epsilon[:32])
+            m.next = "STOPPED"
