@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
-from patchloom.compiler.machine.fixed import EXP_ONE, Ints, operand_limits
+from patchloom.compiler.machine.fixed import EXP_ONE, MEAN_GUARD, Ints, operand_limits, shift_round
 
 
 def streamed(width: int) -> int:
@@ -46,6 +46,15 @@ def sums_on_chip(largest: int, depth: int, width: int) -> int:
 
 def row_sum(largest: int, depth: int) -> int:
     return depth * largest
+
+
+# Of a row, in units of half an element: an element less its mean then has `ELEMENT_WIDTH + MEAN_GUARD + 1` bits.
+LARGEST_MEAN = (1 << (ELEMENT_WIDTH - 1 + MEAN_GUARD)) + 1
+
+
+def mean(features: int, multiplier: int, shift: int) -> int:
+    """Magnitude of a row's mean, from the largest sum that so many elements can have."""
+    return int(shift_round(np.array((features << (ELEMENT_WIDTH - 1)) * multiplier), shift))
 
 
 def signed_bits(magnitude: int) -> int:

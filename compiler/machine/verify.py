@@ -5,9 +5,10 @@ maxima, queues); every rule is a condition and the text that says how it is brok
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine import bounds
@@ -25,7 +26,14 @@ from patchloom.compiler.machine.commands import (
 )
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.encoding import Bits
-from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, SCORE_FRACTION, SHIFT_WIDTH, SUM_WIDTH, Ints
+from patchloom.compiler.machine.fixed import (
+    MAX_SHIFT,
+    NORMALISED_FEATURES,
+    SCORE_FRACTION,
+    SHIFT_WIDTH,
+    SUM_WIDTH,
+    Ints,
+)
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import NAME_RULE, Port, Program, ProgramError, Task, is_name
 
@@ -95,22 +103,51 @@ def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
     yield inside, f"must have an index of {low} to {high - 1}"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A tensor's rows in the scratchpad, in half chunks: the piece that a packed tensor is written in."""
+
+    name: str
+    first: int
+    rows: int
+    pitch: int
+    pieces: int
+
+    @property
+    def last(self) -> int:
+        return self.first + (self.rows - 1) * self.pitch + self.pieces - 1
+
+    def of(self, marks: Bools) -> Bools:
+        """The tensor's [rows, pieces] of a mark per half chunk."""
+        return as_strided(marks[self.first :], (self.rows, self.pieces), (self.pitch, 1))
+
+    def chunk(self, marks: Bools) -> int:
+        """The first one with a mark."""
+        row = int(marks.any(axis=1).argmax())
+        return (self.first + row * self.pitch + int(marks[row].argmax())) // 2
+
+    @property
+    def whole(self) -> "_Place":
+        """With the other halves of its chunks."""
+        return replace(self, pieces=self.pieces + self.pieces % 2)
+
+
 @dataclass
 class _Walk:
     """What the commands so far have left behind."""
 
     program: Program
     task: Task
-    written: Bools = field(init=False)  # half chunks, the piece that a packed tensor is written in
-    gathered: Bools = field(init=False)  # statistics rows
-    maxima: int = 0  # rows
+    written: Bools = field(init=False)  # half chunks
+    gathered: Ints = field(init=False)  # of each statistics row: how many columns it is of
+    maxima: Command | None = None  # whose output's rows have known maxima
     experts: int = 0
     tokens: int = 0
 
     def __post_init__(self) -> None:
         self.config = self.program.config
         self.written = np.zeros(2 * self.config.scratchpad_chunks, np.bool_)
-        self.gathered = np.zeros(self.config.statistics_rows, np.bool_)
+        self.gathered = np.zeros(self.config.statistics_rows, np.int64)
 
     def problems(self) -> list[str]:
         """The first one: later commands, and later rules of that one, build on what holds."""
@@ -121,21 +158,30 @@ class _Walk:
                 return [f"task '{self.task.name}': command {position}, {command.kind.name}{note}: {broken}"]
         return []
 
-    def halves(self, c: Command, name: str, rows: int, columns: int) -> Ints:
-        """Half chunks of a tensor."""
-        address, stride = getattr(c, f"{name}_address"), getattr(c, f"{name}_stride")
-        pieces = -(-columns // self.config.lanes) * (1 if getattr(c, f"{name}_packed", 0) else 2)
-        at: Ints = 2 * (address + np.arange(rows)[:, None] * stride) + np.arange(pieces)
-        return at.reshape(-1)
+    def place(self, c: Command, name: str, rows: int, columns: int) -> _Place:
+        packed = getattr(c, f"{name}_packed", 0)
+        pieces = -(-columns // self.config.lanes) * (1 if packed else 2)
+        return _Place(name, 2 * getattr(c, f"{name}_address"), rows, 2 * getattr(c, f"{name}_stride"), pieces)
 
-    def inside(self, name: str, at: Ints) -> tuple[bool, str]:
-        last, size = int(at.max()) // 2, self.config.scratchpad_chunks
-        return last < size, f"{name} reaches chunk {last} of a scratchpad of {size}"
+    def inside(self, at: _Place) -> tuple[bool, str]:
+        last, size = at.last // 2, self.config.scratchpad_chunks
+        return last < size, f"{at.name} reaches chunk {last} of a scratchpad of {size}"
 
-    def readable(self, name: str, at: Ints) -> Rules:
-        yield self.inside(name, at)
-        missing = at[~self.written[at]]
-        yield not missing.size, f"{name} reads chunk {missing[:1].sum() // 2} that nothing has written"
+    def readable(self, at: _Place) -> Rules:
+        yield self.inside(at)
+        here = at.of(self.written)
+        if not here.all():
+            yield False, f"{at.name} reads chunk {at.chunk(~here)} that nothing has written"
+
+    def overwrite(self, at: _Place) -> None:
+        """Maxima are of what was there."""
+        if self.maxima is not None:
+            marks = np.zeros_like(self.written)
+            at.of(marks)[:] = True
+            scores = self.place(self.maxima, "o", self.maxima.rows, self.maxima.columns)
+            if scores.whole.of(marks).any():
+                self.maxima = None
+        at.of(self.written)[:] = True
 
     def statistics(self, first: int, rows: int) -> tuple[bool, str]:
         size = self.config.statistics_rows
@@ -159,12 +205,13 @@ def _transfer(w: _Walk, c: Command) -> Rules:
     words = not load or c.dma_beats % config.word_beats == 0
     yield words, f"{c.dma_beats} beats are not whole words of {config.word_beats}"
     yield end <= limits[c.dma_space], f"ends at byte {end} of {limits[c.dma_space]} of {c.dma_space.name}"
-    at = 2 * c.a_address + np.arange(2 * c.rows)
-    yield w.inside("a", at)
+    at = _Place("a", 2 * c.a_address, 1, 0, 2 * c.rows)
+    yield w.inside(at)
     if load:
-        w.written[at] = True
-    else:  # the padding of the last beat may be anything
-        yield bool(w.written[at[0]]), f"a reads chunk {c.a_address} that nothing has written"
+        w.overwrite(at)
+    else:  # the padding of the last word may be anything
+        padding = max(config.word_width // (ELEMENT_WIDTH * config.lanes) - 1, 0)
+        yield from w.readable(replace(at, pieces=max(2, at.pieces - 2 * padding)))
 
 
 def _route(w: _Walk, c: Command) -> Rules:
@@ -175,7 +222,7 @@ def _route(w: _Walk, c: Command) -> Rules:
     yield 1 <= c.top_k <= most, f"top_k must be 1 to {most}, not {c.top_k}"
     yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
     yield not c.a_packed, "must not read packed logits"
-    yield from w.readable("a", w.halves(c, "a", c.rows, c.columns))
+    yield from w.readable(w.place(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
 
 
@@ -187,7 +234,7 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     yield from _queue(w, c)
     yield from _stationary(w, c)
     yield from _prologue(w, c)
-    yield from w.readable("a", w.halves(c, "a", c.rows, c.depth))
+    yield from w.readable(w.place(c, "a", c.rows, c.depth))
     yield from _output(w, c)
     yield from _accumulator(w, c)
 
@@ -220,60 +267,87 @@ def _stationary(w: _Walk, c: Command) -> Rules:
     yield not c.expected, "expects weights that do not come from memory"
     yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
     if c.b_source == Stationary.COLUMNS:
-        yield from w.readable("b", w.halves(c, "b", c.columns, c.depth))
+        yield from w.readable(w.place(c, "b", c.columns, c.depth))
     else:
-        yield from w.readable("b", w.halves(c, "b", c.depth, c.columns))
+        yield from w.readable(w.place(c, "b", c.depth, c.columns))
 
 
 def _prologue(w: _Walk, c: Command) -> Rules:
     if c.prologue == Prologue.NORMALISE:
-        rows = w.tokens if c.queue == Queue.GATHER else c.rows
-        yield w.statistics(c.a_statistics, rows)
-        known = bool(w.gathered[c.a_statistics : c.a_statistics + rows].all())
-        yield known, f"normalises rows whose statistics from {c.a_statistics} nothing has gathered"
-        yield c.epsilon > 0, "normalises with no epsilon"
-        yield c.depth <= NORMALISED_FEATURES, f"normalises {c.depth} features, at most {NORMALISED_FEATURES} can be"
-        least = c.norm_shift + bounds.least_root_exponent(c.epsilon)
-        yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
+        yield from _normalise(w, c)
     if c.prologue == Prologue.EXP:
-        yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
-        yield w.maxima >= c.rows, f"takes exponentials of {c.rows} rows, the maxima of {w.maxima} are known"
-        total = bounds.row_sum(_largest(c), c.depth)
-        yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
+        yield from _exponentials(w, c)
     yield c.row_scale != RowScale.SOFTMAX or c.prologue == Prologue.EXP, "divides by the sum of no exponentials"
+
+
+def _normalise(w: _Walk, c: Command) -> Rules:
+    rows = w.tokens if c.queue == Queue.GATHER else c.rows
+    yield w.statistics(c.a_statistics, rows)
+    known = bool((w.gathered[c.a_statistics : c.a_statistics + rows] == c.depth).all())
+    yield known, f"normalises rows whose statistics from {c.a_statistics} are not known to be of {c.depth} columns"
+    yield c.epsilon > 0, "normalises with no epsilon"
+    yield c.depth <= NORMALISED_FEATURES, f"normalises {c.depth} features, at most {NORMALISED_FEATURES} can be"
+    least = c.norm_shift + bounds.least_root_exponent(c.epsilon)
+    yield least >= 0, f"norm_shift {c.norm_shift} would shift left by {-least} for a row of no variance"
+    yield c.mean_shift <= MAX_SHIFT, f"mean_shift must be at most {MAX_SHIFT}, not {c.mean_shift}"
+    mean = bounds.mean(c.depth, c.mean_multiplier, c.mean_shift)
+    yield mean <= bounds.LARGEST_MEAN, f"a row's mean may reach {mean}, at most {bounds.LARGEST_MEAN} can be"
+
+
+def _exponentials(w: _Walk, c: Command) -> Rules:
+    yield not c.queue, "takes exponentials of the rows of a queue"
+    yield not c.a_packed, "takes exponentials of packed scores"
+    yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
+    scores = w.maxima
+    gathered = scores is not None and (scores.o_address, scores.o_stride) == (c.a_address, c.a_stride)
+    enough = scores is not None and c.rows <= scores.rows and c.depth <= scores.columns
+    yield gathered and enough, f"takes exponentials of {c.rows} x {c.depth} scores whose rows' maxima are not known"
+    total = bounds.row_sum(_largest(c), c.depth)
+    yield total < 1 << SUM_WIDTH, f"its row sum needs {total.bit_length()} bits, not {SUM_WIDTH}"
 
 
 def _output(w: _Walk, c: Command) -> Rules:
     chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
     yield not (c.o_packed and c.o_wide), "packs an output of 16 bits"
     yield not (c.o_packed and chained), "chains a residual in a packed output"
-    out = w.halves(c, "o", c.rows, c.columns)
-    others = {"a": w.halves(c, "a", c.rows, c.depth)}
-    if c.b_source == Stationary.COLUMNS:
-        others["b"] = w.halves(c, "b", c.columns, c.depth)
-    elif c.b_source == Stationary.ROWS:
-        others["b"] = w.halves(c, "b", c.depth, c.columns)
+    out, others = w.place(c, "o", c.rows, c.columns), list(_operands(w, c))
     if c.residual in (Residual.ADD, Residual.CHAIN):
-        others["r"] = w.halves(c, "r", c.rows, c.columns)
-        yield from w.readable("r", others["r"])
-    yield w.inside("o", out)
-    yield len(np.unique(out)) == out.size, f"its output's rows overlap: stride {c.o_stride}"
-    ours = np.zeros(w.config.scratchpad_chunks, np.bool_)
-    ours[out // 2] = True
-    if _in_place(c):
-        others.pop("r")
-    for name, at in others.items():
-        both = at[ours[at // 2]]
-        yield not both.size, f"writes chunk {both[:1].sum() // 2} that it reads as {name}"
-    w.written[out] = True
+        added = w.place(c, "r", c.rows, c.columns)
+        yield from w.readable(added)
+        if not _in_place(c):
+            others.append(added)
+    yield w.inside(out)
+    yield c.rows == 1 or out.pitch >= out.pieces, f"its output's rows overlap: stride {c.o_stride}"
+    ours = np.zeros_like(w.written)
+    out.whole.of(ours)[:] = True
+    for other in others:
+        both = other.of(ours)
+        if both.any():
+            yield False, f"writes chunk {other.chunk(both)} that it reads as {other.name}"
+    w.overwrite(out)
+    yield from _row_results(w, c)
+
+
+def _operands(w: _Walk, c: Command) -> Iterator[_Place]:
+    yield w.place(c, "a", c.rows, c.depth)
+    if c.b_source == Stationary.COLUMNS:
+        yield w.place(c, "b", c.columns, c.depth)
+    elif c.b_source == Stationary.ROWS:
+        yield w.place(c, "b", c.depth, c.columns)
+
+
+def _row_results(w: _Walk, c: Command) -> Rules:
+    """What is gathered of the output's rows."""
     if c.statistics:
         yield c.columns <= NORMALISED_FEATURES, f"gathers {c.columns} columns, at most {NORMALISED_FEATURES} can be"
         yield w.statistics(c.o_statistics, c.rows)
-        w.gathered[c.o_statistics : c.o_statistics + c.rows] = True
+        w.gathered[c.o_statistics : c.o_statistics + c.rows] = c.columns
         apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
         yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
     if c.row_maximum:
-        w.maxima = c.rows
+        yield not c.queue, "gathers maxima of the rows of a queue"
+        yield not c.o_packed, "gathers maxima of a packed output"
+        w.maxima = c
 
 
 def _in_place(c: Command) -> bool:

@@ -397,13 +397,21 @@ RULES = {
         "expects weights that do not come from memory",
     ),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
-    "exp early": (is_matmul, {"prologue": Prologue.EXP}, "takes exponentials of 20 rows, the maxima of 0 are known"),
+    "exp early": (
+        is_matmul, {"prologue": Prologue.EXP}, "takes exponentials of 20 x 24 scores whose rows' maxima are not known"
+    ),
     "softmax of none": (is_matmul, {"row_scale": RowScale.SOFTMAX}, "divides by the sum of no exponentials"),
-    "statistics": (lambda c: c.prologue == 1, {"a_statistics": 400}, "statistics from 400 nothing has gathered"),
+    "statistics": (
+        lambda c: c.prologue == 1, {"a_statistics": 400}, "statistics from 400 are not known to be of 32 columns"
+    ),
     "statistics beyond": (lambda c: c.prologue == 1, {"a_statistics": 500}, "statistics reach row 519 of 512"),
     "gathered beyond": (lambda c: c.statistics == 1, {"o_statistics": 500}, "statistics reach row 519 of 512"),
     "gathered over": (
         lambda c: c.statistics == 1, {"prologue": Prologue.NONE, "o_statistics": 510}, "statistics reach row 529 of 512"
+    ),
+    "mean shift": (lambda c: c.prologue == 1, {"mean_shift": 63}, "mean_shift must be at most 62, not 63"),
+    "mean": (
+        lambda c: c.prologue == 1, {"mean_multiplier": 65535, "mean_shift": 9}, "a row's mean may reach .*, at most 655.."
     ),
     "epsilon": (lambda c: c.prologue == 1, {"epsilon": 0}, "normalises with no epsilon"),
     "norm_shift": (lambda c: c.prologue == 1, {"norm_shift": -20}, "norm_shift -20 would shift left by"),
