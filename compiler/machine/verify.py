@@ -4,8 +4,10 @@ The commands of each task are walked in order with what they leave behind (chunk
 maxima, queues); every rule is a condition and the text that says how it is broken.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -38,6 +40,7 @@ from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import NAME_RULE, Port, Program, ProgramError, Task, is_name
 
 Bools = NDArray[np.bool_]
+Marks = TypeVar("Marks", bound=NDArray[Any])
 Rules = Iterator[tuple[bool, str]]  # (holds, what is wrong if it does not)
 
 
@@ -117,9 +120,12 @@ class _Place:
     def last(self) -> int:
         return self.first + (self.rows - 1) * self.pitch + self.pieces - 1
 
-    def of(self, marks: Bools) -> Bools:
+    def of(self, marks: Marks) -> Marks:
         """The tensor's [rows, pieces] of a mark per half chunk."""
-        return as_strided(marks[self.first :], (self.rows, self.pieces), (self.pitch, 1))
+        here: Any = as_strided(
+            marks[self.first :], (self.rows, self.pieces), (self.pitch * marks.itemsize, marks.itemsize)
+        )
+        return here  # type: ignore[no-any-return]
 
     def chunk(self, marks: Bools) -> int:
         """The first one with a mark."""
@@ -143,11 +149,15 @@ class _Walk:
     maxima: Command | None = None  # whose output's rows have known maxima
     experts: int = 0
     tokens: int = 0
+    queued: NDArray[np.int16] = field(init=False)  # half chunks: 1 + the expert whose tokens are gathered there
+    # Experts since the ROUTE, by what they did.
+    scattered: Counter[tuple[object, ...]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.config = self.program.config
         self.written = np.zeros(2 * self.config.scratchpad_chunks, np.bool_)
         self.gathered = np.zeros(self.config.statistics_rows, np.int64)
+        self.queued = np.zeros(len(self.written), np.int16)
 
     def problems(self) -> list[str]:
         """The first one: later commands, and later rules of that one, build on what holds."""
@@ -167,21 +177,30 @@ class _Walk:
         last, size = at.last // 2, self.config.scratchpad_chunks
         return last < size, f"{at.name} reaches chunk {last} of a scratchpad of {size}"
 
-    def readable(self, at: _Place) -> Rules:
+    def readable(self, at: _Place, expert: int | None = None) -> Rules:
         yield self.inside(at)
         here = at.of(self.written)
+        if expert is not None:
+            here = here | (at.of(self.queued) == expert + 1)
         if not here.all():
             yield False, f"{at.name} reads chunk {at.chunk(~here)} that nothing has written"
 
-    def overwrite(self, at: _Place) -> None:
-        """Maxima are of what was there."""
+    def overwrite(self, at: _Place, *, expert: int | None = None) -> None:
+        """Maxima are of what was there. An expert's tokens fill no more rows than it has."""
         if self.maxima is not None:
             marks = np.zeros_like(self.written)
             at.of(marks)[:] = True
             scores = self.place(self.maxima, "o", self.maxima.rows, self.maxima.columns)
             if scores.whole.of(marks).any():
                 self.maxima = None
-        at.of(self.written)[:] = True
+        if expert is None:
+            at.of(self.written)[:] = True
+        at.of(self.queued)[:] = 0 if expert is None else expert + 1
+
+    def count(self, what: tuple[object, ...]) -> int:
+        """Experts that have done it, this one included."""
+        self.scattered[what] += 1
+        return self.scattered[what]
 
     def statistics(self, first: int, rows: int) -> tuple[bool, str]:
         size = self.config.statistics_rows
@@ -224,6 +243,8 @@ def _route(w: _Walk, c: Command) -> Rules:
     yield not c.a_packed, "must not read packed logits"
     yield from w.readable(w.place(c, "a", c.rows, c.columns))
     w.experts, w.tokens = c.columns, c.rows
+    w.scattered.clear()
+    w.queued[:] = 0
 
 
 def _matmul(w: _Walk, c: Command) -> Rules:
@@ -234,7 +255,7 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     yield from _queue(w, c)
     yield from _stationary(w, c)
     yield from _prologue(w, c)
-    yield from w.readable(w.place(c, "a", c.rows, c.depth))
+    yield from w.readable(w.place(c, "a", c.rows, c.depth), c.expert if c.queue == Queue.SCATTER else None)
     yield from _output(w, c)
     yield from _accumulator(w, c)
 
@@ -324,8 +345,19 @@ def _output(w: _Walk, c: Command) -> Rules:
         both = other.of(ours)
         if both.any():
             yield False, f"writes chunk {other.chunk(both)} that it reads as {other.name}"
-    w.overwrite(out)
-    yield from _row_results(w, c)
+    if c.queue == Queue.SCATTER:
+        yield from _scatter(w, c, out)
+    else:
+        w.overwrite(out, expert=c.expert if c.queue else None)
+    yield from _row_results(w, c, out)
+
+
+def _scatter(w: _Walk, c: Command, out: _Place) -> Rules:
+    """A token's first expert is its lowest: whoever comes later finds what that one wrote."""
+    done = w.scattered["tokens", out]
+    yield c.expert == done, f"scatters the tokens of expert {c.expert} where those of expert {done} are to come next"
+    if w.count(("tokens", out)) == w.experts:  # every token has one
+        w.overwrite(out)
 
 
 def _operands(w: _Walk, c: Command) -> Iterator[_Place]:
@@ -336,12 +368,14 @@ def _operands(w: _Walk, c: Command) -> Iterator[_Place]:
         yield w.place(c, "b", c.depth, c.columns)
 
 
-def _row_results(w: _Walk, c: Command) -> Rules:
+def _row_results(w: _Walk, c: Command, out: _Place) -> Rules:
     """What is gathered of the output's rows."""
     if c.statistics:
+        yield c.queue != Queue.GATHER, "gathers statistics of the rows of a queue"
         yield c.columns <= NORMALISED_FEATURES, f"gathers {c.columns} columns, at most {NORMALISED_FEATURES} can be"
         yield w.statistics(c.o_statistics, c.rows)
-        w.gathered[c.o_statistics : c.o_statistics + c.rows] = c.columns
+        whole = c.queue != Queue.SCATTER or w.count(("statistics", c.o_statistics, out)) == w.experts
+        w.gathered[c.o_statistics : c.o_statistics + c.rows] = c.columns if whole else 0
         apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
         yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
     if c.row_maximum:

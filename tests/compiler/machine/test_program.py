@@ -411,7 +411,7 @@ RULES = {
     ),
     "mean shift": (lambda c: c.prologue == 1, {"mean_shift": 63}, "mean_shift must be at most 62, not 63"),
     "mean": (
-        lambda c: c.prologue == 1, {"mean_multiplier": 65535, "mean_shift": 9}, "a row's mean may reach .*, at most 655.."
+        lambda c: c.prologue == 1, {"mean_multiplier": 65535, "mean_shift": 9}, "a row's mean may reach .*, at most 65"
     ),
     "epsilon": (lambda c: c.prologue == 1, {"epsilon": 0}, "normalises with no epsilon"),
     "norm_shift": (lambda c: c.prologue == 1, {"norm_shift": -20}, "norm_shift -20 would shift left by"),
