@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from patchloom.compiler.frontend.capture import capture, input_names
+from patchloom.compiler.frontend.module import plain_module
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import Samples, Tell, as_floats, by_name
@@ -29,7 +31,7 @@ def preset_for(precision: Precision, name: str = "small") -> Config:
 
 
 def compile_module(
-    module: nn.Module,
+    module: nn.Module | ExportedProgram,
     example_inputs: Tensor | tuple[Any, ...],
     *,
     calibration: Any,
@@ -46,8 +48,9 @@ def compile_module(
     array, a tuple in forward's order, or a dictionary by the names of forward's parameters. `overrides` gives
     layers, by pattern of their name, another precision than `precision`.
     """
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module | ExportedProgram):
         raise InputError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+    module = plain_module(module)
     for name in tasks or ():
         if not isinstance(name, str) or not is_name(name):
             raise InputError(f"a task must have {NAME_RULE}, not {name!r}")

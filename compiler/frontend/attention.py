@@ -22,8 +22,12 @@ def attention(site: Site, a: Args) -> View:
         raise UnsupportedError(
             "has a mask, is causal or has dropout", "supported is attention of every token to every token"
         )
-    need = [part for part in (query, key, value) if not isinstance(part, View)]
-    if need or a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+    learned = [name for name in ("query", "key", "value") if not isinstance(a[name], View)]
+    if learned:
+        raise UnsupportedError(
+            f"has a learned {learned[0]}", "supported is attention whose queries, keys and values depend on the input"
+        )
+    if a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         raise UnsupportedError(
             "has keys or values of other heads than its queries", "give each head its own keys and values"
         )

@@ -9,8 +9,7 @@ import inspect
 import operator
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.module import ready_for_export
 from patchloom.compiler.frontend.origin import user_line
 from patchloom.compiler.frontend.recognise import recognise
 from patchloom.compiler.frontend.walk import Walk
@@ -98,22 +98,6 @@ def check_finite(module: nn.Module) -> None:
         raise CaptureError(f"{type(module).__name__}: parameters must be finite, these hold NaN or infinity:", bad)
 
 
-@contextmanager
-def ready_for_export(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and attention as the operations it consists of; restored whatever happens."""
-    training = {part: part.training for part in module.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        module.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for part, flag in training.items():
-            part.training = flag
-
-
 def export(module: nn.Module, inputs: tuple[Any, ...], mixtures: Sequence[Problem]) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
@@ -121,8 +105,9 @@ def export(module: nn.Module, inputs: tuple[Any, ...], mixtures: Sequence[Proble
             return without_mutation(torch.export.export(module, inputs, strict=False))
     except Exception as error:
         where = user_line(traceback.extract_tb(error.__traceback__))
-        text, hint = f"torch.export failed: {str(error).strip().splitlines()[0]}", ""
-        if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+        said = str(error).strip() or type(error).__name__
+        text, hint = f"torch.export failed: {said.splitlines()[0]}", ""
+        if "data-dependent" in said.lower() or "DataDependent" in type(error).__name__:
             text = "what it does here depends on values, but it must run the same operations for every input"
             if not mixtures:
                 hint = f"keep such decisions outside; if this routes tokens to experts, {HOW_TO_WRITE}"

@@ -85,24 +85,60 @@ def explain(block: Block, call: Call) -> Layer | Problem:
     if mixture_in(call.result, call.tensors[0], features) is None:
         text = f"must return {features} features for each of its tokens, as its experts do"
         return Problem(block.origin, text, HOW_TO_WRITE)
-    tokens, actual = _samples(block, call, features)
-    outputs = torch.stack([function(tokens) for function in block.functions], dim=1)  # [tokens, experts, features]
+    probes = _probes(block, call, features)
+    if isinstance(probes, Problem):
+        return probes
     candidates = [
         (gate, top_k, scoring)
         for top_k in range(1, len(block.experts) + 1)
         for gate in block.gates
         for scoring in get_args(Scoring)
     ]
-    errors = [_misfit(gate, top_k, scoring, tokens, outputs, actual) for gate, top_k, scoring in candidates]
+    usual = [probe for probe in probes if probe.usual]
+    errors = [max(probe.misfit(*candidate) for probe in usual) for candidate in candidates]
     least = min(errors)
-    if least <= TOLERANCE:
-        # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
-        equal = (i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
-        gate, top_k, scoring = candidates[next(equal)]
-        return _layer(block, gate, top_k, scoring)
-    gate, top_k, scoring = candidates[errors.index(least)]
-    best = (least, f"gate '{gate.name}', top_k={top_k}, {scoring}")
-    return Problem(block.origin, _diagnosis(block, best, outputs, actual), HOW_TO_WRITE)
+    if least > TOLERANCE:
+        gate, top_k, scoring = candidates[errors.index(least)]
+        best = (least, f"gate '{gate.name}', top_k={top_k}, {scoring}")
+        return Problem(block.origin, _diagnosis(block, best, usual), HOW_TO_WRITE)
+    # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
+    equal = (i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
+    found = candidates[next(equal)]
+    for probe in probes:
+        if (error := probe.misfit(*found)) > TOLERANCE:
+            return Problem(block.origin, _limited(probe, error), HOW_TO_WRITE)
+    return _layer(block, *found)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Tokens, what each expert makes of them, and the block's own answer."""
+
+    name: str
+    usual: bool  # like those of the model; the others look for limits
+    tokens: Tensor = field(repr=False)
+    outputs: Tensor = field(repr=False)  # [tokens, experts, features]
+    actual: Tensor = field(repr=False)
+
+    def misfit(self, gate: Gate, top_k: int, scoring: Scoring) -> float:
+        """Largest error relative to the largest output; tokens whose choice of experts is a tie do not count."""
+        logits = F.linear(self.tokens, gate.weight, gate.bias)
+        ranked, chosen = logits.sort(dim=1, descending=True)
+        scores = ranked[:, :top_k].softmax(1) if scoring == "softmax_of_selected" else ranked.softmax(1)[:, :top_k]
+        weights = torch.zeros_like(logits).scatter_(1, chosen[:, :top_k], scores)
+        largest = self.actual.abs().max().clamp_min(1e-12)
+        error = ((weights[:, None] @ self.outputs)[:, 0] - self.actual).abs().amax(1) / largest
+        if top_k < logits.shape[1]:
+            tie = ranked[:, top_k - 1] - ranked[:, top_k] <= 1e-5 * ranked.abs().max()
+            error = torch.where(tie, torch.zeros_like(error), error)
+        return float(error.max())
+
+
+def _limited(probe: Probe, error: float) -> str:
+    return (
+        f"on {probe.name} it does not compute what it does on usual tokens (error {error:.1g} of the largest output): "
+        "how many tokens an expert takes must have no limit, and no token may depend on another"
+    )
 
 
 def mixture_in(result: Any, x: Tensor, features: int) -> Tensor | None:
@@ -115,36 +151,51 @@ def mixture_in(result: Any, x: Tensor, features: int) -> Tensor | None:
     return None
 
 
-def _samples(block: Block, call: Call, features: int) -> tuple[Tensor, Tensor]:
-    """Tokens and the block's own answer to them: the model's, then random ones of the same spread."""
+def _probes(block: Block, call: Call, features: int) -> list[Probe] | Problem:
+    """The model's own tokens, random ones of the same spread, and such as no usual picture has."""
     [x] = call.tensors
+    probes = []
+    for name, usual, value in _inputs(block, x):
+        args, kwargs = tree_map_only(Tensor, _always(value), (call.args, call.kwargs))
+        try:
+            answer = mixture_in(block.module(*args, **kwargs), value, features)
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            if value.shape != x.shape:
+                continue  # it is made for one size
+            return Problem(block.origin, f"on {name} it fails: {type(error).__name__}: {error}", HOW_TO_WRITE)
+        if answer is None:
+            text = f"on {name} it must return {features} features for each of its tokens, as its experts do"
+            return Problem(block.origin, text, HOW_TO_WRITE)
+        tokens = value.reshape(-1, x.shape[-1])
+        outputs = torch.stack([function(tokens) for function in block.functions], dim=1)
+        probes.append(Probe(name, usual, tokens, outputs, answer.reshape(-1, features)))
+    return probes
+
+
+def _inputs(block: Block, x: Tensor) -> Iterator[tuple[str, bool, Tensor]]:
+    """(name, usual, tokens in the shape of x)."""
     random = torch.Generator().manual_seed(0)
     spread = x.std() + 1e-3
-    inputs = [x, *(torch.randn(x.shape, generator=random) * spread + x.mean() for _ in range(2))]
-    answers = []
-    for value in inputs:
-        args, kwargs = tree_map_only(Tensor, _always(value), (call.args, call.kwargs))
-        answer = mixture_in(block.module(*args, **kwargs), value, features)
-        assert answer is not None, "shapes do not depend on values here"
-        answers.append(answer.reshape(-1, features))
-    return torch.cat(inputs).reshape(-1, x.shape[-1]), torch.cat(answers)
+    yield "the model's own tokens", True, x
+    for number in (1, 2):
+        yield f"random tokens {number}", True, torch.randn(x.shape, generator=random) * spread + x.mean()
+    flat = x.reshape(-1, x.shape[-1])
+    if x.dim() > 2:
+        yield "a batch of eight", False, torch.cat([x.roll(shift, dims=1) for shift in range(8)])
+    yield "tokens in another order", False, flat[torch.randperm(len(flat), generator=random)].reshape(x.shape)
+    yield "tokens a thousand times smaller", False, x * 1e-3
+    yield "tokens a thousand times larger", False, x * 1e3
+    yield "tokens of zeros", False, torch.zeros_like(x)
+    yield "tokens that are all alike", False, flat[:1].expand_as(flat).reshape(x.shape)
+    for gate in block.gates:
+        for expert, row in enumerate(gate.weight.detach()):
+            towards = row / row.norm().clamp_min(1e-6) * spread * x.shape[-1] ** 0.5
+            near = torch.randn(flat.shape, generator=random) * spread * 0.01 + towards
+            yield f"tokens that all want expert {expert}", False, near.reshape(x.shape)
 
 
 def _always(value: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda _: value
-
-
-def _misfit(gate: Gate, top_k: int, scoring: Scoring, tokens: Tensor, outputs: Tensor, actual: Tensor) -> float:
-    """Largest error relative to the largest output; tokens whose choice of experts is a tie do not count."""
-    logits = F.linear(tokens, gate.weight, gate.bias)
-    ranked, chosen = logits.sort(dim=1, descending=True)
-    scores = ranked[:, :top_k].softmax(1) if scoring == "softmax_of_selected" else ranked.softmax(1)[:, :top_k]
-    weights = torch.zeros_like(logits).scatter_(1, chosen[:, :top_k], scores)
-    error = ((weights[:, None] @ outputs)[:, 0] - actual).abs().amax(1) / actual.abs().max().clamp_min(1e-12)
-    if top_k < logits.shape[1]:
-        tie = ranked[:, top_k - 1] - ranked[:, top_k] < 1e-5 * ranked.abs().max()
-        error = torch.where(tie, torch.zeros_like(error), error)
-    return float(error.max())
 
 
 def _layer(block: Block, gate: Gate, top_k: int, scoring: Scoring) -> Layer:
@@ -153,8 +204,9 @@ def _layer(block: Block, gate: Gate, top_k: int, scoring: Scoring) -> Layer:
     return Layer(block.origin, weight, float32(bias), block.experts, block.activation, top_k, scoring)
 
 
-def _diagnosis(block: Block, best: tuple[float, str], outputs: Tensor, actual: Tensor) -> str:
+def _diagnosis(block: Block, best: tuple[float, str], probes: Sequence[Probe]) -> str:
     """Which rule failed: is the output any mixture of the experts at all?"""
+    outputs, actual = (torch.cat([getattr(probe, name) for probe in probes]) for name in ("outputs", "actual"))
     fit = torch.linalg.lstsq(outputs.transpose(1, 2).double(), actual[..., None].double(), driver="gelsd")
     rest = (outputs.transpose(1, 2).double() @ fit.solution)[..., 0] - actual
     if float(rest.abs().max()) > TOLERANCE * float(actual.abs().max()):

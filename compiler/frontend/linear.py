@@ -74,7 +74,11 @@ def addmm(site: Site, a: Args) -> View:
     result = product(site, first, second)
     bias = a["self"]
     made = result.base
-    if isinstance(made, Linear) and isinstance(bias, Tensor) and bias.numel() == made.shape[1]:
+    if (
+        isinstance(made, Linear)
+        and isinstance(bias, Tensor)
+        and tuple(bias.shape[-1:]) == (bias.numel(),) == made.shape[1:]
+    ):
         return View(((_with_bias(made, bias), 1.0),), result.index)
     return summed(site, result, bias, 1.0, 1.0)
 

@@ -17,6 +17,8 @@ def layer_norm(site: Site, a: Args) -> View:
     if list(a["normalized_shape"]) != [features]:
         raise UnsupportedError(f"normalises over {a['normalized_shape']}", "normalise over the last dimension only")
     x, factor = without_factors(x)
+    if factor == 0:
+        raise UnsupportedError("normalises what was multiplied by zero", "such rows say nothing: leave the branch out")
     made = Normalise(
         origin=site.origin,
         x=x.reshape(-1, features),

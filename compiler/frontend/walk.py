@@ -71,7 +71,7 @@ class Walk:
         if node.op == "get_attr":
             return getattr(self.program.graph_module, str(target))
         if not any(isinstance(leaf, View) for leaf in leaves):
-            return target(*args, **kwargs)
+            return widened(target(*args, **kwargs))
         if target is operator.getitem:
             return args[0][args[1]]
         name = operation_name(target)
@@ -82,6 +82,12 @@ class Walk:
             shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def widened(value: Any) -> Any:
+    """What autocast computed in 16 bits is kept in 32."""
+    narrow = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if narrow else value
 
 
 def floats(result: Any, value: Any) -> Any:
