@@ -16,6 +16,7 @@ from patchloom.compiler.machine.frames import (
     task_of,
 )
 from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.verify import verify_once
 from patchloom.extras import needed_by
 from patchloom.host.session import Session
 from patchloom.sim.interpret import Observer, execute
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from patchloom.sim.cycles import Prediction
 
 Engine = Literal["interpreter", "hls", "rtl"]
+SETTINGS = {"latency", "jitter", "cycles_per_beat", "outstanding", "stalls", "seed", "memory_bytes", "trace", "top"}
 
 
 def run(
@@ -41,10 +43,25 @@ def run(
     `inputs` is one tensor or array, a tuple in the order of the task's inputs, or a dictionary by name.
     `observe` sees the interpreter's state after each command; `simulation` goes to the RTL's `SimulatedDevice`.
     """
+    verify_once(program)
+    _check_options(engine, observe, simulation)
     chosen = task_of(program, task)
     frames = input_frames(chosen, inputs)
     with _engine(program, chosen, engine, observe, simulation) as run_frame:
         return run_frames(chosen, *frames, run_frame, progress)
+
+
+def _check_options(engine: str, observe: Observer | None, simulation: dict[str, Any]) -> None:
+    if engine not in get_args(Engine):
+        raise InputError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
+    if observe and engine != "interpreter":
+        raise InputError(f"observe must be left out with engine '{engine}': only the interpreter shows its state")
+    if simulation and engine != "rtl":
+        raise InputError(f"{', '.join(simulation)} must be left out with engine '{engine}': only 'rtl' has a memory")
+    if unknown := sorted(simulation.keys() - SETTINGS):
+        raise InputError(
+            f"{', '.join(unknown)} must be among the settings of engine 'rtl': {', '.join(sorted(SETTINGS))}"
+        )
 
 
 @contextmanager
@@ -69,13 +86,11 @@ def _engine(
             return output, None, saturations
 
         yield run_native
-    elif engine == "rtl":
+    else:
         with needed_by("engine 'rtl'", "sim"):
             from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
         with SimulatedDevice(program.config, **simulation) as device, Session(device, program) as session:
             yield lambda region: session.frame(region, task.name)
-    else:
-        raise InputError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
 
 
 def predict(program: Program, inputs: Any, *, task: str | None = None, **memory: int) -> "Prediction":

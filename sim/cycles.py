@@ -50,7 +50,7 @@ from patchloom.hw.router import Router
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.storer import Storer
 from patchloom.sim import toolchain
-from patchloom.sim.device import NATIVE, SimulatedDevice
+from patchloom.sim.device import NATIVE, SimulatedDevice, check_memory
 from patchloom.sim.interpret import State, execute
 
 # What each unit waits for. What is left of its cycles it works.
@@ -251,6 +251,7 @@ def predict(
     gets its first token: `queue_lengths` says both, and the prediction is exact; plain lengths are taken to be
     spread evenly over the tokens. The program is one that `compiler.machine.verify` accepts.
     """
+    check_memory(latency=latency, cycles_per_beat=cycles_per_beat, outstanding=outstanding)
     chosen, config = program.task(task), program.config
     routes = [command for command in chosen.commands if command.kind == Kind.ROUTE]
     if [len(q.lengths if isinstance(q, Routed) else q) for q in queues] != [route.columns for route in routes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import REGISTERS
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import CapacityError, RegisterError
@@ -119,6 +120,20 @@ def _library(path: Path) -> ctypes.CDLL:
     return library
 
 
+LEAST = {"latency": 0, "jitter": 0, "cycles_per_beat": 1, "outstanding": 1}
+
+
+def check_memory(**settings: int) -> None:
+    """Raises `InputError` naming every setting that no memory can have."""
+    wrong = [
+        f"{name} must be a whole number from {LEAST[name]} to {2**31 - 1}, not {value!r}"
+        for name, value in settings.items()
+        if type(value) is not int or not LEAST[name] <= value < 1 << 31
+    ]
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
 def _default_top(config: Config) -> Any:
     from patchloom.hw.top import Top  # noqa: PLC0415 - only where no other machine is given
 
@@ -153,8 +168,9 @@ class SimulatedDevice(Device):
         memory_bytes: int = 1 << 32,
         trace: str | Path | None = None,
     ) -> None:
+        check_memory(latency=latency, jitter=jitter, cycles_per_beat=cycles_per_beat, outstanding=outstanding)
         if not 0 <= stalls <= 0.95:
-            raise ValueError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
+            raise InputError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
         self.config, self.base, self._size, self._free = config, BASE, memory_bytes, 0
         text = self._verilog(config, top)
         self.digest = digest(text)

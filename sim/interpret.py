@@ -4,12 +4,14 @@ First the pieces of the datapath, pure functions of a command's fields and array
 meets them; then ROUTE; then what a machine remembers, and how commands change it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
@@ -38,7 +40,7 @@ from patchloom.compiler.machine.fixed import (
     saturate,
     shift_round,
 )
-from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.program import Program, Task
 
 Bools = NDArray[np.bool_]
 Elements = NDArray[np.int16] | NDArray[np.int8]
@@ -331,8 +333,19 @@ def execute(
     output = np.zeros(chosen.output_bytes * 8 // ELEMENT_WIDTH, np.int16)
     image = np.frombuffer(program.image, "<i2")
     state = State(program.config, {Space.PROGRAM: image, Space.INPUT: inputs, Space.OUTPUT: output})
-    for position, command in enumerate(chosen.commands):
+    with _blas().limit(limits=1):
+        _run(state, program, chosen, observe)
+    return output, state.saturations
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """NumPy's threads, of which one is enough: the products are small, and many threads wait for each other."""
+    return ThreadpoolController()
+
+
+def _run(state: State, program: Program, task: Task, observe: Observer | None) -> None:
+    for position, command in enumerate(task.commands):
         COMMANDS[command.kind](state, program, command)
         if observe:
             observe(position, command, state)
-    return output, state.saturations

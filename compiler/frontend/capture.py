@@ -47,11 +47,17 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
         program = export(module, inputs, mixtures)
     walk = Walk(program, input_names(module, inputs), swap.layers)
     results, problems = rewrite(walk.results(task))
-    problems = [*walk.problems, *problems]
-    if problems:
+    problems = without_consequences([*walk.problems, *problems], mixtures)
+    if problems or mixtures:
         title = f"{type(module).__name__} cannot be compiled for task '{task}':"
         raise CaptureError(title, [*mixtures, *problems])
     return Lowering(pool).graph(task, results)
+
+
+def without_consequences(problems: Sequence[Problem], mixtures: Sequence[Problem]) -> list[Problem]:
+    """Those that are not the inside of a mixture that is told already."""
+    blocks = tuple(f"{mixture.origin.name}." for mixture in mixtures)
+    return [problem for problem in problems if not f"{problem.origin.name}.".startswith(blocks)]
 
 
 # --- Before export ---
@@ -109,8 +115,9 @@ def export(module: nn.Module, inputs: tuple[Any, ...], mixtures: Sequence[Proble
         text, hint = f"torch.export failed: {said.splitlines()[0]}", ""
         if "data-dependent" in said.lower() or "DataDependent" in type(error).__name__:
             text = "what it does here depends on values, but it must run the same operations for every input"
-            if not mixtures:
-                hint = f"keep such decisions outside; if this routes tokens to experts, {HOW_TO_WRITE}"
+            if mixtures:  # whose inside it is
+                raise CaptureError(f"{type(module).__name__} cannot be exported:", mixtures) from error
+            hint = f"keep such decisions outside; if this routes tokens to experts, {HOW_TO_WRITE}"
         problem = Problem(Origin(op="the code", where=where), text, hint)
         raise CaptureError(f"{type(module).__name__} cannot be exported:", [*mixtures, problem]) from error
 

@@ -19,7 +19,7 @@ from patchloom.compiler.frontend.origin import origin_of
 from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.primitive import Opaque, Source, View, whole
-from patchloom.compiler.problems import Problem, UnsupportedError
+from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
 
 
 @dataclass(eq=False)
@@ -39,11 +39,23 @@ class Walk:
         [output] = [node for node in self.program.graph.nodes if node.op == "output"]
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         returned = [node for node, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
-        for node in needed(self.program.graph, returned):
+        nodes = needed(self.program.graph, returned)
+        self._refuse_unknown_sizes(nodes)
+        for node in nodes:
             self.values[node] = self._value(node)
         structure = self.program.call_spec.out_spec
         named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
         return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}
+
+    def _refuse_unknown_sizes(self, nodes: Iterable[torch.fx.Node]) -> None:
+        """Of the first tensor that has one; all others follow from it."""
+        for node in nodes:
+            tensors = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+            if any(not isinstance(size, int) for tensor in tensors for size in tensor.shape):
+                origin = origin_of(node, operation_name(node.target), self.parameters)
+                text = "makes a tensor whose size depends on values, but sizes must be the same for every input"
+                problem = Problem(origin, text, "keep all tokens, and let weights of zero stand for those left out")
+                raise CaptureError("the model cannot be compiled:", [problem])
 
     def _result(self, node: torch.fx.Node) -> View:
         site = Site(origin_of(node, operation_name(node.target), {}), self.layers)

@@ -27,7 +27,7 @@ from patchloom.compiler.machine.commands import COMMAND_BYTES, Command, Kind
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import Buffer, Port, Program, ProgramError, Segment, Task
-from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.machine.verify import verify_once
 
 FORMAT, VERSION = "patchloom program", 2
 MANIFEST = "manifest.json"
@@ -214,7 +214,7 @@ def _program(document: Json, image: bytes, index: bytes, path: Path) -> Program:
 
 def _verified(program: Program, path: Path) -> Program:
     try:
-        verify(program)
+        verify_once(program)
     except ProgramError as error:
         raise ProgramError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
     return program

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -53,6 +54,16 @@ def verify(program: Program) -> None:
             problems += _Walk(program, task).problems()
     if problems:
         raise ProgramError("\n".join(problems))
+
+
+_VERIFIED: WeakSet[Program] = WeakSet()
+
+
+def verify_once(program: Program) -> None:
+    """As `verify`, at a Program's first time only."""
+    if program not in _VERIFIED:
+        verify(program)
+        _VERIFIED.add(program)
 
 
 def _image_rules(program: Program) -> Rules:

@@ -4,7 +4,7 @@ from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Command
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Buffer, Program, Segment, Task, command_table
-from patchloom.compiler.machine.verify import verify
+from patchloom.compiler.machine.verify import verify_once
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.schedule.buffers import aligned, allocate
 from patchloom.compiler.schedule.cuts import plan
@@ -25,7 +25,7 @@ def schedule(quantised: Quantised, config: Config) -> Program:
     tables = [Segment(f"commands of {task.name}", i * pitch, pitch) for i, task in enumerate(tasks)]
     segments = (*tables, *image.segments)
     program = Program(config, str(quantised.precision), tuple(tasks), data + b"".join(image.parts), segments)
-    verify(program)
+    verify_once(program)
     return program
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from patchloom.compiler.machine.errors import Error
+from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.quantise import Precision
 from patchloom.hls4ml.leaf import Leaf
 
@@ -33,7 +33,9 @@ def check(model: Any, library: ctypes.CDLL) -> None:
 
     Without a leaf in it nothing says which inputs to compare on, and nothing is compared.
     """
-    module = model.config.config["PytorchModel"]
+    module = model.config.config.get("PytorchModel")
+    if module is None:
+        raise InputError("backend Patchloom must be given a model from PyTorch, whose parts it compiles")
     leaves = [leaf for leaf in module.modules() if isinstance(leaf, Leaf)]
     if not leaves:
         return

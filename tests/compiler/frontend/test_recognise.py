@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.nodes import Moe
+from patchloom.compiler.problems import CaptureError
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded
 from tests.compiler.frontend.models import Experts
 
@@ -146,3 +148,28 @@ def test_mixture_called_once_per_task_with_keyword():
     gates = [[node.gate_weight for node in graph.nodes() if isinstance(node, Moe)] for graph in graphs]
     assert all(first is gates[0][0] for first, _ in gates)
     assert len({id(second) for _, second in gates}) == 3
+
+
+class Limited(Mixture):
+    """An expert takes no more than so many tokens of a batch."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.gate(x).reshape(-1, len(self.experts))
+        values, chosen = logits.topk(self.top_k)
+        scores = torch.zeros_like(logits).scatter(-1, chosen, values.softmax(-1))
+        scores = torch.where((scores > 0).cumsum(0) <= self.capacity, scores, torch.zeros_like(scores))
+        return torch.einsum("...e,...ed->...d", scores.reshape(*x.shape[:-1], -1), self.outputs(x))
+
+
+@pytest.mark.parametrize("capacity", [TOKENS // 2, TOKENS - 1, TOKENS])
+def test_a_limit_of_tokens_is_found_and_nothing_else_told(capacity: int):
+    """Even one that no picture alone reaches: the block is not the function of a token that it seems to be."""
+    module, x = as_block(Limited(capacity))
+    with pytest.raises(CaptureError) as refusal:
+        capture(module, (x,))
+    [problem] = refusal.value.problems
+    assert "Limited.forward" in problem

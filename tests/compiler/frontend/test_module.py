@@ -1,0 +1,135 @@
+"""The user's module: which are taken, and that each is afterwards as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import patchloom
+from patchloom.compiler.problems import CaptureError
+
+SAMPLES = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.gelu(self.a(x)))
+
+
+class Cached(Plain):
+    """Keeps in forward what it will want again, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[int, Tensor] = {}
+        self.seen: list[Tensor] = []
+        self.last = None
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filled", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if x.shape[1] not in self.cache:
+            self.cache[x.shape[1]] = torch.linspace(0, 1, x.shape[1])[:, None]
+        self.last, self.filled = x, self.cache[x.shape[1]] * 2
+        self.seen.append(x)
+        return super().forward(x + self.cache[x.shape[1]])
+
+
+class Autocast(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+def compiled(module):
+    return patchloom.compile(module, SAMPLES[:1], calibration=SAMPLES)
+
+
+def matches(program, module, atol=0.06) -> None:
+    with torch.no_grad():
+        expected = module(SAMPLES).float().numpy()
+    np.testing.assert_allclose(patchloom.run(program, SAMPLES).outputs["main"], expected, atol=atol)
+
+
+def test_export_leaves_everything_as_it_was():
+    module = Cached().train()
+    module.a.eval()
+    module.a.register_forward_hook(lambda *_: None)
+    before = {name: copy.copy(part.__dict__) for name, part in module.named_modules()}
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    program = compiled(module)
+    assert {name: part.__dict__.keys() for name, part in module.named_modules()} == {
+        name: attributes.keys() for name, attributes in before.items()
+    }
+    assert (module.cache, module.seen, module.last, module.filled, int(module.calls)) == ({}, [], None, None, 0)
+    assert module.training
+    assert not module.a.training
+    assert len(module.a._forward_hooks) == 1
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
+    matches(program, module.eval())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_modules_of_other_floats(dtype):
+    module = Plain().to(dtype)
+    program = compiled(module)
+    assert module.a.weight.dtype == dtype
+    matches(program, module.float())
+
+
+def test_autocast_is_computed_more_exactly():
+    module = Autocast()
+    matches(compiled(module), module, atol=0.1)
+
+
+def test_an_exported_program_and_its_module():
+    module = Plain().eval()
+    exported = torch.export.export(module, (SAMPLES[:1],))
+    matches(compiled(exported), module)
+    matches(compiled(exported.module()), module)
+
+
+@pytest.mark.parametrize("make", [lambda m: torch.jit.trace(m, SAMPLES[:1]), torch.jit.script], ids=["trace", "script"])
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_told(make):
+    with pytest.raises(CaptureError, match=r"must be the nn\.Module that the model was made from, not TorchScript"):
+        compiled(make(Plain().eval()))
+
+
+class Masked(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[x.sum(-1) > 0][None])
+
+
+class Nonzero(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, x[0, :, 0].nonzero()[:, 0]])
+
+
+@pytest.mark.parametrize("kind", [Masked, Nonzero])
+def test_sizes_that_depend_on_values_are_told(kind):
+    with pytest.raises(CaptureError, match="size depends on values"):
+        compiled(kind())
+
+
+class Unsupported(Plain):
+    """Of every rank, and more behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sinh(x.reshape(1, 5, 4, 4)).permute(0, 2, 1, 3).flatten(1)[:, None].expand(-1, 5, -1)
+        return super().forward(torch.cosh(y)[..., :16])
+
+
+def test_the_first_cause_is_told_and_nothing_that_follows():
+    with pytest.raises(CaptureError) as refusal:
+        compiled(Unsupported())
+    assert "aten.sinh" in str(refusal.value)
+    assert len(refusal.value.problems) <= 2, refusal.value
