@@ -2,7 +2,10 @@
 
 import os
 import sys
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +19,7 @@ from rich.text import Text
 from patchloom import __version__, running
 from patchloom.arrays import read_arrays
 from patchloom.compiler.machine.errors import Error, InputError
-from patchloom.compiler.machine.frames import Result, input_frames, input_region, task_of
+from patchloom.compiler.machine.frames import ClippedWarning, Result, input_frames, input_region, task_of
 from patchloom.compiler.machine.program import Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
@@ -74,19 +77,30 @@ def run(
         running.Engine,
         typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
     ] = "interpreter",
+    strict: Annotated[bool, typer.Option("--strict", help="Inputs that do not fit are an error.")] = False,
 ) -> None:
     """Run a Program on inputs from a file."""
     if output.suffix != ".npz":
         raise InputError(f"--output must end in .npz, not '{output.name}'")
     loaded = load(program)
     inputs = inputs_for(task_of(loaded, task), input_)
-    with progress_bar() as tell:
+    with progress_bar() as tell, warnings_told(strict=strict):
         result = running.run(loaded, inputs, task=task, engine=engine, progress=tell)
     raw = {f"raw/{name}": array for name, array in result.raw.items()}
     if clash := sorted(raw.keys() & result.outputs.keys()):
         raise InputError(f"{output} cannot hold {clash[0]!r} twice: as an output, and as the integers of one")
     write_arrays(output, result.outputs | raw)
     report(result, output)
+
+
+@contextmanager
+def warnings_told(*, strict: bool) -> Iterator[None]:
+    """Of inputs that are clipped: in one line, or as an error."""
+    with warnings.catch_warnings(record=not strict) as caught:
+        warnings.simplefilter("error" if strict else "always", ClippedWarning)
+        yield
+    for warning in caught or ():
+        err.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def inputs_for(task: Task, path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Frames: a user's arrays to the regions that a machine reads and writes, and back, whoever runs it."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,13 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.program import Port, Program, Task, from_region, to_region
 
 Samples = dict[str, NDArray[np.floating[Any]]]
 Elements = NDArray[np.int16]  # of an input or output region
 Frame = tuple[Elements, int | None, int]  # output region, cycles if they are counted, saturations
 Tell = Callable[[str, int, int], None]  # what, how many done, of how many
+
+
+CLIPPED_SHARE = 0.01  # of an input's values: more than that is no outlier
+
+
+class ClippedWarning(Error, UserWarning):
+    """An input is in another range than the program was calibrated for, and its values are clipped."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class Result:
 def run_frames(
     task: Task, samples: list[Samples], batched: bool, run: Callable[[Elements], Frame], progress: Tell | None = None
 ) -> Result:
-    """What `input_frames` gives, frame by frame; `run` takes an input region."""
+    """What `input_frames` gives, frame by frame; `run` takes an input region. May warn of a `ClippedWarning`."""
+    warn_of_clipping(task, samples)
     frames, clipped = [], 0
     for position, sample in enumerate(samples):
         region, lost = input_region(task, sample)
@@ -45,6 +54,22 @@ def run_frames(
         raw = {name: array[0] for name, array in raw.items()}
     values = {port.name: raw[port.name] * 2.0**-port.fraction for port in task.outputs}
     return Result(values, raw, None if None in cycles else cycles, sum(saturations), clipped)
+
+
+def warn_of_clipping(task: Task, samples: list[Samples]) -> None:
+    """Of inputs whose values do not fit, more than outliers."""
+    for port in task.inputs:
+        values = np.stack([sample[port.name] for sample in samples])
+        limit = 2.0 ** (port.width - 1 - port.fraction)
+        share = float(np.mean((values < -limit) | (values >= limit)))
+        if share > CLIPPED_SHARE:
+            warnings.warn(
+                f"input '{port.name}': {share:.0%} of its values do not fit and are clipped: they lie from "
+                f"{values.min():g} to {values.max():g}, the format that calibration chose reaches from {-limit:g} to "
+                f"{limit:g}",
+                ClippedWarning,
+                stacklevel=2,
+            )
 
 
 def task_of(program: Program, name: str | None) -> Task:

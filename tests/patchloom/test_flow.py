@@ -1,6 +1,9 @@
 """The front door: how inputs may be given, what comes back, and what is refused."""
 
 import copy
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 import patchloom
 from patchloom import cli
 from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.frames import ClippedWarning
 from patchloom.compiler.machine.program import ProgramError
 from patchloom.compiler.problems import CaptureError
 from patchloom.compiler.quantise import QuantiseError
@@ -229,3 +233,50 @@ def test_names_that_could_break_something_are_refused(name, samples):
     assert repr(name) in text
     text = message(InputError, patchloom.compile, Named(["y"]), (example, 0), calibration=samples, tasks=(name,))
     assert repr(name) in text
+
+
+# --- Inputs in another range ---
+
+
+def test_bytes_into_a_program_calibrated_on_less_are_a_warning(program, samples):
+    with pytest.warns(ClippedWarning, match=r"input 'x': \d+% of its values do not fit and are clipped: they lie from"):
+        patchloom.run(program, np.clip(samples * 60 + 128, 0, 255).astype(np.uint8))
+
+
+def test_outliers_are_none(program, samples):
+    outlier = samples.copy()
+    outlier[0, 0, 0] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert patchloom.run(program, outlier).clipped == 1
+
+
+@pytest.mark.parametrize(("strict", "code"), [([], 0), (["--strict"], 1)])
+def test_the_command_line_warns_or_refuses(strict, code, saved, samples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("bytes.npy", np.full(samples.shape, 255, np.uint8))
+    words = ["patchloom", "run", str(saved), "--input", "bytes.npy", "--output", "out.npz", *strict]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert "input 'x': 100% of its values do not fit" in capsys.readouterr().err
+    assert Path("out.npz").exists() == (code == 0)
+
+
+# --- Options that an engine has not ---
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"trace": "a.vcd"}, "trace must be left out with engine 'interpreter'"),
+        ({"engine": "hls", "latency": 3}, "latency must be left out with engine 'hls'"),
+        ({"engine": "hls", "observe": print}, "observe must be left out with engine 'hls'"),
+        ({"engine": "rtl", "latencies": 3}, "latencies must be among the settings of engine 'rtl'"),
+        ({"engine": "rtl", "latency": -1}, "latency must be a whole number from 0 to"),
+        ({"engine": "rtl", "cycles_per_beat": 0.5}, "cycles_per_beat must be a whole number from 1 to"),
+    ],
+)
+def test_options_that_mean_nothing_are_told(options, text, program, samples):
+    assert text in message(InputError, patchloom.run, program, samples, **options)
