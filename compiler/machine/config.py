@@ -14,6 +14,7 @@ from patchloom.compiler.machine.encoding import Bits
 from patchloom.compiler.machine.errors import Error
 
 ELEMENT_WIDTH = 16  # bits of one stored activation, whatever width it is used at
+WIDEST = 1024  # rows or columns of an array: more than any device has multipliers for
 # Epilogue parameters of one output channel, as they lie in memory. Of the shift SHIFT_WIDTH bits count.
 PARAMETER = {"bias": Bits(40, signed=True), "multiplier": FIELDS["multiplier"], "shift": Bits(8)}
 PARAMETER_BITS = sum(bits.width for bits in PARAMETER.values())
@@ -82,11 +83,11 @@ class Config:
         """What each field must be beside the others, and whether it is."""
         column = self.inputs * self.weight_width
         statistics, experts = (1 << FIELDS[name].width for name in ("a_statistics", "expert"))
-        whole_chunks = f"a multiple of lanes ({self.lanes})"
+        whole_chunks = f"a multiple of lanes ({self.lanes}), at most {WIDEST}"
         return [
             ("lanes", "a power of two, 4 to 64", self.lanes in (4, 8, 16, 32, 64)),
-            ("inputs", whole_chunks, self.inputs % self.lanes == 0),
-            ("outputs", whole_chunks, self.outputs % self.lanes == 0),
+            ("inputs", whole_chunks, self.inputs % self.lanes == 0 and self.inputs <= WIDEST),
+            ("outputs", whole_chunks, self.outputs % self.lanes == 0 and self.outputs <= WIDEST),
             ("weight_width", "8 or 16", self.weight_width in (8, 16)),
             ("activation_width", "8 or 16", self.activation_width in (8, 16)),
             (

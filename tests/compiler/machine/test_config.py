@@ -110,3 +110,13 @@ def test_derived_sizes():
     config = Config(inputs=32, outputs=16, lanes=8, bus_width=128)
     assert (config.input_chunks, config.output_chunks, config.banks) == (4, 2, 4)
     assert (config.beat_bytes, config.tile_beats, config.parameter_beats) == (16, 32, 8)
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_an_array_has_a_limit(name: str):
+    """What follows from a Config, e.g. by loading one from a file, takes memory in proportion."""
+    Config(**{name: 1024})
+    with pytest.raises(
+        ConfigError, match=rf"Config.{name} must be a multiple of lanes \(16\), at most 1024, not 65536"
+    ):
+        Config(**{name: 65536})
