@@ -1,17 +1,22 @@
-"""The canonical graph: what a model is once captured and rewritten, before numbers become integers.
+"""Nodes, and the canonical graph: what a model is once captured and rewritten, before numbers become integers.
 
-Every node yields one two-dimensional tensor, tokens x features, of one sample. Nodes are immutable, check
+A node reads other nodes through views. In a canonical graph every node is settled: its views are what the machine
+can read, and it yields one two-dimensional tensor, tokens x features, of one sample. Nodes are immutable, check
 themselves when built and derive their shape, so a graph never goes stale. Weights are float32 arrays in
 torch's layout, `[outputs, inputs]`. What kinds there are, `compiler.nodes` tells: nothing here knows one.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from patchloom.compiler.origin import NOWHERE, Origin
+from patchloom.compiler.view import View
 
 if TYPE_CHECKING:
     from patchloom.compiler.quantise.driver import Quantising
@@ -24,25 +29,30 @@ Heads = tuple["Node", tuple[int, ...], int]  # a tensor, the first column of eac
 Observe = Callable[["Node", str, np.ndarray[Any, Any]], None]
 
 
+def float32(value: ArrayLike) -> Floats:
+    return np.ascontiguousarray(value, dtype=np.float32)
+
+
 class GraphError(ValueError):
     """A node whose parts do not fit together: the message names the node, the rule and the value."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node(ABC):
-    """One operation on tensors. `name` is the path of the torch module, `source` the user's file:line.
+    """One operation on tensors. `name` is unique in a graph: an input's or an output's own, else after `origin`.
 
     What a kind of node does not say of itself is as here: no operand, nothing to multiply, no demands.
     """
 
     is_layer: ClassVar[bool] = False  # multiplies: has bits of its own, and integers
 
-    name: str
-    source: str = field(default="", repr=False)
+    name: str = ""
+    origin: Origin = field(default=NOWHERE, repr=False)
 
     def require(self, rule: bool, text: str) -> None:
         if not rule:
-            raise GraphError(f"{self.kind} '{self.name}' {text}{self.source and f' ({self.source})'}")
+            where = self.origin.where and f" ({self.origin.where})"
+            raise GraphError(f"{self.kind} '{self.name or self.origin.name}' {text}{where}")
 
     # What it is
 
@@ -51,13 +61,35 @@ class Node(ABC):
         return type(self).__name__.lower()
 
     @property
-    def inputs(self) -> tuple["Node", ...]:
-        return ()
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(tokens, features), where it is settled."""
 
     @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(tokens, features)."""
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """Its operands."""
+        values = (getattr(self, part.name) for part in fields(self))
+        return tuple(value for value in values if isinstance(value, View))
+
+    def with_views(self, change: Callable[[View], View]) -> Self:
+        """The same operation on changed operands; itself when none changed."""
+        old = {part.name: getattr(self, part.name) for part in fields(self)}
+        new: dict[str, Any] = {name: change(value) for name, value in old.items() if isinstance(value, View)}
+        return self if all(new[name] is old[name] for name in new) else replace(self, **new)
+
+    @property
+    def inputs(self) -> tuple["Node", ...]:
+        """Of each view in turn, the nodes that it is of: one each, where the node is settled."""
+        return tuple(base for view in self.views for base, _ in view.terms)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the machine can read its operands as they are."""
+        return all(view.is_whole() for view in self.views)
 
     @property
     def user_input(self) -> tuple[int, ...] | None:
@@ -65,8 +97,8 @@ class Node(ABC):
         return None
 
     @property
-    def residual(self) -> "Node | None":
-        """The tensor that its result is added to: they share a scale and lie alike."""
+    def residual(self) -> View | None:
+        """The tensor that its result is added to, as a whole: they share a scale and lie alike."""
         return None
 
     @property
@@ -81,9 +113,9 @@ class Node(ABC):
 
     # What it computes
 
-    @abstractmethod
     def evaluate(self, at: "Evaluation") -> Floats:
         """Its result in float32; `at` is told of every intermediate that will need a number format."""
+        raise NotImplementedError
 
     # Its integers
 
@@ -133,9 +165,9 @@ class Node(ABC):
         """Whether its commands can write a result of 8 bits two to an element."""
         return False
 
-    @abstractmethod
     def draft(self, d: "Drafting") -> None:
         """Its commands and its tensor, or its port."""
+        raise NotImplementedError
 
     def draft_columns(self, d: "Drafting", note: str, columns: Indices) -> "Tensor":
         """Commands for some columns; each run of them begins a chunk."""
@@ -144,25 +176,18 @@ class Node(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One task: its outputs, in the order the user's forward returns them."""
+    """One task: its outputs, in the order the user's forward returns them. Refuses nodes that are not settled."""
 
     task: str
     outputs: tuple[Node, ...]
 
+    def __post_init__(self) -> None:
+        for node in self.nodes():
+            node.require(node.settled, "is not canonical: it must read whole rows, or heads as columns, of one node")
+
     def nodes(self) -> Iterator[Node]:
         """Every node once, each after all its inputs."""
-        seen: set[int] = set()
-
-        def visit(node: Node) -> Iterator[Node]:
-            if id(node) in seen:
-                return
-            seen.add(id(node))
-            for before in node.inputs:
-                yield from visit(before)
-            yield node
-
-        for output in self.outputs:
-            yield from visit(output)
+        yield from in_order(self.outputs)
 
     def tensors(self) -> list[Node]:
         """Every node whose result is stored: all but the outputs, which name elements of others."""
@@ -171,6 +196,21 @@ class Graph:
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the user's tensors that it reads, without the batch dimension."""
         return {node.name: shape for node in self.nodes() if (shape := node.user_input) is not None}
+
+
+def in_order(roots: Iterable[Node]) -> list[Node]:
+    """The roots and all that they read: every node once, each after all its inputs."""
+    order: dict[Node, None] = {}
+    stack = [*roots][::-1]
+    while stack:
+        node = stack[-1]
+        before = [base for base in node.inputs if base not in order]
+        if node not in order and before:
+            stack.extend(before[::-1])
+            continue
+        stack.pop()
+        order.setdefault(node)
+    return list(order)
 
 
 def describe(graph: Graph) -> str:
@@ -192,6 +232,10 @@ class Evaluation:
     inputs: Mapping[str, Floats]  # by name, without the batch dimension
     observe: Observe
     values: dict[Node, Floats] = field(default_factory=dict)
+
+    def read(self, view: View) -> Floats:
+        """What a settled view is of its node's result."""
+        return self.values[view.node].reshape(-1).take(view.index)
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, Floats], observe: Observe = lambda *_: None) -> dict[str, Floats]:

@@ -45,7 +45,7 @@ MUTANTS = (
     ("compiler/machine/verify.py", "bits <= w.config.accumulator_width", "True", TEST_STORE),
     (STORE, "if segment.offset > end:", "if segment.offset < end:", TEST_STORE),
     ("compiler/machine/program.py", "np.clip(flat, -limit, limit - 1)", "np.clip(flat, -limit, limit)", TEST_STORE),
-    ("compiler/nodes/matmul.py", "result + at.values[self.residual]", "result - at.values[self.residual]",
+    ("compiler/nodes/matmul.py", "result + at.read(self.residual)", "result - at.read(self.residual)",
      "compiler/nodes/test_matmul.py"),
     ("compiler/nodes/attention.py", "bounds.digits(d.config, operand)", "1", FIT),
     ("compiler/nodes/moe.py", '"max_rows": rows', '"max_rows": rows - 1', FIT),

@@ -4,9 +4,11 @@ import numpy as np
 
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.nodes import Attention
+from patchloom.compiler.nodes.captured import Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS, attended
-from patchloom.compiler.primitive import Attend, Softmax, View, whole
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 
 def softmax(site: Site, a: Args) -> View:
@@ -34,7 +36,7 @@ def attention(site: Site, a: Args) -> View:
     (q, by_q), (k, by_k), (v, by_v) = (without_factors(view) for view in (query, key, value))
     q, k, v = (view.reshape(-1, *view.shape[-2:]) for view in (q, k, v))
     scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
-    made = Attend(origin=site.origin, q=q, k=k, v=v, scale=scale * by_q * by_k)
+    made = Attention(origin=site.origin, q=q, k=k, v=v, scale=scale * by_q * by_k)
     return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
 
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from patchloom.compiler.activations import ACTIVATIONS, Function
 from patchloom.compiler.frontend.origin import defined_at
-from patchloom.compiler.graph import Floats
+from patchloom.compiler.graph import Floats, float32
 from patchloom.compiler.nodes import Expert
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.primitive import float32
 
 # What may stand between an expert's two layers.
 BETWEEN: tuple[tuple[str, Function], ...] = tuple(

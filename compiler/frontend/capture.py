@@ -1,7 +1,7 @@
 """From a torch module to canonical graphs, one per task.
 
 `torch.export` gives the operations that one task's forward runs, on tensors of any rank. Here each becomes a
-primitive or, if it only moves elements, vanishes into a view: the same operation is run on the tensor of
+node or, if it only moves elements, vanishes into a view: the same operation is run on the tensor of
 element numbers. What does not depend on the inputs is computed by torch. `rewrite` does the rest.
 """
 

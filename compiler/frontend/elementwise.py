@@ -12,15 +12,17 @@ from torch import Tensor
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.frontend.factors import plain, without_factors
 from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
-from patchloom.compiler.graph import Indices
-from patchloom.compiler.primitive import Activate, Add, Fixed, Primitive, Scale, Source, View, whole
+from patchloom.compiler.graph import Indices, Node
+from patchloom.compiler.nodes import Constant, Input
+from patchloom.compiler.nodes.captured import Activate, Add, Scale
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 TITLES = [row.title for row in ACTIVATIONS.values() if row.forms]
 SUPPORTED = f"supported activations are {', '.join(TITLES[:-1])} and {TITLES[-1]}"
 
 
-def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Primitive], View]]:
+def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Node], View]]:
     """Operands of one shape as matrices, laid out as the rows and columns that one of them is of its operation."""
     shape = views[0].shape
     for view in views:
@@ -37,7 +39,7 @@ def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Primitive]
 def grid(view: View) -> Indices | None:
     """Which element of the view is where in the rows and columns of the operation, if it is each of them once."""
     base = view.base
-    if base is None or isinstance(base, Source | Fixed) or len(base.shape) != 2:
+    if base is None or isinstance(base, Input | Constant) or len(base.shape) != 2:
         return None
     order = np.argsort(view.index, axis=None, kind="stable")
     rows, columns = np.divmod(view.index.reshape(-1)[order], base.shape[1])
@@ -49,7 +51,7 @@ def grid(view: View) -> Indices | None:
     return order.reshape(height, -1) if regular else None
 
 
-def _seen_through(index: Indices, made: Primitive) -> View:
+def _seen_through(index: Indices, made: Node) -> View:
     return View(((made, 1.0),), index)
 
 
@@ -105,7 +107,7 @@ def _times(site: Site, view: View, factor: Tensor) -> View:
     operands = [part.pick(np.broadcast_to(part.index, shape)) for part in (view, constant)]
     (x, y), arrange = same_layout(operands)
     [(fixed, _)] = y.terms
-    assert isinstance(fixed, Fixed)
+    assert isinstance(fixed, Constant)
     return arrange(Scale(origin=site.origin, x=x, factor=fixed.value.reshape(-1)[y.index])).scaled(by)
 
 
@@ -120,7 +122,7 @@ def activation(site: Site, a: Args) -> View:
         warnings.warn(f"{site.origin}: {form.warning}", stacklevel=2)
     view = plain(a["self"])
     base = view.base
-    if base is not None and len(base.shape) == 2 and not isinstance(base, Source | Fixed):
+    if base is not None and len(base.shape) == 2 and not isinstance(base, Input | Constant):
         made = Activate(origin=site.origin, x=whole(base), activation=name)  # elementwise: of all, then viewed
         return View(((made, 1.0),), view.index)
     (x,), arrange = same_layout([view])

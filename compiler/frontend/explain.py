@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from patchloom.compiler.frontend.blocks import Block, Gate
-from patchloom.compiler.graph import Floats
+from patchloom.compiler.graph import Floats, float32
 from patchloom.compiler.nodes import Expert, Scoring
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.primitive import float32
 from patchloom.compiler.problems import Problem
 
 TOLERANCE = 1e-4  # of the largest output

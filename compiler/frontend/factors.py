@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from patchloom.compiler.primitive import Fixed, Primitive, Scale, View, float32, whole
+from patchloom.compiler.graph import Node, float32
+from patchloom.compiler.nodes import Constant
+from patchloom.compiler.nodes.captured import Scale
+from patchloom.compiler.view import View, whole
 
 
 def without_factors(view: View) -> tuple[View, float]:
@@ -14,9 +17,9 @@ def without_factors(view: View) -> tuple[View, float]:
     return View(tuple((base, 1.0) for base, _ in view.terms), view.index).substitute(scaled), 1.0
 
 
-def multiplied(base: Primitive, factor: float) -> View:
-    if isinstance(base, Fixed):
-        return whole(Fixed(origin=base.origin, value=float32(base.value * factor)))
+def multiplied(base: Node, factor: float) -> View:
+    if isinstance(base, Constant):
+        return whole(Constant(origin=base.origin, value=float32(base.value * factor)))
     return whole(Scale(origin=base.origin, x=whole(base), factor=np.full(base.shape, factor, np.float32)))
 
 

@@ -9,14 +9,17 @@ from torch import Tensor
 from patchloom.compiler.frontend.elementwise import summed
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.primitive import Linear, Product, View, float32, whole
+from patchloom.compiler.graph import float32
+from patchloom.compiler.nodes import Matmul
+from patchloom.compiler.nodes.captured import Product
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 
 def apply_linear(site: Site, x: View, weight: Tensor, bias: Tensor | None) -> View:
     """Along the last dimension of x; weight is outputs x inputs."""
     x, factor = without_factors(x)
-    made = Linear(
+    made = Matmul(
         origin=site.origin,
         x=x.reshape(-1, x.shape[-1]),
         weight=float32(weight.double() * factor),
@@ -75,7 +78,7 @@ def addmm(site: Site, a: Args) -> View:
     bias = a["self"]
     made = result.base
     if (
-        isinstance(made, Linear)
+        isinstance(made, Matmul)
         and isinstance(bias, Tensor)
         and tuple(bias.shape[-1:]) == (bias.numel(),) == made.shape[1:]
     ):
@@ -83,8 +86,8 @@ def addmm(site: Site, a: Args) -> View:
     return summed(site, result, bias, 1.0, 1.0)
 
 
-def _with_bias(made: Linear, bias: Tensor) -> Linear:
-    return Linear(origin=made.origin, x=made.x, weight=made.weight, bias=float32(bias).reshape(-1))
+def _with_bias(made: Matmul, bias: Tensor) -> Matmul:
+    return Matmul(origin=made.origin, x=made.x, weight=made.weight, bias=float32(bias).reshape(-1))
 
 
 def einsum(site: Site, a: Args) -> View:

@@ -3,13 +3,14 @@
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.factors import plain
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.primitive import Mixture, View, whole
+from patchloom.compiler.nodes import Moe
+from patchloom.compiler.view import View, whole
 
 
 def mixture(site: Site, a: Args) -> View:
     layer = site.layers[a["layer"]]
     x = plain(a["x"])
-    made = Mixture(
+    made = Moe(
         origin=site.origin,
         x=x.reshape(-1, x.shape[-1]),
         gate_weight=layer.gate_weight,

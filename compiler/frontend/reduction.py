@@ -7,9 +7,10 @@ import numpy as np
 from patchloom.compiler.frontend.elementwise import summed
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.nodes import Attention, Matmul
 from patchloom.compiler.passes.selection import selection
-from patchloom.compiler.primitive import Attend, Linear, View, whole
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 WIDEST_HEAD = 64  # of the attention that a mean over tokens becomes
 FEW = 8  # tensors that a sum adds one by one
@@ -54,11 +55,11 @@ def token_mean(site: Site, parts: View) -> View:
     width = next(width for width in range(min(features, WIDEST_HEAD), 0, -1) if features % width == 0)
     zeros = np.zeros((width, features), np.float32)
     origin = replace(site.origin, name=f"{site.origin.name}.query")
-    query = Linear(origin=origin, x=tokens.pick(tokens.index[:1]), weight=zeros, bias=zeros[:, 0])
+    query = Matmul(origin=origin, x=tokens.pick(tokens.index[:1]), weight=zeros, bias=zeros[:, 0])
     values = tokens.pick(tokens.index.reshape(-1, features // width, width).transpose(1, 0, 2))
     keys = tokens.pick(np.broadcast_to(values.index[:1], values.shape))
     q = whole(query).pick(np.broadcast_to(np.arange(width), (features // width, 1, width)))
-    made = Attend(origin=site.origin, q=q, k=keys, v=values, scale=1.0)
+    made = Attention(origin=site.origin, q=q, k=keys, v=values, scale=1.0)
     return whole(made).reshape(*parts.shape[1:]).scaled(factor)
 
 

@@ -14,9 +14,11 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler.frontend.explain import Layer
+from patchloom.compiler.graph import float32
+from patchloom.compiler.nodes import Constant
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.primitive import Fixed, View, float32, whole
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 Args = dict[str, Any]
 
@@ -31,7 +33,7 @@ class Site:
     def view(self, value: View | Tensor) -> View:
         if isinstance(value, View):
             return value
-        return whole(Fixed(origin=self.origin, value=float32(value.detach())))
+        return whole(Constant(origin=self.origin, value=float32(value.detach())))
 
 
 def operation_name(target: Any) -> str:

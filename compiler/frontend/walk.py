@@ -17,9 +17,11 @@ from patchloom.compiler.frontend.factors import plain
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
 from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
+from patchloom.compiler.nodes import Input
+from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.primitive import Opaque, Source, View, whole
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
+from patchloom.compiler.view import View, whole
 
 
 @dataclass(eq=False)
@@ -69,7 +71,7 @@ class Walk:
                 if isinstance(node.meta.get("val"), Tensor):
                     shape = tuple(node.meta["val"].shape)
                     name = next(names)
-                    source = Source(origin=Origin(op=f"input '{name}'"), name=name, user_shape=shape[1:])
+                    source = Input.flat(name, shape[1:], Origin(op=f"input '{name}'"))
                     self.values[node] = View(((source, 1.0),), np.arange(source.size).reshape(shape))
             else:
                 stored = {**self.program.constants, **self.program.state_dict}

@@ -1,4 +1,7 @@
-"""The kinds of nodes, one file each: all that the stages of the compiler ask of them."""
+"""The kinds of nodes of a canonical graph, one file each: all that the stages of the compiler ask of them.
+
+Those that the passes turn into these are in `captured`.
+"""
 
 from patchloom.compiler.nodes.attention import Attention
 from patchloom.compiler.nodes.constant import Constant

@@ -16,6 +16,7 @@ from patchloom.compiler.nodes.float32 import softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.view import View
 
 Columns = tuple[Tensor, int]  # of one head: their tensor and the first one
 
@@ -38,36 +39,51 @@ class AttentionNumbers:
 class Attention(Node):
     """Per head h: `softmax(scale * Q_h @ K_h.T) @ V_h`, heads side by side in the output's columns.
 
-    `q_columns[h]` is the first column of head h in `q` (likewise k, v); q, k, v may be the same node.
+    q, k, v are heads x tokens x features. Once settled, head h is columns of its node, the same or another one for
+    each of the three, from `q_columns[h]` on (likewise k, v).
     """
 
     is_layer: ClassVar[bool] = True
 
-    q: Node
-    k: Node
-    v: Node
-    q_columns: tuple[int, ...]
-    k_columns: tuple[int, ...]
-    v_columns: tuple[int, ...]
-    head_dim: int
-    value_dim: int
+    q: View
+    k: View
+    v: View
     scale: float
 
     def __post_init__(self) -> None:
-        heads = len(self.q_columns)
-        self.require(
-            len(self.k_columns) == len(self.v_columns) == heads > 0,
-            f"needs one q, k and v column per head, not {heads}, {len(self.k_columns)}, {len(self.v_columns)}",
-        )
-        self.require(self.k.shape[0] == self.v.shape[0], f"has {self.k.shape[0]} keys, {self.v.shape[0]} values")
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return self.q, self.k, self.v
+        q, k, v = (len(view.index) for view in self.views)
+        self.require(q == k == v > 0, f"needs one q, k and v per head, not {q}, {k}, {v}")
+        (_, keys, width), (_, values, _) = self.k.shape, self.v.shape
+        self.require(keys == values, f"has {keys} keys, {values} values")
+        self.require(width == self.head_dim, f"has queries of {self.head_dim}, keys of {width}")
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.q.shape[0], len(self.q_columns) * self.value_dim
+        return self.q.shape[1], len(self.v.index) * self.value_dim
+
+    @property
+    def settled(self) -> bool:
+        return all(view.columns is not None for view in self.views)
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def value_dim(self) -> int:
+        return self.v.shape[2]
+
+    @property
+    def q_columns(self) -> tuple[int, ...]:
+        return _columns(self.q)
+
+    @property
+    def k_columns(self) -> tuple[int, ...]:
+        return _columns(self.k)
+
+    @property
+    def v_columns(self) -> tuple[int, ...]:
+        return _columns(self.v)
 
     @property
     def flags(self) -> Iterator[str]:
@@ -76,19 +92,15 @@ class Attention(Node):
 
     @property
     def macs(self) -> int:
-        return len(self.q_columns) * self.shape[0] * self.k.shape[0] * (self.head_dim + self.value_dim)
+        return len(self.q_columns) * self.shape[0] * self.k.shape[1] * (self.head_dim + self.value_dim)
 
     def evaluate(self, at: Evaluation) -> Floats:
-        def heads(x: Node, first: tuple[int, ...], width: int) -> Floats:
-            return np.stack([at.values[x][:, column : column + width] for column in first])
-
-        q = heads(self.q, self.q_columns, self.head_dim)
-        k = heads(self.k, self.k_columns, self.head_dim)
+        q, k, v = (at.read(view) for view in self.views)
         scores = q @ k.transpose(0, 2, 1) * np.float32(self.scale)
         at.observe(self, "scores", scores)
         probabilities = softmax(scores)
         at.observe(self, "probabilities", probabilities)
-        result = probabilities @ heads(self.v, self.v_columns, self.value_dim)
+        result = probabilities @ v
         return result.transpose(1, 0, 2).reshape(self.shape)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
@@ -110,16 +122,16 @@ class Attention(Node):
 
     @property
     def heads(self) -> Iterator[Heads]:
-        yield self.q, self.q_columns, self.head_dim
-        yield self.k, self.k_columns, self.head_dim
-        yield self.v, self.v_columns, self.value_dim
+        yield self.q.node, self.q_columns, self.head_dim
+        yield self.k.node, self.k_columns, self.head_dim
+        yield self.v.node, self.v_columns, self.value_dim
 
     @property
     def starts(self) -> Iterable[int]:
         return range(0, self.shape[1], self.value_dim)
 
     def streams(self, x: Node) -> bool:
-        return x is self.q and x is not self.k and x is not self.v
+        return x is self.q.node and x is not self.k.node and x is not self.v.node
 
     def packs(self, lanes: int) -> bool:
         return -(-self.value_dim // lanes) % 2 == 0
@@ -138,7 +150,7 @@ class Attention(Node):
     def _prove(self, d: Drafting) -> None:
         """No operand can make a sum leave the accumulator, or a row's exponentials their sum."""
         q, k, v = (d.quantised.formats[x].width for x in self.inputs)
-        one, keys = bounds.exponentials(d.quantised.numbers[self].width), self.k.shape[0]
+        one, keys = bounds.exponentials(d.quantised.numbers[self].width), self.k.shape[1]
         narrower = "8-bit activations for this layer"
         everywhere = f"{narrower} and all else that reads its operands"
         products = ("scores", bounds.streamed(q), self.head_dim, k), ("values", one, keys, v)
@@ -184,3 +196,8 @@ class Attention(Node):
             multiplier=n.multiplier, shift=n.shift, row_scale=RowScale.SOFTMAX, post_shift=n.post_shift,
             o_stride=o.stride, o_wide=o.wide, o_packed=int(o.packed),
         )  # fmt: skip
+
+
+def _columns(view: View) -> tuple[int, ...]:
+    assert view.columns, "settled heads are columns"
+    return view.columns

@@ -19,7 +19,7 @@ class Constant(Node):
     value: Floats = field(repr=False)
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.value.shape
 
     def evaluate(self, at: Evaluation) -> Floats:

@@ -1,13 +1,15 @@
-"""A tensor of the user's, gathered into rows."""
+"""A tensor of the user's: while a model is captured one flat row, in the canonical graph gathered into rows."""
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.commands import Space
 from patchloom.compiler.machine.program import Port
+from patchloom.compiler.origin import NOWHERE, Origin
 from patchloom.compiler.quantise.formats import Demand
 from patchloom.compiler.schedule.buffers import aligned
 from patchloom.compiler.schedule.columns import extent
@@ -18,10 +20,22 @@ from patchloom.compiler.schedule.transfers import load
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Input(Node):
-    """Element [t, f] is element `index[t, f]` of the flattened user input `name` of one sample; -1 reads zero."""
+    """Element [t, f] is element `index[t, f]` of the flattened user input `name` of one sample; -1 reads zero.
+
+    Views of an input may be any arrangement of it: the last pass makes of each a node that is gathered so.
+    """
 
     index: Indices = field(repr=False)
     user_shape: tuple[int, ...]  # without the batch dimension
+
+    @classmethod
+    def flat(cls, name: str, user_shape: tuple[int, ...], origin: Origin = NOWHERE) -> "Input":
+        """The user's tensor as it is, in one row."""
+        return cls(name=name, index=np.arange(math.prod(user_shape))[None], user_shape=user_shape, origin=origin)
+
+    def gathered(self, index: Indices) -> "Input":
+        """Another arrangement of what it holds."""
+        return replace(self, index=np.append(self.index.reshape(-1), -1).take(index))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -17,31 +17,29 @@ from patchloom.compiler.schedule.columns import spread
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
 from patchloom.compiler.schedule.products import product, products
 from patchloom.compiler.schedule.transfers import load_rows
+from patchloom.compiler.view import View
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Matmul(Node):
-    """`activation(norm(x[rows]) @ weight.T + bias) + residual`.
+    """`activation(norm(x) @ weight.T + bias) + residual`; x is consecutive rows of a node once settled.
 
     `epsilon` given: norm is layer normalisation without scale and shift (they are folded into weight and bias).
     """
 
     is_layer: ClassVar[bool] = True
 
-    x: Node
+    x: View  # [tokens, inputs]
     weight: Floats = field(repr=False)  # [outputs, inputs]
     bias: Floats = field(repr=False)  # [outputs]
     epsilon: float | None = None
     activation: str = "none"  # of `ACTIVATIONS`
-    residual: Node | None = None
-    rows: tuple[int, int]  # [first, last) row of x
+    residual: View | None = None  # of the result's shape
 
     def __post_init__(self) -> None:
         outputs, inputs = self.weight.shape
         self.require(self.x.shape[1] == inputs, f"needs {inputs} features, x has {self.x.shape[1]}")
         self.require(self.bias.shape == (outputs,), f"bias must have shape ({outputs},), not {self.bias.shape}")
-        first, last = self.rows
-        self.require(0 <= first < last <= self.x.shape[0], f"rows {self.rows} must lie in x's {self.x.shape[0]} rows")
         names = ", ".join(ACTIVATIONS)
         self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
         if self.residual is not None:
@@ -50,16 +48,22 @@ class Matmul(Node):
             self.require(not clips, f"must not add a residual to {self.activation}, which saturates")
 
     @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.x,) if self.residual is None else (self.x, self.residual)
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.weight.shape[0]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows[1] - self.rows[0], self.weight.shape[0]
+    def settled(self) -> bool:
+        return self.x.rows is not None and (self.residual is None or self.residual.is_whole())
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """[first, last) of the node that it reads."""
+        assert self.x.rows, "a settled product reads rows"
+        return self.x.rows
 
     @property
     def flags(self) -> Iterator[str]:
-        if self.rows != (0, self.x.shape[0]):
+        if self.rows != (0, self.x.node.shape[0]):
             yield f"rows {self.rows[0]}:{self.rows[1]}"
         if self.epsilon is not None:
             yield f"norm({self.epsilon:g})"
@@ -73,38 +77,38 @@ class Matmul(Node):
         return self.shape[0] * self.weight.size
 
     def evaluate(self, at: Evaluation) -> Floats:
-        operand = normalise(at.values[self.x][slice(*self.rows)], self.epsilon)
+        operand = normalise(at.read(self.x), self.epsilon)
         at.observe(self, "operand", operand)
         preactivation = operand @ self.weight.T + self.bias
         at.observe(self, "preactivation", preactivation)
         result = ACTIVATIONS[self.activation](preactivation)
         at.observe(self, "result", result)
-        return result if self.residual is None else result + at.values[self.residual]
+        return result if self.residual is None else result + at.read(self.residual)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         yield self, demand_of(self.activation)
         if self.epsilon is None:
-            yield self.x, Demand(activations)
+            yield self.x.node, Demand(activations)
         else:
-            yield self.x, normalised_demand(self.x.shape[1], self.epsilon)
+            yield self.x.node, normalised_demand(self.x.shape[1], self.epsilon)
         if self.residual is not None:
-            yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual))
+            yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual.node))
 
     def numbers(self, at: Quantising) -> Linear:
         weights, activations = at.bits(self)
-        operand = at.operand(self, self.x, self.epsilon, activations)
+        operand = at.operand(self, self.x.node, self.epsilon, activations)
         return at.linear(operand, self.weight, self.bias, weights, Epilogue.of(self.activation, at.formats[self]))
 
     @property
     def normalised(self) -> Node | None:
-        return None if self.epsilon is None else self.x
+        return None if self.epsilon is None else self.x.node
 
     @property
     def divides(self) -> bool:
         return self.residual is None
 
     def streams(self, x: Node) -> bool:
-        return self.epsilon is None and x is not self.residual
+        return self.epsilon is None and (self.residual is None or x is not self.residual.node)
 
     def loads(self, x: Node) -> bool:
         return self.streams(x)
@@ -114,14 +118,15 @@ class Matmul(Node):
 
     def draft(self, d: Drafting) -> None:
         linear: Linear = d.quantised.numbers[self]
-        x = None if self.x in d.waiting else d.operand(self, self.x)
-        added = None if self.residual is None else d.tensors[self.residual]
-        out = d.tensor(self, gathers=True, over=d.free(self.residual, x))
+        residual = None if self.residual is None else self.residual.node
+        x = None if self.x.node in d.waiting else d.operand(self, self.x.node)
+        added = None if residual is None else d.tensors[residual]
+        out = d.tensor(self, gathers=True, over=d.free(residual, x))
         if x is not None:
             products(d, self.name, linear, x, out, first=self.rows[0], added=added)
             return
-        for first, rows in blocks(out.rows, min(d.most_rows(self.x), d.config.max_rows)):
-            part = load_rows(d, self.x, self.rows[0] + first, rows)
+        for first, rows in blocks(out.rows, min(d.most_rows(self.x.node), d.config.max_rows)):
+            part = load_rows(d, self.x.node, self.rows[0] + first, rows)
             note = f"{self.name}: rows {first} to {first + rows - 1}"
             product(d, note, linear, part, out, rows=rows, o_first=first, added=added)
 
@@ -130,5 +135,5 @@ class Matmul(Node):
         halved, cuts = self in d.packed, {0, *(np.flatnonzero(np.diff(columns) != 1) + 1).tolist()}
         positions = spread(len(columns), cuts, d.config.lanes << halved)
         out = d.buffer(note, self.shape[0], positions, d.quantised.formats[self].width, packed=halved)
-        products(d, note, linear.columns(columns), d.operand(self, self.x), out, first=self.rows[0])
+        products(d, note, linear.columns(columns), d.operand(self, self.x.node), out, first=self.rows[0])
         return out

@@ -17,6 +17,7 @@ from patchloom.compiler.quantise.formats import Demand, Format, demand_of, forma
 from patchloom.compiler.quantise.linear import Epilogue, Linear, Operand, normalised_demand
 from patchloom.compiler.schedule.drafting import Drafting, Tensor
 from patchloom.compiler.schedule.products import product
+from patchloom.compiler.view import View
 
 Scoring = Literal["softmax_of_selected", "softmax_of_all"]
 
@@ -67,7 +68,7 @@ class Moe(Node):
 
     is_layer: ClassVar[bool] = True
 
-    x: Node
+    x: View  # [tokens, inputs], a whole node once settled
     gate_weight: Floats = field(repr=False)  # [experts, inputs]
     gate_bias: Floats = field(repr=False)
     experts: tuple[Expert, ...] = field(repr=False)
@@ -75,7 +76,7 @@ class Moe(Node):
     top_k: int
     scoring: Scoring
     epsilon: float | None = None
-    residual: Node | None = None
+    residual: View | None = None  # of the result's shape
 
     def __post_init__(self) -> None:
         count = len(self.experts)
@@ -88,10 +89,6 @@ class Moe(Node):
         self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
         if self.residual is not None:
             self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.x,) if self.residual is None else (self.x, self.residual)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,12 +110,12 @@ class Moe(Node):
         return self.shape[0] * (self.gate_weight.size + self.top_k * (expert.w1.size + expert.w2.size))
 
     def evaluate(self, at: Evaluation) -> Floats:
-        operand = normalise(at.values[self.x], self.epsilon)
+        operand = normalise(at.read(self.x), self.epsilon)
         at.observe(self, "operand", operand)
         choice, scores = self._route(at, operand)
         result = self._mix(at, operand, choice, scores)
         at.observe(self, "result", result)
-        return result if self.residual is None else result + at.values[self.residual]
+        return result if self.residual is None else result + at.read(self.residual)
 
     def _route(self, at: Evaluation, operand: Floats) -> tuple[Indices, Floats]:
         """Experts of each token, the one with the largest logit first, and their scores."""
@@ -145,9 +142,9 @@ class Moe(Node):
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         wide = Demand(ELEMENT_WIDTH)
-        yield self.x, wide if self.epsilon is None else normalised_demand(self.x.shape[1], self.epsilon)
+        yield self.x.node, wide if self.epsilon is None else normalised_demand(self.x.shape[1], self.epsilon)
         if self.residual is not None:
-            yield from ((tensor, wide) for tensor in (self, self.residual))
+            yield from ((tensor, wide) for tensor in (self, self.residual.node))
 
     def relevant(self, quantity: str, array: Floats) -> Floats:
         return near_maximum(array) if quantity == "logits" else array
@@ -156,12 +153,12 @@ class Moe(Node):
         tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
         order = np.argsort(-tokens.sum(axis=0), kind="stable")
         logits, exp_shift = log2_format(at.observed(self, "logits"))
-        operand = at.operand(self, self.x, self.epsilon, GATE_WIDTH)
+        operand = at.operand(self, self.x.node, self.epsilon, GATE_WIDTH)
         epilogue = Epilogue(logits.scale / math.log2(math.e))
         gate = at.linear(operand, self.gate_weight[order], self.gate_bias[order], GATE_WIDTH, epilogue)
         width = at.bits(self)[1]
         hidden = format_of(at.observed(self, "hidden"), Demand(width) | demand_of(self.activation))
-        operand = at.operand(self, self.x, self.epsilon, width)
+        operand = at.operand(self, self.x.node, self.epsilon, width)
         experts = (self._expert(at, number, operand, hidden, tokens[:, number]) for number in order.tolist())
         return MoeNumbers(gate, logits, exp_shift, hidden, tuple(experts))
 
@@ -176,11 +173,11 @@ class Moe(Node):
 
     @property
     def normalised(self) -> Node | None:
-        return None if self.epsilon is None else self.x
+        return None if self.epsilon is None else self.x.node
 
     def draft(self, d: Drafting) -> None:
         numbers: MoeNumbers = d.quantised.numbers[self]
-        x = d.operand(self, self.x)
+        x = d.operand(self, self.x.node)
         self._draft_gate(d, numbers, x)
         out = d.tensor(self, gathers=True)
         for queue, expert in enumerate(numbers.experts):
@@ -205,7 +202,7 @@ class Moe(Node):
     def _draft_expert(
         self, d: Drafting, form: Format, queue: int, expert: ExpertNumbers, x: Tensor, out: Tensor
     ) -> None:
-        added = None if self.residual is None else d.tensors[self.residual]
+        added = None if self.residual is None else d.tensors[self.residual.node]
         chain = Residual.CHAIN_ZERO if added is None else Residual.CHAIN
         note, rows = f"{self.name}: expert {expert.number}", self.shape[0]
         fields: dict[str, Any] = {"rows": rows, "expert": queue, "expected": int(expert.expected)}

@@ -18,8 +18,8 @@ from patchloom.compiler.passes import (
 )
 from patchloom.compiler.passes.engine import Pass
 from patchloom.compiler.passes.results import settle_result
-from patchloom.compiler.primitive import View
 from patchloom.compiler.problems import Problem
+from patchloom.compiler.view import View
 
 # Operations are gone once a pass turned all of their kind into others.
 PIPELINE: tuple[Pass, ...] = (

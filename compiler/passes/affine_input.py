@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.graph import Floats, Indices
+from patchloom.compiler.nodes import Input, Matmul
+from patchloom.compiler.nodes.captured import Add, Scale
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import constant
-from patchloom.compiler.primitive import Add, Linear, Scale, Source, View
+from patchloom.compiler.view import View
 
 
-def fold_affine_input(node: Linear, at: Run) -> Linear | None:
+def fold_affine_input(node: Matmul, at: Run) -> Matmul | None:
     """Innermost first: what is left of the operand may be a factor or a shift again."""
     if node.epsilon is not None:
         return None
@@ -26,17 +28,17 @@ def fold_affine_input(node: Linear, at: Run) -> Linear | None:
     return folded and (fold_affine_input(folded, at) or folded)
 
 
-def _without_factor(node: Linear, base: Scale) -> Linear | None:
+def _without_factor(node: Matmul, base: Scale) -> Matmul | None:
     factor = _per_column(base.factor, node.x.index)
     if factor is None:
         return None
     return replace(node, x=node.x.substitute({base: base.x}), weight=node.weight * factor)
 
 
-def _without_shift(node: Linear, base: Add, view: View, other: View) -> Linear | None:
+def _without_shift(node: Matmul, base: Add, view: View, other: View) -> Matmul | None:
     value = constant(other)
     shift = None if value is None else _per_column(value, node.x.index)
-    if shift is None or not isinstance(view.base, Source | Scale):
+    if shift is None or not isinstance(view.base, Input | Scale):
         return None
     return replace(node, x=node.x.substitute({base: view}), bias=node.bias + node.weight @ shift)
 
@@ -46,4 +48,4 @@ def _per_column(value: Floats, index: Indices) -> Floats | None:
     return gathered[0] if (gathered == gathered[0]).all() else None
 
 
-PASS = Pass("affine_input", {Linear: fold_affine_input})
+PASS = Pass("affine_input", {Matmul: fold_affine_input})

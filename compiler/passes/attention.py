@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.graph import Indices
+from patchloom.compiler.nodes import Attention
+from patchloom.compiler.nodes.captured import Product, Scale, Softmax
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import is_opaque
-from patchloom.compiler.primitive import Attend, Product, Scale, Softmax, View, whole
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 ATTENTION_FORMS = "write attention as scaled_dot_product_attention, or softmax(q @ k.transpose(-2, -1) * scale, -1) @ v"
 
@@ -30,7 +32,7 @@ def find_attention(outer: Product, _: Run) -> View | None:
         return None
     (q, q_factor), (k, k_factor), (v, v_factor) = (operand for operand in operands if operand)
     maps = scores[weights]
-    attend = Attend(
+    attend = Attention(
         origin=replace(outer.origin, name=f"{outer.origin.name.rpartition('.')[0]}.attention".lstrip(".")),
         q=q.pick(q.index[maps]),
         k=k.pick(k.index.transpose(0, 2, 1)[maps]),
@@ -54,7 +56,7 @@ def _maps(view: View) -> Indices | None:
     return index[:, 0] // size if np.array_equal(index % size, np.tile(np.arange(size), (len(index), 1))) else None
 
 
-def attended(attend: Attend) -> View:
+def attended(attend: Attention) -> View:
     """The result as heads x tokens x features, as users get it."""
     tokens, (heads, _, features) = attend.q.shape[1], attend.v.shape
     result = whole(attend)

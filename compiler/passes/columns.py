@@ -5,24 +5,25 @@ Before norms, which need the whole token; and no operand has to be selected firs
 
 from dataclasses import replace
 
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes import Constant, Expert, Input, Matmul, Moe
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
-from patchloom.compiler.primitive import Fixed, Linear, Mixture, Primitive, Source, whole
+from patchloom.compiler.view import whole
 
 
-def read_whole_rows(node: Linear | Mixture, _: Run) -> Primitive | None:
+def read_whole_rows(node: Matmul | Moe, _: Run) -> Node | None:
     """A layer that reads some columns reads all, with weight zero for the others."""
-    if node.x.base is None or isinstance(node.x.base, Source | Fixed) or len(node.x.base.shape) != 2:
+    if node.x.base is None or isinstance(node.x.base, Input | Constant) or len(node.x.base.shape) != 2:
         return None
     chosen = selection(node.x)
     if chosen is None or chosen.all_columns or node.epsilon is not None:
         return None
     x = whole(chosen.base).pick(whole(chosen.base).index[chosen.rows])
-    if isinstance(node, Linear):
+    if isinstance(node, Matmul):
         return replace(node, x=x, weight=node.weight @ chosen.matrix)
     experts = tuple(Expert(e.w1 @ chosen.matrix, e.b1, e.w2, e.b2) for e in node.experts)
     return replace(node, x=x, gate_weight=node.gate_weight @ chosen.matrix, experts=experts)
 
 
-PASS = Pass("columns", {Linear: read_whole_rows, Mixture: read_whole_rows})
+PASS = Pass("columns", {Matmul: read_whole_rows, Moe: read_whole_rows})

@@ -7,15 +7,17 @@ that are added to joined tokens.
 from dataclasses import replace
 from typing import TypeVar
 
-from patchloom.compiler.graph import Floats
+from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.nodes import Constant, Matmul, Moe
+from patchloom.compiler.nodes.captured import Add
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import clips, constant, layer, value_of
-from patchloom.compiler.primitive import Add, Fixed, Linear, Mixture, Primitive, View, float32, whole
+from patchloom.compiler.view import View, whole
 
-Layer = TypeVar("Layer", bound=Linear | Mixture)
+Layer = TypeVar("Layer", bound=Matmul | Moe)
 
 
-def fuse_constant(node: Add, at: Run) -> Primitive | View | None:
+def fuse_constant(node: Add, at: Run) -> Node | View | None:
     """Constants join the residual of the layer before, or its bias when alike for all tokens."""
     for view, other in ((node.a, node.b), (node.b, node.a)):
         value = constant(other)
@@ -25,7 +27,7 @@ def fuse_constant(node: Add, at: Run) -> Primitive | View | None:
         if before is None or clips(before) or not at.only_here(before) or not is_fixed(before.residual):
             continue
         alike = before.residual is None and bool((value == value[0]).all())
-        if alike and isinstance(before, Linear) and before.activation == "none":
+        if alike and isinstance(before, Matmul) and before.activation == "none":
             return replace(before, bias=before.bias + value[0])
         return plus(before, value, node)
     return None
@@ -35,9 +37,9 @@ def is_fixed(view: View | None) -> bool:
     return view is None or constant(view) is not None
 
 
-def plus(before: Layer, value: Floats, node: Primitive) -> Layer:
+def plus(before: Layer, value: Floats, node: Node) -> Layer:
     total = value if before.residual is None else float32(value + value_of(before.residual))
-    return replace(before, residual=whole(Fixed(origin=node.origin, value=total)))
+    return replace(before, residual=whole(Constant(origin=node.origin, value=total)))
 
 
 PASS = Pass("constants", {Add: fuse_constant})

@@ -5,39 +5,41 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats
+from patchloom.compiler.graph import Floats, Node
+from patchloom.compiler.nodes import Constant, Input, Matmul
+from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.passes.views import constant, fixed_part, is_opaque
-from patchloom.compiler.primitive import Fixed, Linear, Opaque, Primitive, Source, View, whole
 from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.view import View, whole
 
 
-def identity(node: Primitive, x: View, **changes: Any) -> Linear:
+def identity(node: Node, x: View, **changes: Any) -> Matmul:
     """A matmul that copies x, to carry an activation or a residual that x's own operation cannot."""
     features = x.shape[1]
-    linear = Linear(origin=node.origin, x=x, weight=np.eye(features, dtype=np.float32), bias=_zeros(features))
-    return replace(linear, **changes)
+    copy = Matmul(origin=node.origin, x=x, weight=np.eye(features, dtype=np.float32), bias=_zeros(features))
+    return replace(copy, **changes)
 
 
-def selecting(view: View, reader: Primitive) -> Linear:
+def selecting(view: View, reader: Node) -> Matmul:
     """A matmul whose result is the view: rows of one or more operations, columns in any order."""
     fixed = fixed_part(view)
-    result = None if fixed is None else whole(Fixed(origin=reader.origin, value=fixed))
+    result = None if fixed is None else whole(Constant(origin=reader.origin, value=fixed))
     for i, (base, _) in enumerate(view.terms):
-        if not isinstance(base, Fixed):
+        if not isinstance(base, Constant):
             x, weight = _selected(view, i)
             bias = _zeros(len(weight))
-            result = whole(Linear(origin=reader.origin, x=x, weight=weight, bias=bias, residual=result))
+            result = whole(Matmul(origin=reader.origin, x=x, weight=weight, bias=bias, residual=result))
     assert result is not None
-    assert isinstance(result.base, Linear), "constants alone are never selected"
+    assert isinstance(result.base, Matmul), "constants alone are never selected"
     return result.base
 
 
 def _selected(view: View, of: int) -> tuple[View, Floats]:
     """What a matmul reads, and by which weights, to make the part of the view that is of one term."""
     base, factor = view.terms[of]
-    if isinstance(base, Source):
+    if isinstance(base, Input):
         start = sum(other.size for other, _ in view.terms[:of])
         inside = (view.index >= start) & (view.index < start + base.size)
         index = np.where(inside, view.index - start, -1)
@@ -55,14 +57,14 @@ def _zeros(count: int) -> Floats:
     return np.zeros(count, np.float32)
 
 
-def as_node(view: View, reader: Primitive, at: Run) -> View:
+def as_node(view: View, reader: Node, at: Run) -> View:
     """The view as the whole result of one operation."""
-    if view.is_whole() or isinstance(view.base, Source):
+    if view.is_whole() or isinstance(view.base, Input):
         return view
     if is_opaque(view):
         return whole(Opaque(origin=reader.origin, out_shape=view.shape))
     value = constant(view)
     if value is not None:
-        return whole(Fixed(origin=reader.origin, value=value))
+        return whole(Constant(origin=reader.origin, value=value))
     key = (view.terms, view.shape, view.index.tobytes())
     return whole(at.once(key, lambda: selecting(view, reader)))

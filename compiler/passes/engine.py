@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from patchloom.compiler.primitive import Opaque, Primitive, View, whole
+from patchloom.compiler import graph
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.problems import Problem, UnsupportedError
+from patchloom.compiler.view import View, whole
 
-Rule = Callable[[Any, "Run"], Primitive | View | None]
+Rule = Callable[[Any, "Run"], Node | View | None]
 
 
 @dataclass(frozen=True)
 class Pass:
     name: str
-    rules: Mapping[type[Primitive], Rule]
+    rules: Mapping[type[Node], Rule]
 
     def __call__(self, results: Sequence[View], problems: list[Problem]) -> list[View]:
         return Run(self.rules, problems).over(results)
@@ -29,16 +32,16 @@ class Pass:
 class Run:
     """A pass at work: how often each operation's result is used, and what went wrong."""
 
-    rules: Mapping[type[Primitive], Rule]
+    rules: Mapping[type[Node], Rule]
     problems: list[Problem]
-    uses: Counter[Primitive] = field(default_factory=Counter)
-    made: dict[object, Primitive] = field(default_factory=dict)
+    uses: Counter[Node] = field(default_factory=Counter)
+    made: dict[object, Node] = field(default_factory=dict)
 
-    def only_here(self, base: Primitive) -> bool:
+    def only_here(self, base: Node) -> bool:
         """The rule's own operand is the only use."""
         return self.uses[base] <= 1
 
-    def once(self, key: object, make: Callable[[], Primitive]) -> Primitive:
+    def once(self, key: object, make: Callable[[], Node]) -> Node:
         """One operation per key, however many operands ask for it."""
         if key not in self.made:
             self.made[key] = make()
@@ -48,7 +51,7 @@ class Run:
         order = in_order(results)
         for view in (*results, *(view for node in order for view in node.views)):
             self.uses.update(base for base, _ in view.terms)
-        done: dict[Primitive, View] = {}
+        done: dict[Node, View] = {}
         for node in order:
             new = self._rewrite(node.with_views(lambda view: view.substitute(done)))
             view = new if isinstance(new, View) else whole(new)
@@ -58,7 +61,7 @@ class Run:
                     self.uses[base] += self.uses[node]
         return [view.substitute(done) for view in results]
 
-    def _rewrite(self, node: Primitive) -> Primitive | View:
+    def _rewrite(self, node: Node) -> Node | View:
         rule = self.rules.get(type(node))
         try:
             new = rule(node, self) if rule else None
@@ -69,16 +72,6 @@ class Run:
         return node if new is None else new
 
 
-def in_order(results: Iterable[View]) -> list[Primitive]:
+def in_order(results: Iterable[View]) -> list[Node]:
     """Every operation once, each after all that it reads."""
-    order: dict[Primitive, None] = {}
-    stack = [base for view in results for base, _ in view.terms][::-1]
-    while stack:
-        node = stack[-1]
-        before = [base for view in node.views for base, _ in view.terms if base not in order]
-        if node not in order and before:
-            stack.extend(before[::-1])
-            continue
-        stack.pop()
-        order.setdefault(node)
-    return list(order)
+    return graph.in_order(base for view in results for base, _ in view.terms)

@@ -3,15 +3,16 @@
 After all that could; before the operands, which would only hide them behind more layers.
 """
 
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS
 from patchloom.compiler.passes.engine import Pass, Rule, Run
 from patchloom.compiler.passes.views import is_opaque
-from patchloom.compiler.primitive import Opaque, Primitive, Product, Softmax
 from patchloom.compiler.problems import UnsupportedError
 
 
 def refuse(text: str, hint: str) -> Rule:
-    def rule(node: Primitive, _: Run) -> Primitive:
+    def rule(node: Node, _: Run) -> Node:
         if any(is_opaque(view) for view in node.views):
             return Opaque(origin=node.origin, out_shape=node.shape)
         raise UnsupportedError(text, hint)

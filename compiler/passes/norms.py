@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.nodes import Expert, Matmul, Moe
+from patchloom.compiler.nodes.captured import Normalise
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
-from patchloom.compiler.primitive import Linear, Mixture, Normalise, Primitive, float32
 
 
-def fold_norm(node: Linear | Mixture, _: Run) -> Primitive | None:
+def fold_norm(node: Matmul | Moe, _: Run) -> Node | None:
     """W(g * norm(x) + c) + b = (W g)norm(x) + (Wc + b)."""
     norm = node.x.base
     if not isinstance(norm, Normalise) or node.epsilon is not None:
@@ -28,7 +28,7 @@ def fold_norm(node: Linear | Mixture, _: Run) -> Primitive | None:
         return weight * norm.gamma, float32(bias + weight.astype(np.float64) @ norm.beta)
 
     changes: dict[str, Any] = {"x": node.x.substitute({norm: norm.x}), "epsilon": norm.epsilon}
-    if isinstance(node, Linear):
+    if isinstance(node, Matmul):
         changes["weight"], changes["bias"] = fold(node.weight, node.bias)
     else:
         changes["gate_weight"], changes["gate_bias"] = fold(node.gate_weight, node.gate_bias)
@@ -36,4 +36,4 @@ def fold_norm(node: Linear | Mixture, _: Run) -> Primitive | None:
     return replace(node, **changes)
 
 
-PASS = Pass("norms", {Linear: fold_norm, Mixture: fold_norm})
+PASS = Pass("norms", {Matmul: fold_norm, Moe: fold_norm})

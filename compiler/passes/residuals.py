@@ -5,13 +5,14 @@ After all that folds into layers, which must then be sums no longer: the last op
 
 from dataclasses import replace
 
+from patchloom.compiler.nodes import Matmul, Moe
+from patchloom.compiler.nodes.captured import Add
 from patchloom.compiler.passes.copies import identity
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import clips, constant, layer
-from patchloom.compiler.primitive import Add, Linear, Mixture
 
 
-def fuse_residual(node: Add, at: Run) -> Linear | Mixture:
+def fuse_residual(node: Add, at: Run) -> Matmul | Moe:
     """A sum joins the layer that makes one side of it, or a layer that copies one side."""
     for view, other in ((node.b, node.a), (node.a, node.b)):
         before = layer(view)

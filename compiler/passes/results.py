@@ -3,18 +3,21 @@
 A result's scale is a power of two, which a clipped activation's is not: it is returned by a layer that copies it.
 """
 
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes import Constant, Matmul
+from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.passes.views import clips, constant, is_opaque
-from patchloom.compiler.primitive import Fixed, Linear, Opaque, Primitive, View, whole
 from patchloom.compiler.problems import Problem, UnsupportedError
+from patchloom.compiler.view import View, whole
 
 
 def settle_result(view: View, problems: list[Problem]) -> View:
     """A result may arrange one operation's elements freely; several operations must first become one."""
     view = view.substitute({base: whole(identity(base, whole(base))) for base, _ in view.terms if _clips(base)})
     base = view.terms[0][0]
-    if is_opaque(view) or (view.base and not isinstance(base, Fixed) and view.index.min() >= 0):
+    if is_opaque(view) or (view.base and not isinstance(base, Constant) and view.index.min() >= 0):
         return view
     if constant(view) is not None:
         text = "is returned, but does not depend on the input"
@@ -28,5 +31,5 @@ def settle_result(view: View, problems: list[Problem]) -> View:
         return view
 
 
-def _clips(base: Primitive) -> bool:
-    return isinstance(base, Linear) and clips(base)
+def _clips(base: Node) -> bool:
+    return isinstance(base, Matmul) and clips(base)

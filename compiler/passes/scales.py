@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes import Expert, Matmul, Moe
+from patchloom.compiler.nodes.captured import Scale
 from patchloom.compiler.passes.copies import identity
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import producer
-from patchloom.compiler.primitive import Linear, Mixture, Primitive, Scale
 from patchloom.compiler.problems import UnsupportedError
 
 
-def fold_scale(node: Scale, at: Run) -> Primitive:
+def fold_scale(node: Scale, at: Run) -> Node:
     """A factor per feature belongs in the weights of the layer before."""
     if (node.factor != node.factor[0]).any():
         raise UnsupportedError(
@@ -23,10 +24,10 @@ def fold_scale(node: Scale, at: Run) -> Primitive:
             "a learned factor must be a scalar or have one value per feature",
         )
     factor = node.factor[0]
-    before = producer(node.x, Linear)
+    before = producer(node.x, Matmul)
     if before and at.only_here(before) and before.activation == "none" and before.residual is None:
         return replace(before, weight=before.weight * factor[:, None], bias=before.bias * factor)
-    mixture = producer(node.x, Mixture)
+    mixture = producer(node.x, Moe)
     if mixture and at.only_here(mixture) and mixture.residual is None:
         experts = (Expert(e.w1, e.b1, e.w2 * factor[:, None], e.b2 * factor) for e in mixture.experts)
         return replace(mixture, experts=tuple(experts))

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats, Indices
-from patchloom.compiler.primitive import Primitive, Source, View
+from patchloom.compiler.graph import Floats, Indices, Node
+from patchloom.compiler.nodes import Input
+from patchloom.compiler.view import View
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Rows and columns of a matrix; column -1 is zero."""
 
-    base: Primitive
+    base: Node
     rows: Indices
     columns: Indices
 
@@ -39,7 +40,7 @@ class Selection:
 def selection(view: View, of: int = 0) -> Selection | None:
     """How the view picks rows and columns of its term `of`, taking what is of other terms for zeros."""
     base = view.terms[of][0]
-    if isinstance(base, Source) or len(base.shape) != 2 or view.terms[of][1] != 1.0:
+    if isinstance(base, Input) or len(base.shape) != 2 or view.terms[of][1] != 1.0:
         return None
     start = sum(other.size for other, _ in view.terms[:of])
     index = np.where((view.index >= start) & (view.index < start + base.size), view.index - start, -1)

@@ -8,28 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Indices
+from patchloom.compiler.graph import Indices, Node, float32
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe
+from patchloom.compiler.nodes.captured import Add, Opaque
 from patchloom.compiler.passes.constants import is_fixed, plus
 from patchloom.compiler.passes.copies import selecting
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.passes.views import clips, fixed_part, value_of
-from patchloom.compiler.primitive import (
-    Add,
-    Attend,
-    Fixed,
-    Linear,
-    Mixture,
-    Opaque,
-    Primitive,
-    Source,
-    View,
-    float32,
-    whole,
-)
+from patchloom.compiler.view import View, whole
 
 
-def join_tokens(node: Primitive, at: Run) -> Primitive:
+def join_tokens(node: Node, at: Run) -> Node:
     """Constant rows beside rows of the input or of a layer over it, e.g. a class token, become one layer."""
 
     def joined(view: View) -> View:
@@ -37,13 +27,13 @@ def join_tokens(node: Primitive, at: Run) -> Primitive:
             return view
         key = (view.terms, view.index.tobytes(), view.shape)
         linear = at.once(key, lambda: _joined(view, node) or Opaque(out_shape=()))
-        return whole(linear) if isinstance(linear, Linear) else view
+        return whole(linear) if isinstance(linear, Matmul) else view
 
     return node.with_views(joined)
 
 
-def _joined(view: View, node: Primitive) -> Linear | None:
-    live = [i for i, (base, _) in enumerate(view.terms) if not isinstance(base, Fixed)]
+def _joined(view: View, node: Node) -> Matmul | None:
+    live = [i for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant)]
     if len(live) != 1:
         return None
     base, factor = view.terms[live[0]]
@@ -52,9 +42,9 @@ def _joined(view: View, node: Primitive) -> Linear | None:
     inside = (index >= 0) & (index < base.size)
     here = inside.all(axis=1)
     fixed = fixed_part(view)
-    if isinstance(base, Source):
+    if isinstance(base, Input):
         return selecting(view, node)
-    if not isinstance(base, Linear) or factor != 1.0 or (inside.any(axis=1) != here).any():
+    if not isinstance(base, Matmul) or factor != 1.0 or (inside.any(axis=1) != here).any():
         return None
     rows = np.where(here, index[:, 0] // base.shape[1], -1)
     if not np.array_equal(index[here], whole(base).index[rows[here]]):
@@ -65,7 +55,7 @@ def _joined(view: View, node: Primitive) -> Linear | None:
     return plus(gathered, fixed, node)
 
 
-def _gathered(old: Linear, rows: Indices) -> Linear | None:
+def _gathered(old: Matmul, rows: Indices) -> Matmul | None:
     """Any rows of a layer over the input, in any order; row -1 is zero."""
     x = _gathered_operand(old.x, rows)
     if x is None or clips(old) or not is_fixed(old.residual):
@@ -77,13 +67,13 @@ def _gathered(old: Linear, rows: Indices) -> Linear | None:
 
 
 def _gathered_operand(x: View, rows: Indices) -> View | None:
-    if isinstance(x.base, Source):
+    if isinstance(x.base, Input):
         return x.pick(np.where(rows[:, None] >= 0, x.index[rows], -1))
-    chosen = selection(x) if isinstance(x.base, Linear) else None
-    if not isinstance(x.base, Linear) or chosen is None or not chosen.all_columns:
+    chosen = selection(x) if isinstance(x.base, Matmul) else None
+    if not isinstance(x.base, Matmul) or chosen is None or not chosen.all_columns:
         return None
     before = _gathered(x.base, np.where(rows >= 0, chosen.rows[rows], -1))
     return None if before is None else whole(before)
 
 
-PASS = Pass("tokens", dict.fromkeys((Linear, Mixture, Add, Attend), join_tokens))
+PASS = Pass("tokens", dict.fromkeys((Matmul, Moe, Add, Attention), join_tokens))

@@ -5,10 +5,12 @@ from typing import TypeVar
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Floats
-from patchloom.compiler.primitive import Fixed, Linear, Mixture, Opaque, Primitive, View, float32
+from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.nodes import Constant, Matmul, Moe
+from patchloom.compiler.nodes.captured import Opaque
+from patchloom.compiler.view import View
 
-T = TypeVar("T", bound=Primitive)
+T = TypeVar("T", bound=Node)
 
 
 def producer(view: View, kind: type[T]) -> T | None:
@@ -16,20 +18,20 @@ def producer(view: View, kind: type[T]) -> T | None:
     return view.base if isinstance(view.base, kind) and view.is_whole() else None
 
 
-def layer(view: View) -> Linear | Mixture | None:
-    return producer(view, Linear) or producer(view, Mixture)
+def layer(view: View) -> Matmul | Moe | None:
+    return producer(view, Matmul) or producer(view, Moe)
 
 
-def clips(layer: Linear | Mixture) -> bool:
+def clips(layer: Matmul | Moe) -> bool:
     """Its last step is to saturate at its activation's limit: what is added to it must be added behind it."""
-    return isinstance(layer, Linear) and ACTIVATIONS[layer.activation].limit is not None
+    return isinstance(layer, Matmul) and ACTIVATIONS[layer.activation].limit is not None
 
 
 def constant(view: View) -> Floats | None:
     """The value of a view of nothing but constants."""
-    if not all(isinstance(base, Fixed) for base, _ in view.terms):
+    if not all(isinstance(base, Constant) for base, _ in view.terms):
         return None
-    flat = [base.value.reshape(-1) * factor for base, factor in view.terms if isinstance(base, Fixed)]
+    flat = [base.value.reshape(-1) * factor for base, factor in view.terms if isinstance(base, Constant)]
     return float32(np.concatenate([*flat, [0]])[view.index])
 
 
@@ -40,10 +42,10 @@ def value_of(view: View) -> Floats:
 
 
 def fixed_part(view: View) -> Floats | None:
-    if not any(isinstance(base, Fixed) for base, _ in view.terms):
+    if not any(isinstance(base, Constant) for base, _ in view.terms):
         return None
     flat = [
-        base.value.reshape(-1) * factor if isinstance(base, Fixed) else np.zeros(base.size)
+        base.value.reshape(-1) * factor if isinstance(base, Constant) else np.zeros(base.size)
         for base, factor in view.terms
     ]
     return float32(np.concatenate([*flat, [0]])[view.index])

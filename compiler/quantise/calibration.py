@@ -14,7 +14,7 @@ from patchloom.compiler.quantise.errors import QuantiseError
 
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many
 Samples = Mapping[str, NDArray[np.floating]]  # [samples, ...] per user input
-Key = tuple[str, str, int, tuple[int, int]]
+Key = tuple[str, str, int, tuple[int, ...]]
 
 SAMPLE = 1 << 15  # values of one tensor that its scale is chosen by
 FEWEST = 256  # of them, of each time it is computed

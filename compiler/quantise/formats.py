@@ -70,7 +70,7 @@ def choose_formats(graphs: Sequence[Graph], precision: Precision, calibration: C
     demands, chains = _demands(graphs, precision, keys), Chains()
     for node in tensors:
         if node.residual is not None:
-            chains.join(keys[node], keys[node.residual])
+            chains.join(keys[node], keys[node.residual.node])
     formats: dict[Key, Format] = {}
     for members in chains.groups(keys[node] for node in tensors):
         observed = Observed.of_all([calibration.seen[key, "output"] for key in members])

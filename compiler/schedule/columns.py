@@ -35,9 +35,9 @@ def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -
     for node in nodes:
         for tensor, columns, _ in node.heads:
             starts[tensor].update(columns)
-        if node.residual is not None and chains[node] is not chains[node.residual]:
-            chains[node] += chains[node.residual]
-            for member in chains[node.residual]:
+        if node.residual is not None and chains[node] is not chains[node.residual.node]:
+            chains[node] += chains[node.residual.node]
+            for member in chains[node.residual.node]:
                 chains[member] = chains[node]
     cuts = {node: {0}.union(*(starts[member] for member in chains[node])) for node in nodes}
     out = {node: spread(node.shape[1], cuts[node], lanes << (node in halved)) for node in nodes}

@@ -13,6 +13,7 @@ from patchloom.compiler.machine.program import Program, from_region, to_region
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import FitError, schedule
+from patchloom.compiler.view import heads_of, rows_of, whole
 from patchloom.sim.interpret import execute
 
 CONFIGS = {
@@ -42,33 +43,36 @@ class Builder:
         return Constant(name=name, value=self.normal(rows, features, scale=0.3))
 
     def matmul(self, name: str, x: Node, outputs: int, **kwargs: Any) -> Matmul:
-        kwargs = {"rows": (0, x.shape[0])} | kwargs
+        """Of `rows` of x, [first, last), if not of all; `residual` is a node."""
+        first, last = kwargs.pop("rows", (0, x.shape[0]))
+        residual = kwargs.pop("residual", None)
         return Matmul(
             name=name,
-            x=x,
+            x=rows_of(x, first, last),
             weight=self.weight(outputs, x.shape[1]),
             bias=self.normal(outputs, scale=0.1),
+            residual=residual and whole(residual),
             **kwargs,
         )
 
     def attention(self, name: str, qkv: Node, heads: int, head_dim: int) -> Attention:
-        q, k, v = (tuple(part * heads * head_dim + h * head_dim for h in range(heads)) for part in range(3))
-        return Attention(
-            name=name, q=qkv, k=qkv, v=qkv, q_columns=q, k_columns=k, v_columns=v,
-            head_dim=head_dim, value_dim=head_dim, scale=head_dim**-0.5,
-        )  # fmt: skip
+        columns = np.arange(3 * heads).reshape(3, heads) * head_dim
+        q, k, v = (heads_of(qkv, first.tolist(), head_dim) for first in columns)
+        return Attention(name=name, q=q, k=k, v=v, scale=head_dim**-0.5)
 
     def moe(self, name: str, x: Node, experts: int, hidden: int, top_k: int = 2, **kwargs: Any) -> Moe:
         features = x.shape[1]
         kwargs = {"activation": "gelu", "scoring": "softmax_of_selected", "epsilon": 1e-6, "residual": x} | kwargs
+        residual = kwargs.pop("residual")
         return Moe(
-            name=name, x=x, gate_weight=self.weight(experts, features), gate_bias=self.normal(experts, scale=0.1),
+            name=name, x=whole(x),
+            gate_weight=self.weight(experts, features), gate_bias=self.normal(experts, scale=0.1),
             experts=tuple(
                 Expert(self.weight(hidden, features), self.normal(hidden, scale=0.1),
                        self.weight(features, hidden), self.normal(features, scale=0.1))
                 for _ in range(experts)
             ),
-            top_k=top_k, **kwargs,
+            top_k=top_k, residual=residual and whole(residual), **kwargs,
         )  # fmt: skip
 
     def block(self, name: str, x: Node, heads: int, experts: int = 0) -> Node:
@@ -83,7 +87,7 @@ class Builder:
         return self.matmul(f"{name}.fc2", hidden, dim, residual=x)
 
     def output(self, name: str, x: Node) -> Output:
-        return Output(name=name, x=x, index=np.arange(x.shape[0] * x.shape[1]).reshape(x.shape))
+        return Output(name=name, x=whole(x))
 
 
 def transformer(
@@ -122,10 +126,8 @@ def random_graph(seed: int) -> Graph:
         first, last = (tuple(range(n * heads * width, (n + 1) * heads * width, width)) for n in (0, 1))
         q, kv = b.matmul(f"{name}.q", x, heads * width), b.matmul(f"{name}.kv", one_of(pool), 2 * heads * width)
         pool.extend((q, kv))
-        return Attention(
-            name=name, q=q, k=kv, v=kv, q_columns=first, k_columns=first, v_columns=last,
-            head_dim=width, value_dim=width, scale=width**-0.5,
-        )  # fmt: skip
+        k, v = heads_of(kv, first, width), heads_of(kv, last, width)
+        return Attention(name=name, q=heads_of(q, first, width), k=k, v=v, scale=width**-0.5)
 
     def moe(name: str, x: Node) -> Node:
         experts = int(rng.integers(2, 7))

@@ -8,6 +8,7 @@ from patchloom.compiler.machine.program import Program, to_region
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
+from patchloom.compiler.view import View, heads_of, rows_of, whole
 
 TASKS = ("first", "second")
 
@@ -33,29 +34,23 @@ class Model:
     def _bias(self, outputs: int) -> np.ndarray:
         return (self.rng.normal(size=outputs) * 0.1).astype(np.float32)
 
-    def _matmul(self, name: str, x, outputs: int, **options) -> Matmul:
-        rows = options.pop("rows", (0, x.shape[0]))
-        inputs = x.shape[1]
-        return Matmul(
-            name=name, x=x, weight=self._weight(outputs, inputs), bias=self._bias(outputs), rows=rows, **options
-        )
+    def _matmul(self, name: str, x: View, outputs: int, **options) -> Matmul:
+        return Matmul(name=name, x=x, weight=self._weight(outputs, x.shape[1]), bias=self._bias(outputs), **options)
 
-    def _shared(self) -> tuple[Matmul, tuple[Expert, ...]]:
+    def _shared(self) -> tuple[View, tuple[Expert, ...]]:
         """The stream in front of the experts, and the experts."""
         tokens, dim, count, size = self.tokens, self.dim, self.heads, self.head_dim
         image = np.arange(tokens * self.features).reshape(tokens, self.features)
         x = Input(name="image", index=image, user_shape=image.shape)
         position = Constant(name="position", value=self.rng.normal(size=(tokens, dim)).astype(np.float32))
-        h = self._matmul("embed", x, dim, residual=position)
+        h = whole(self._matmul("embed", whole(x), dim, residual=whole(position)))
         qkv = self._matmul("qkv", h, 3 * count * size, epsilon=1e-5)
-        first = [tuple((part * count + head) * size for head in range(count)) for part in range(3)]
-        attention = Attention(
-            name="attention", q=qkv, k=qkv, v=qkv, q_columns=first[0], k_columns=first[1], v_columns=first[2],
-            head_dim=size, value_dim=size, scale=size**-0.5,
-        )  # fmt: skip
-        h = self._matmul("project", attention, dim, residual=h)
+        first = [[(part * count + head) * size for head in range(count)] for part in range(3)]
+        q, k, v = (heads_of(qkv, columns, size) for columns in first)
+        attention = Attention(name="attention", q=q, k=k, v=v, scale=size**-0.5)
+        h = whole(self._matmul("project", whole(attention), dim, residual=h))
         wide = self._matmul("mlp.0", h, 2 * dim + 3, epsilon=1e-5, activation=self.activation)
-        h = self._matmul("mlp.1", wide, dim, residual=h)
+        h = whole(self._matmul("mlp.1", whole(wide), dim, residual=h))
         experts = tuple(
             Expert(
                 self._weight(self.hidden, dim), self._bias(self.hidden), self._weight(dim, self.hidden), self._bias(dim)
@@ -64,7 +59,7 @@ class Model:
         )
         return h, experts
 
-    def _graph(self, task: str, shared: tuple[Matmul, tuple[Expert, ...]]) -> Graph:
+    def _graph(self, task: str, shared: tuple[View, tuple[Expert, ...]]) -> Graph:
         h, experts = shared
         moe = Moe(
             name=f"moe.{task}", x=h, gate_weight=3 * self._weight(self.experts, self.dim),
@@ -72,9 +67,8 @@ class Model:
             scoring=self.scoring, epsilon=1e-5, residual=h if self.rng.random() < 0.7 else None,
         )  # fmt: skip
         outputs = int(self.rng.integers(1, 12))
-        head = self._matmul(f"head.{task}", moe, outputs, epsilon=1e-5, rows=(1, self.tokens))
-        index = np.arange((self.tokens - 1) * outputs).reshape(self.tokens - 1, outputs)
-        return Graph(task, (Output(name=task, x=head, index=index),))
+        head = self._matmul(f"head.{task}", rows_of(moe, 1, self.tokens), outputs, epsilon=1e-5)
+        return Graph(task, (Output(name=task, x=whole(head)),))
 
     def compiled(self, config: Config, precision: str) -> Program:
         return schedule(quantise(self.graphs, self.calibration, Precision.parse(precision)), config)

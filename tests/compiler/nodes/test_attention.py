@@ -4,6 +4,7 @@ import pytest
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.nodes import Attention
+from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, check, one
 
 
@@ -26,20 +27,16 @@ def test_attention_across_streams_with_shared_keys():
     b = Builder()
     q, kv = b.matmul("q", b.input(11, 20), 48), b.matmul("kv", b.input(23, 20, "z"), 24)
     columns = (0, 12, 24, 36)
-    attention = Attention(
-        name="cross", q=q, k=kv, v=kv, q_columns=columns, k_columns=(0,) * 4, v_columns=(12,) * 4,
-        head_dim=12, value_dim=12, scale=0.3,
-    )  # fmt: skip
+    k, v = heads_of(kv, [0] * 4, 12), heads_of(kv, [12] * 4, 12)
+    attention = Attention(name="cross", q=heads_of(q, columns, 12), k=k, v=v, scale=0.3)
     check(one(b.matmul("proj", attention, 16)))
 
 
 def test_attention_twice():
     b = Builder()
     first = b.attention("first", b.matmul("qkv", b.input(9, 24), 48), 1, 16)
-    second = Attention(
-        name="second", q=first, k=first, v=first, q_columns=(0,), k_columns=(0,), v_columns=(0,),
-        head_dim=16, value_dim=16, scale=0.25,
-    )  # fmt: skip
+    head = heads_of(first, [0], 16)
+    second = Attention(name="second", q=head, k=head, v=head, scale=0.25)
     check(one(second))
 
 

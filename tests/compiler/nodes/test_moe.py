@@ -15,7 +15,7 @@ from tests.compiler.graphs import Builder, check, compiled, one, quantised, tran
 def test_errors_name_the_node():
     b = Builder()
     graph = Graph("main", (b.output("y", b.moe("mix", b.matmul("x", b.input(4, 16), 16), 3, 8)),))
-    moe = graph.outputs[0].x
+    [moe] = graph.outputs[0].inputs
     moe.gate_weight[:] *= 1e7
     with pytest.raises(QuantiseError, match="moe 'mix': scores reach"):
         quantised(graph)

@@ -5,6 +5,7 @@ import numpy as np
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.nodes import Constant, Input, Matmul, Output
+from patchloom.compiler.view import rows_of, whole
 from tests.compiler.graphs import Builder, check, one
 
 
@@ -12,11 +13,11 @@ def test_outputs_share_rows_and_inputs():
     b = Builder()
     x = b.input(9, 20)
     hidden = b.matmul("hidden", x, 24)
-    whole = b.output("whole", hidden)
-    corner = Output(name="corner", x=hidden, index=np.array([[3 * 24 + 5, 4 * 24], [5 * 24 + 23, 3 * 24]]))
+    all_rows, index = b.output("whole", hidden), np.array([[3 * 24 + 5, 4 * 24], [5 * 24 + 23, 3 * 24]])
+    corner = Output(name="corner", x=whole(hidden).pick(index))
     again = b.output("again", hidden)
-    copy = Output(name="copy", x=x, index=np.arange(40).reshape(2, 20)[::-1])
-    graph = Graph("main", (whole, corner, again, copy))
+    copy = Output(name="copy", x=whole(x).pick(np.arange(40).reshape(2, 20)[::-1]))
+    graph = Graph("main", (all_rows, corner, again, copy))
     program = check(graph)
     task = program.tasks[0]
     assert [c.kind for c in task.commands].count(Kind.STORE) == 3  # whole and again are one
@@ -39,6 +40,6 @@ def test_constant_as_operand():
     x = b.input(6, 20)
     tokens = Constant(name="tokens", value=b.normal(9, 20))
     added = Matmul(
-        name="a", x=tokens, weight=b.weight(20, 20), bias=b.normal(20), rows=(1, 7), residual=x
+        name="a", x=rows_of(tokens, 1, 7), weight=b.weight(20, 20), bias=b.normal(20), residual=whole(x)
     )  # fmt: skip
     check(one(added))

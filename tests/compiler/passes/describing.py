@@ -7,23 +7,11 @@ from typing import Any
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.graph import Node
+from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
+from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
-from patchloom.compiler.primitive import (
-    Activate,
-    Add,
-    Attend,
-    Fixed,
-    Linear,
-    Mixture,
-    Normalise,
-    Primitive,
-    Product,
-    Scale,
-    Softmax,
-    Source,
-    View,
-)
+from patchloom.compiler.view import View
 
 # --- Text ---
 
@@ -32,11 +20,11 @@ def describe(results: Mapping[str, View]) -> str:
     """One line per operation, then one per result."""
     numbers = {base: f"%{i}" for i, base in enumerate(in_order(results.values()))}
 
-    def line(base: Primitive) -> str:
+    def line(base: Node) -> str:
         parts = [
             f"{part.name} {_value(getattr(base, part.name), numbers)}"
             for part in fields(base)
-            if part.name != "origin" and getattr(base, part.name) is not part.default
+            if part.name not in ("origin", "index") and getattr(base, part.name) is not part.default
         ]
         head = f"{numbers[base]} = {type(base).__name__.lower()} '{base.origin.name}' {_sizes(base.shape)}"
         return ", ".join([head, *parts])
@@ -45,7 +33,7 @@ def describe(results: Mapping[str, View]) -> str:
     return "".join(f"{text}\n" for text in lines)
 
 
-def _value(value: Any, numbers: Mapping[Primitive, str]) -> str:
+def _value(value: Any, numbers: Mapping[Node, str]) -> str:
     if isinstance(value, View):
         return _view(value, numbers)
     if isinstance(value, Expert):
@@ -55,7 +43,7 @@ def _value(value: Any, numbers: Mapping[Primitive, str]) -> str:
     return _numbers(value) if isinstance(value, np.ndarray) else str(value)
 
 
-def _view(view: View, numbers: Mapping[Primitive, str]) -> str:
+def _view(view: View, numbers: Mapping[Node, str]) -> str:
     """`2*%0`, and of which shape and from which elements where it is not the operation's whole result."""
     terms = " ++ ".join(f"{factor:g}*" * (factor != 1) + numbers[base] for base, factor in view.terms)
     whole = view.base is not None and view.scaled(1 / view.terms[0][1]).is_whole()
@@ -84,7 +72,7 @@ def _sizes(shape: Iterable[int]) -> str:
 
 def meaning(results: Mapping[str, View], inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     """What the results are for these inputs, in float64."""
-    values: dict[Primitive, np.ndarray[Any, Any]] = {}
+    values: dict[Node, np.ndarray[Any, Any]] = {}
 
     def look(view: View) -> np.ndarray[Any, Any]:
         flat = [values[base].reshape(-1) * factor for base, factor in view.terms]
@@ -92,7 +80,7 @@ def meaning(results: Mapping[str, View], inputs: Mapping[str, np.ndarray[Any, An
 
     for base in in_order(results.values()):
         values[base] = (
-            inputs[base.name].reshape(base.shape) if isinstance(base, Source) else MEANING[type(base)](base, look)
+            inputs[base.name].reshape(base.shape) if isinstance(base, Input) else MEANING[type(base)](base, look)
         )
     return {name: look(view) for name, view in results.items()}
 
@@ -111,12 +99,12 @@ def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def _linear(base: Linear, look: Look) -> np.ndarray[Any, Any]:
+def _linear(base: Matmul, look: Look) -> np.ndarray[Any, Any]:
     sums = _normal(look(base.x), base.epsilon) @ base.weight.T.astype(np.float64) + base.bias
     return ACTIVATIONS[base.activation](sums) + (0 if base.residual is None else look(base.residual))
 
 
-def _mixture(base: Mixture, look: Look) -> np.ndarray[Any, Any]:
+def _mixture(base: Moe, look: Look) -> np.ndarray[Any, Any]:
     """Of all experts: `top_k` is their number here."""
     assert base.top_k == len(base.experts)
     x = _normal(look(base.x), base.epsilon)
@@ -126,20 +114,20 @@ def _mixture(base: Mixture, look: Look) -> np.ndarray[Any, Any]:
     return mixed + (0 if base.residual is None else look(base.residual))
 
 
-def _attend(base: Attend, look: Look) -> np.ndarray[Any, Any]:
+def _attend(base: Attention, look: Look) -> np.ndarray[Any, Any]:
     heads = _softmax(look(base.q) @ look(base.k).transpose(0, 2, 1) * base.scale) @ look(base.v)
     return heads.transpose(1, 0, 2).reshape(base.shape)
 
 
-MEANING: dict[type[Primitive], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
-    Fixed: lambda base, _: base.value,
-    Linear: _linear,
-    Mixture: _mixture,
+MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
+    Constant: lambda base, _: base.value,
+    Matmul: _linear,
+    Moe: _mixture,
     Normalise: lambda base, look: _normal(look(base.x), base.epsilon) * base.gamma + base.beta,
     Activate: lambda base, look: ACTIVATIONS[base.activation](look(base.x)),
     Scale: lambda base, look: look(base.x) * base.factor,
     Add: lambda base, look: look(base.a) + look(base.b),
     Product: lambda base, look: look(base.a) @ look(base.b),
     Softmax: lambda base, look: _softmax(look(base.x)),
-    Attend: _attend,
+    Attention: _attend,
 }

@@ -5,24 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
+from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.primitive import (
-    Activate,
-    Add,
-    Attend,
-    Fixed,
-    Linear,
-    Mixture,
-    Normalise,
-    Product,
-    Scale,
-    Softmax,
-    Source,
-    View,
-    common_terms,
-    whole,
-)
+from patchloom.compiler.view import View, common_terms, whole
 
 TOKENS, FEATURES = 3, 2
 
@@ -33,7 +19,7 @@ def numbers(*shape: int) -> np.ndarray[Any, Any]:
 
 
 def source() -> View:
-    made = Source(origin=Origin(name="x"), name="x", user_shape=(TOKENS, FEATURES))
+    made = Input.flat("x", (TOKENS, FEATURES), Origin(name="x"))
     return View(((made, 1.0),), np.arange(made.size).reshape(TOKENS, FEATURES))
 
 
@@ -42,14 +28,14 @@ X = source()
 
 def linear(name: str, x: View, outputs: int = FEATURES, **options: Any) -> View:
     weight, bias = numbers(outputs, x.shape[1]), np.arange(outputs).astype(np.float32)
-    return whole(Linear(origin=Origin(op="linear", name=name), x=x, weight=weight, bias=bias, **options))
+    return whole(Matmul(origin=Origin(op="linear", name=name), x=x, weight=weight, bias=bias, **options))
 
 
 def mixture(name: str, x: View) -> View:
     weight, bias = numbers(FEATURES, FEATURES), np.ones(FEATURES, np.float32)
     experts = (Expert(weight, bias, weight, bias), Expert(weight + 1, bias, weight - 1, bias))
     return whole(
-        Mixture(
+        Moe(
             origin=Origin(name=name), x=x, gate_weight=weight, gate_bias=bias, experts=experts,
             activation="relu", top_k=2, scoring="softmax_of_all",
         )
@@ -67,7 +53,7 @@ def add(a: View, b: View, name: str = "add") -> View:
 
 def fixed(*shape: int, alike: bool = False) -> View:
     value = np.broadcast_to(numbers(1, shape[1]), shape) if alike else numbers(*shape)
-    return whole(Fixed(origin=Origin(name="constant"), value=np.ascontiguousarray(value)))
+    return whole(Constant(origin=Origin(name="constant"), value=np.ascontiguousarray(value)))
 
 
 def scale(x: View, factor: Sequence[float]) -> View:
@@ -210,7 +196,7 @@ def operands() -> dict[str, View]:
         "pieces": linear("pieces", joined(x.pick(x.index[:1]), y.pick(y.index[:2]))),
         "rows": linear("rows", some),
         "mixture": mixture("mixture", some),
-        "heads": whole(Attend(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
+        "heads": whole(Attention(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
     }  # fmt: skip
 
 

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from patchloom.compiler.nodes import Input
+from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes import PIPELINE
 from patchloom.compiler.passes.engine import Pass, in_order
-from patchloom.compiler.primitive import Opaque, Source, View
 from patchloom.compiler.problems import Problem
+from patchloom.compiler.view import View
 from tests.compiler.golden import matches
 from tests.compiler.passes.describing import describe, meaning
 from tests.compiler.passes.examples import EXAMPLES
@@ -24,7 +26,7 @@ def after(each: Pass, results: dict[str, View]) -> tuple[dict[str, View], list[P
 
 
 def inputs_of(results: dict[str, View]) -> dict[str, Any]:
-    sources = [base for base in in_order(results.values()) if isinstance(base, Source)]
+    sources = [base for base in in_order(results.values()) if isinstance(base, Input)]
     return {base.name: np.random.default_rng(0).normal(size=base.user_shape) for base in sources}
 
 

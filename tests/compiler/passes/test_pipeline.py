@@ -14,7 +14,7 @@ from patchloom.compiler.graph import describe
 from patchloom.compiler.nodes import Input, Matmul, Output
 from patchloom.compiler.passes import rewrite
 from patchloom.compiler.passes.engine import in_order
-from patchloom.compiler.primitive import View
+from patchloom.compiler.view import View
 from tests.compiler.golden import matches
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -85,7 +85,7 @@ class PostNorm(nn.Module):
 
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What rewrite got: one line per primitive, with those that it reads."""
+    """What rewrite got: one line per node, with those that it reads."""
     texts: list[str] = []
 
     def recorded(results: Mapping[str, View]) -> Any:
@@ -116,7 +116,7 @@ def test_post_norm_model_becomes(before: list[str]):
 
 def test_nodes_know_where_they_are_from():
     [graph] = capture(PostNorm(), (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)))
-    sources = {node.name: node.source for node in graph.nodes() if isinstance(node, Matmul)}
+    sources = {node.name: node.origin.where for node in graph.nodes() if isinstance(node, Matmul)}
     assert sources["head"].startswith("tests/compiler/passes/test_pipeline.py:")
     names = [node.name for node in graph.nodes() if not isinstance(node, Input | Output)]
     assert len(set(names)) == len(names)

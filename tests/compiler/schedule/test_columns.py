@@ -6,6 +6,7 @@ from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.nodes import Attention
 from patchloom.compiler.schedule import ScheduleError
+from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, check, compiled, one
 
 
@@ -32,10 +33,8 @@ def test_separate_queries_are_packed():
     x = b.input(9, 24)
     q, k, v = (b.matmul(name, x, 36) for name in "qkv")
     columns = (0, 12, 24)
-    attention = Attention(
-        name="attention", q=q, k=k, v=v, q_columns=columns, k_columns=columns, v_columns=columns,
-        head_dim=12, value_dim=12, scale=0.3,
-    )  # fmt: skip
+    q, k, v = (heads_of(part, columns, 12) for part in (q, k, v))
+    attention = Attention(name="attention", q=q, k=k, v=v, scale=0.3)
     for lanes, whole in ((4, 0), (8, 1)):
         found = packings(one(b.matmul("proj", attention, 16)), Config(lanes=lanes))
         expected = {"q": (0, 1)} | {f"attention: head {h} scores": (1, 0) for h in range(3)}
@@ -57,9 +56,7 @@ def test_what_is_stored_added_or_normalised_is_not_packed():
 def test_heads_that_overlap_in_part():
     b = Builder()
     x = b.matmul("x", b.input(9, 20), 24)
-    graph = one(Attention(
-        name="attention", q=x, k=x, v=x, q_columns=(0, 8), k_columns=(0, 8), v_columns=(0, 8),
-        head_dim=16, value_dim=16, scale=0.25,
-    ))  # fmt: skip
+    heads = heads_of(x, [0, 8], 16)
+    graph = one(Attention(name="attention", q=heads, k=heads, v=heads, scale=0.25))
     with pytest.raises(ScheduleError, match="attention 'attention' reads heads that overlap in 'x'"):
         compiled(graph, "w8a8")

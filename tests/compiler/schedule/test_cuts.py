@@ -9,6 +9,7 @@ from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.nodes import Attention
+from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, compiled, fit_error, in_place, one, run, samples
 
 
@@ -52,10 +53,8 @@ def test_heads_of_separate_tensors_one_by_one():
     x, y = b.input(40, 24), b.input(30, 16, "y")
     q, k, v = b.matmul("q", x, 36), b.matmul("k", y, 36), b.matmul("v", y, 36)
     columns = (12, 24, 0)  # in whatever order
-    attention = Attention(
-        name="attention", q=q, k=k, v=v, q_columns=columns, k_columns=columns, v_columns=columns,
-        head_dim=12, value_dim=12, scale=0.3,
-    )  # fmt: skip
+    q, k, v = (heads_of(part, columns, 12) for part in (q, k, v))
+    attention = Attention(name="attention", q=q, k=k, v=v, scale=0.3)
     graph, config = one(b.matmul("proj", attention, 16)), Config(lanes=8, inputs=8, outputs=8)
     small = shrunk(graph, config, chunks(compiled(graph, "w8a8", config)) - 1)
     assert {f"{name}: head {head}" for name in "qkv" for head in range(3)} <= set(small.tasks[0].notes)
@@ -65,10 +64,8 @@ def test_keys_that_heads_share_are_computed_once():
     b = Builder()
     x = b.matmul("x", b.input(60, 8), 32)
     q, kv = b.matmul("q", x, 64), b.matmul("kv", x, 32)
-    attention = Attention(
-        name="attention", q=q, k=kv, v=kv, q_columns=(0, 16, 32, 48), k_columns=(0,) * 4, v_columns=(16,) * 4,
-        head_dim=16, value_dim=16, scale=0.25,
-    )  # fmt: skip
+    q, k, v = heads_of(q, (0, 16, 32, 48), 16), heads_of(kv, (0,) * 4, 16), heads_of(kv, (16,) * 4, 16)
+    attention = Attention(name="attention", q=q, k=k, v=v, scale=0.25)
     graph = one(b.matmul("proj", attention, 32, residual=x))
     small = shrunk(graph, Config(), chunks(compiled(graph, "w8a8")) - 1)
     assert not any("kv: head" in note for note in small.tasks[0].notes)
@@ -114,8 +111,6 @@ def test_an_input_of_queries_stays_whole():
     """It is streamed, but by an attention, which loads nothing."""
     b = Builder()
     kv = b.matmul("kv", b.input(8, 24, "z"), 32)
-    attention = Attention(
-        name="attention", q=b.input(60, 16), k=kv, v=kv, q_columns=(0,), k_columns=(0,), v_columns=(16,),
-        head_dim=16, value_dim=16, scale=0.25,
-    )  # fmt: skip
+    q, k, v = heads_of(b.input(60, 16), [0], 16), heads_of(kv, [0], 16), heads_of(kv, [16], 16)
+    attention = Attention(name="attention", q=q, k=k, v=v, scale=0.25)
     assert "scratchpad (chunks) needs 136, has 128" in fit_error(one(attention), scratchpad_chunks=128)

@@ -1,0 +1,94 @@
+"""Operations as users write them, that no machine runs as they are: the passes turn them into the other kinds."""
+
+from dataclasses import dataclass, field
+
+from patchloom.compiler.graph import Floats, Node
+from patchloom.compiler.view import View
+
+
+class Captured(Node):
+    """Has no place in a `Graph`."""
+
+    @property
+    def settled(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Opaque(Captured):
+    """Stands for an operation that is reported as a problem, so that the rest can still be examined."""
+
+    out_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.out_shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Normalise(Captured):
+    """Layer normalisation of each row of x."""
+
+    x: View
+    gamma: Floats = field(repr=False)
+    beta: Floats = field(repr=False)
+    epsilon: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activate(Captured):
+    x: View
+    activation: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scale(Captured):
+    """x times a constant of the same shape."""
+
+    x: View
+    factor: Floats = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Add(Captured):
+    a: View
+    b: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Product(Captured):
+    """a @ b, both of rank 3 and both dependent on the inputs."""
+
+    a: View
+    b: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape[0], self.a.shape[1], self.b.shape[2]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Softmax(Captured):
+    """Along the last dimension."""
+
+    x: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
