@@ -180,6 +180,7 @@ class Graph:
 
     task: str
     outputs: tuple[Node, ...]
+    arguments: tuple[str, ...] = ()  # names of the user's tensors in the order of forward
 
     def __post_init__(self) -> None:
         for node in self.nodes():
@@ -194,8 +195,9 @@ class Graph:
         return [node for node in self.nodes() if node not in self.outputs]
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the user's tensors that it reads, without the batch dimension."""
-        return {node.name: shape for node in self.nodes() if (shape := node.user_input) is not None}
+        """Shapes of the user's tensors that it reads, without the batch dimension, in the order of forward."""
+        read = {node.name: shape for node in self.nodes() if (shape := node.user_input) is not None}
+        return {name: read[name] for name in (*self.arguments, *read) if name in read}
 
 
 def in_order(roots: Iterable[Node]) -> list[Node]:

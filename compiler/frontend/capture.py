@@ -10,6 +10,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -45,13 +46,14 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
     swap, mixtures = recognise(module, inputs)
     with swap.installed():
         program = export(module, inputs, mixtures)
-    walk = Walk(program, input_names(module, inputs), swap.layers)
+    names = input_names(module, inputs)
+    walk = Walk(program, names, swap.layers)
     results, problems = rewrite(walk.results(task))
     problems = without_consequences([*walk.problems, *problems], mixtures)
     if problems or mixtures:
         title = f"{type(module).__name__} cannot be compiled for task '{task}':"
         raise CaptureError(title, [*mixtures, *problems])
-    return Lowering(pool).graph(task, results)
+    return replace(Lowering(pool).graph(task, results), arguments=tuple(names))
 
 
 def without_consequences(problems: Sequence[Problem], mixtures: Sequence[Problem]) -> list[Problem]:

@@ -101,7 +101,8 @@ def input_region(task: Task, frame: Samples) -> tuple[Elements, int]:
     region, clipped = np.zeros(task.input_bytes // 2, np.int16), 0
     for port in task.inputs:
         elements, lost = to_region(port, frame[port.name])
-        region[port.offset // 2 :][: elements.size] = elements
+        used = port.index >= 0  # between them lies what is another input's
+        region[port.offset // 2 :][: elements.size][used] = elements[used]
         clipped += lost
     return region, clipped
 

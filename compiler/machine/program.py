@@ -1,13 +1,14 @@
 """What the compiler makes and every engine runs: commands, memory image, formats, descriptors."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Command
-from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import Weights, unpack
@@ -17,6 +18,7 @@ class ProgramError(Error, ValueError):
     """A Program that no machine should run, or a directory that holds none: every reason, one per line."""
 
 
+ELEMENT_BYTES = ELEMENT_WIDTH // 8
 NAME_RULE = "a name of 1 to 100 printable characters that is no path upwards or from the root"
 
 
@@ -116,6 +118,16 @@ def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:
     """The head of an image: the machine starts task t at byte `t * command_depth * COMMAND_BYTES`."""
     pitch = config.command_depth * COMMAND_BYTES
     return b"".join(b"".join(c.encode() for c in commands).ljust(pitch, b"\0") for commands in tasks)
+
+
+def one_input(ports: Sequence[Port]) -> Port:
+    """Several layouts of one user input as one port: from the first one's beginning to the last one's end."""
+    first = min(port.offset for port in ports)
+    last = max(port.offset + ELEMENT_BYTES * port.elements for port in ports)
+    index = np.full((last - first) // ELEMENT_BYTES, -1, np.int64)
+    for port in ports:
+        index[(port.offset - first) // ELEMENT_BYTES :][: port.elements] = port.index
+    return replace(ports[0], offset=first, elements=len(index), index=index)
 
 
 def to_region(port: Port, value: NDArray[np.floating]) -> tuple[NDArray[np.int16], int]:

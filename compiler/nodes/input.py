@@ -8,12 +8,12 @@ import numpy as np
 
 from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.commands import Space
-from patchloom.compiler.machine.program import Port
+from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
 from patchloom.compiler.origin import NOWHERE, Origin
 from patchloom.compiler.quantise.formats import Demand
 from patchloom.compiler.schedule.buffers import aligned
 from patchloom.compiler.schedule.columns import extent
-from patchloom.compiler.schedule.drafting import ELEMENT_BYTES, Drafting
+from patchloom.compiler.schedule.drafting import Drafting
 from patchloom.compiler.schedule.image import ALIGNMENT
 from patchloom.compiler.schedule.transfers import load
 

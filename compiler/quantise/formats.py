@@ -71,6 +71,10 @@ def choose_formats(graphs: Sequence[Graph], precision: Precision, calibration: C
     for node in tensors:
         if node.residual is not None:
             chains.join(keys[node], keys[node.residual.node])
+    inputs: dict[str, Key] = {}
+    for node in tensors:
+        if node.user_input is not None:  # however many layouts it is read in
+            chains.join(keys[node], inputs.setdefault(node.name, keys[node]))
     formats: dict[Key, Format] = {}
     for members in chains.groups(keys[node] for node in tensors):
         observed = Observed.of_all([calibration.seen[key, "output"] for key in members])

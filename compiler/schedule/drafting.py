@@ -9,15 +9,13 @@ from patchloom.compiler.graph import Graph, Node
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints
-from patchloom.compiler.machine.program import Port
+from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.quantise.linear import Linear
 from patchloom.compiler.schedule.buffers import Span, aligned
 from patchloom.compiler.schedule.columns import extent, layouts, packed, separable
 from patchloom.compiler.schedule.errors import does_not_fit, possible
 from patchloom.compiler.schedule.image import Image
-
-ELEMENT_BYTES = ELEMENT_WIDTH // 8
 
 Place = tuple[Span, int]  # units from its start
 

@@ -1,9 +1,11 @@
 """From a quantised graph to a Program."""
 
+from collections.abc import Iterator, Sequence
+
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Command
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.program import Buffer, Program, Segment, Task, command_table
+from patchloom.compiler.machine.program import Buffer, Port, Program, Segment, Task, command_table, one_input
 from patchloom.compiler.machine.verify import verify_once
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.schedule.buffers import aligned, allocate
@@ -40,10 +42,16 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     problems |= dict.fromkeys(d.problems)
     commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
     return Task(
-        graph.task, commands, tuple(d.inputs), tuple(d.outputs), d.input_bytes, d.output_bytes,
+        graph.task, commands, tuple(_by_input(graph, d.inputs)), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(node.macs for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
         tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
     )  # fmt: skip
+
+
+def _by_input(graph: Graph, ports: Sequence[Port]) -> Iterator[Port]:
+    """One port an input of the user's, whose layouts are loaded where each is read."""
+    for name in graph.inputs():
+        yield one_input([port for port in ports if port.name == name])
 
 
 def _depth(commands: int) -> dict[str, int]:

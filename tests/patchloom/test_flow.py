@@ -280,3 +280,34 @@ def test_the_command_line_warns_or_refuses(strict, code, saved, samples, tmp_pat
 )
 def test_options_that_mean_nothing_are_told(options, text, program, samples):
     assert text in message(InputError, patchloom.run, program, samples, **options)
+
+
+# --- One input, read in several layouts ---
+
+
+class Layouts(torch.nn.Module):
+    """Two patch sizes, a slice and a flip of one picture, beside another input."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = torch.nn.Conv2d(2, 12, 4, 4), torch.nn.Conv2d(2, 12, 8, 8)
+        self.rows, self.flipped, self.other = (torch.nn.Linear(n, 12) for n in (16, 16, 6))
+
+    def forward(self, image, other):
+        parts = [conv(image).flatten(2).transpose(1, 2) for conv in (self.fine, self.coarse)]
+        rows = [self.rows(image[:, 0]), self.flipped(image.flip(3)[:, 1, 2:5]), self.other(other)]
+        return torch.cat([part.mean(1) for part in (*parts, *rows)], 1)
+
+
+def test_one_input_is_one_input_however_it_is_read():
+    torch.manual_seed(0)
+    model = Layouts().eval()
+    image, other = torch.randn(6, 2, 16, 16), torch.randn(6, 5, 6)
+    program = patchloom.compile(model, (image[:1], other[:1]), calibration=(image, other), precision="w16a16")
+    assert [port.name for port in program.tasks[0].inputs] == ["image", "other"]
+    with torch.no_grad():
+        expected = model(image, other).numpy()
+    results = [patchloom.run(program, (image, other), engine=engine) for engine in ("interpreter", "hls")]
+    np.testing.assert_allclose(results[0].outputs["main"], expected, atol=2e-3)
+    np.testing.assert_array_equal(results[0].raw["main"], results[1].raw["main"])
+    assert results[0].clipped == 0

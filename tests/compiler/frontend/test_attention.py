@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.compiler.frontend.forms import DIM, check, embedded, kinds
+from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds
 
 
 def split(x: Tensor, heads: int = 2) -> Tensor:
@@ -68,3 +68,18 @@ def test_attention(name: str):
     )  # fmt: skip
     [graph] = check(module, x)
     assert kinds(graph).count("Attention") == 1
+
+
+@pytest.mark.parametrize("scale", [0.3, -0.3])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_negative_scale(scale: float, written: bool):
+    """softmax(-q k'): the machine's factors are positive, so that the sign goes into the keys."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        if written:
+            return ((q @ k.transpose(-2, -1) * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+    [graph] = check(Function(forward, qkv=nn.Linear(DIM, 3 * DIM)), torch.randn(2, TOKENS, DIM))
+    assert all(node.scale > 0 for node in graph.nodes() if node.kind == "attention")
