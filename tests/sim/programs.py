@@ -186,7 +186,11 @@ class Maker:
             stationary = {"b_source": source, "b_digits": width // c.weight_width, **b.fields("b")}
         rows = int(fields.pop("rows", a.rows))
         out = fields.pop("out", None) or self.place(
-            rows, columns, wide=self.chance(0.5), gap=not fields.get("queue") and self.chance(0.15)
+            rows,
+            columns,
+            wide=self.chance(0.5),
+            gap=not fields.get("queue") and self.chance(0.15),
+            packs=not fields.get("row_maximum"),
         )
         epilogue = self.epilogue(out, columns, total, stationary, fields)
         command = Command(
@@ -264,7 +268,7 @@ class Maker:
                 self.amend(o_wide=int(out.wide), **out.fields("o"))
                 self.tensors.remove(out)
         self.gather(out)
-        if self.chance(0.3):
+        if not out.packed and self.chance(0.3):
             self.amend(row_maximum=1)
         assert self.free >= before
         self.tensors.append(out)
@@ -279,7 +283,7 @@ class Maker:
         self.commands[-1] = replace(self.commands[-1], **fields)
 
     def gather(self, out: Tensor) -> None:
-        whole = self.commands[-1].rows == out.rows
+        whole = (self.commands[-1].rows, self.commands[-1].columns) == (out.rows, out.columns)
         if whole and self.chance(0.4) and self.free_statistics + out.rows <= self.config.statistics_rows:
             out.statistics = self.free_statistics
             self.amend(statistics=1, o_statistics=out.statistics)
@@ -289,10 +293,9 @@ class Maker:
         """Scores with their maxima, then exponentials times values."""
         q = self.pick(packed=True)
         assert q is not None
-        scores = self.matmul(q, Stationary.COLUMNS, post=Post.NONE)
+        scores = self.matmul(q, Stationary.COLUMNS, post=Post.NONE, row_maximum=1)
         if scores is None:
             return
-        self.amend(row_maximum=1)
         self.tensors.append(scores)
         shift = int(np.clip(round(math.log2(2 << SCORE_FRACTION) - math.log2(self.spread(scores))), 0, SCORE_FRACTION))
         scale = RowScale.SOFTMAX if self.chance(0.8) else RowScale.NONE
