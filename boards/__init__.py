@@ -1,1 +1,1 @@
-"""Boards: declarative descriptions and bitstream builds. None is supported yet."""
+"""Boards: declarative descriptions, the SoC around the machine, bitstream builds, area."""

@@ -1,0 +1,1 @@
+"""One file a board, one `BOARD` a file."""

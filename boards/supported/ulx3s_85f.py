@@ -1,0 +1,41 @@
+"""ULX3S with an LFE5U-85F: open tools to the bitstream."""
+
+from patchloom.boards.description import Board, Device, Litex, Memory
+
+BOARD = Board(
+    name="ulx3s_85f",
+    title="Radiona ULX3S-85F",
+    device=Device(
+        family="ecp5",
+        part="LFE5U-85F-6BG381C",
+        luts=83640,
+        ffs=83640,
+        dsps=156,
+        brams=208,
+        source="utilisation report of nextpnr-ecp5",
+    ),
+    clock_hz=50_000_000,
+    clock_source="routed: 54 MHz with 50 asked for; 60 asked for did not route",
+    memory=Memory(
+        kind="SDR SDRAM, 16 bits at 100 MHz",
+        bytes=32 << 20,
+        base=0x4000_0000,
+        bus_width=32,
+        latency=10,
+        latency_source="fitted to the simulated SoC with LiteDRAM",
+        cycles_per_beat=1,
+        cycles_per_beat_source="LiteDRAM's half-rate controller has 32 bits a cycle; within 1 % of the simulated SoC",
+    ),
+    registers=0x9000_0000,
+    link="uart",
+    baud=3_000_000,
+    tools="open",
+    litex=Litex(
+        platform="radiona_ulx3s",
+        arguments=(("device", "LFE5U-85F"), ("revision", "2.0"), ("toolchain", "trellis")),
+        phy="HalfRateGENSDRPHY",
+        dram="MT48LC16M16",
+        rate="1:2",
+    ),
+    proven="routed by nextpnr and simulated with its memory; not run on silicon",
+)
