@@ -23,6 +23,14 @@ class DeadlineError(Error, TimeoutError):
     """The machine did not do something in time."""
 
 
+class LinkError(Error, ConnectionError):
+    """The link to the machine is gone, or carried something else than what was sent; another try may succeed."""
+
+
+class NoAnswerError(LinkError):
+    """An answer did not come, or not all of it."""
+
+
 class IdentityError(Error, ValueError):
     """The machine is not one that the Program, or this driver, was made for."""
 

@@ -1,0 +1,143 @@
+"""A machine in a LiteX SoC, over a link: a home of `host.device.Device`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Access
+from patchloom.host.device import Device, Region
+from patchloom.host.errors import CapacityError, RegisterError
+from patchloom.host.transports.stream import Stream
+from patchloom.host.transports.uartbone import UartBone, Words
+
+PAGE = 4096
+PATIENCE = 1 / 16  # a wait looks again after this share of the time that it has taken,
+LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
+SHORTEST_PAUSE = 0.0002
+
+
+@dataclass(frozen=True)
+class Step:
+    """A word to be written, and clock cycles to wait for afterwards."""
+
+    address: int
+    value: int
+    cycles: int
+
+
+@dataclass(frozen=True)
+class SocMap:
+    """What a driver must know of a SoC; whoever builds one writes it as JSON. Addresses and sizes are in bytes."""
+
+    board: str
+    clock_hz: int
+    registers: int  # address of the machine's
+    memory: Region  # as the machine and the link see it
+    setup: tuple[Step, ...]  # initialises the memory's controller; the last word reads as it was written if it was run
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        try:
+            return cls.parse(json.loads(path.read_text()))
+        except OSError as error:
+            raise InputError(f"{path} must be the map of a SoC, and cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} must be the map of a SoC as its build wrote it, and is not: {error}") from error
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Self:
+        memory, setup = Region(**data["memory"]), tuple(Step(**step) for step in data["setup"])
+        return cls(**{**data, "memory": memory, "setup": setup})
+
+
+class Bus(Protocol):
+    """A SoC's bus over a link, as `UartBone`."""
+
+    stream: Stream
+
+    def read(self, address: int) -> int: ...
+    def write(self, address: int, value: int) -> None: ...
+    def fetch(self, address: int, count: int) -> Words: ...
+    def store(self, address: int, words: Words) -> None: ...
+
+
+class SocDevice(Device):
+    """The machine of a SoC behind its link. Time is the link's.
+
+    The memory is initialised if nobody has done it. The machine's interrupt does not reach the link: its register is
+    asked for again and again, ever more seldom.
+    """
+
+    def __init__(self, soc: SocMap, bus: Bus) -> None:
+        self.soc, self.bus, self._free = soc, bus, 0
+        self._set_up()
+
+    @classmethod
+    def uart(cls, soc: SocMap, stream: Stream) -> Self:
+        """Over UARTBone."""
+        return cls(soc, UartBone(stream, (soc.registers + REGISTERS["magic"].offset, MAGIC)))
+
+    def _set_up(self) -> None:
+        steps = self.soc.setup
+        if not steps or self.bus.read(steps[-1].address) == steps[-1].value:
+            return
+        for step in steps:
+            self.bus.write(step.address, step.value)
+            if step.cycles:
+                self.bus.stream.sleep(step.cycles / self.soc.clock_hz)
+
+    def read(self, register: str) -> int:
+        return self.bus.read(self.soc.registers + REGISTERS[register].offset)
+
+    def write(self, register: str, value: int) -> None:
+        if REGISTERS[register].access == Access.READ:
+            raise RegisterError(f"register {register} cannot be written")
+        self.bus.write(self.soc.registers + REGISTERS[register].offset, value & 0xFFFF_FFFF)
+
+    def put(self, address: int, data: bytes) -> None:
+        self._check(address, len(data))
+        whole = len(data) & ~3
+        if whole != len(data):  # the last word keeps its other bytes
+            rest = self.bus.fetch(address + whole, 1).astype("<u4").tobytes()
+            data = data + rest[len(data) - whole :]
+        self.bus.store(address, np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def get(self, address: int, size: int) -> bytes:
+        self._check(address, size)
+        return self.bus.fetch(address, -(-size // 4)).astype("<u4").tobytes()[:size]
+
+    def _check(self, address: int, size: int) -> None:
+        memory = self.soc.memory
+        if not memory.address <= address <= address + size <= memory.address + memory.size:
+            rule = f"be of the {memory.size} bytes from {memory.address:#x} on"
+            raise InputError(f"memory must {rule}, not {size} bytes at {address:#x}")
+
+    def allocate(self, size: int) -> Region:
+        """At a page boundary; never given back."""
+        memory = self.soc.memory
+        if self._free + size > memory.size:
+            raise CapacityError(f"the device's memory has {memory.size - self._free} bytes left, not {size}")
+        start, self._free = self._free, -(-(self._free + size) // PAGE) * PAGE
+        return Region(memory.address + start, size)
+
+    def now(self) -> float:
+        return self.bus.stream.now()
+
+    def wait(self, seconds: float) -> None:
+        begun = self.now()
+        while not self.read("irq_status"):
+            passed = self.now() - begun
+            if passed >= seconds:
+                raise self.overdue(f"{seconds:g} s")
+            pause = min(max(SHORTEST_PAUSE, passed * PATIENCE), LONGEST_PAUSE)
+            self.bus.stream.sleep(min(pause, seconds - passed))
+
+    def close(self) -> None:
+        self.bus.stream.close()

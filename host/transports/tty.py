@@ -1,0 +1,100 @@
+"""A serial port, or a pseudo-terminal in its place."""
+
+import os
+import select
+import termios
+import time
+import tty
+from pathlib import Path
+
+from patchloom.compiler.machine.errors import InputError
+from patchloom.host.errors import LinkError
+from patchloom.host.transports.stream import Stream
+
+BITS = 10  # of a byte on the line: start, 8 data, stop
+SPEEDS = {int(name[1:]): int(getattr(termios, name)) for name in dir(termios) if name[:1] == "B" and name[1:].isdigit()}
+
+
+class Tty(Stream):
+    """The terminal device `path`, raw, 8 data bits, no parity, no flow control, at `baud` bits a second."""
+
+    def __init__(self, path: str | Path, baud: int) -> None:
+        if baud not in SPEEDS or baud == 0:
+            known = ", ".join(str(speed) for speed in sorted(SPEEDS) if speed >= 9600)
+            raise InputError(f"baud must be one of {known}, not {baud!r}")
+        self.path, self.rate = str(path), baud / BITS
+        try:
+            self._file: int | None = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError as error:
+            raise LinkError(f"{path} must be a serial port to open, and is not: {error.strerror}") from error
+        try:
+            self._configure(self._file, SPEEDS[baud])
+        except termios.error as error:
+            self.close()
+            raise LinkError(f"{path} must be a serial port at {baud} baud, and is not: {error.args[-1]}") from error
+
+    @staticmethod
+    def _configure(file: int, speed: int) -> None:
+        tty.setraw(file)
+        settings = termios.tcgetattr(file)
+        settings[2] = termios.CS8 | termios.CREAD | termios.CLOCAL  # also no parity, one stop bit, no RTS/CTS
+        settings[4] = settings[5] = speed
+        termios.tcsetattr(file, termios.TCSANOW, settings)
+
+    def send(self, data: bytes, seconds: float) -> None:
+        limit, left = self.now() + seconds, memoryview(data)
+        while left:
+            if not self._ready(limit, writing=True):
+                raise LinkError(f"{self.path} took {len(data) - len(left)} of {len(data)} bytes within {seconds:g} s")
+            try:
+                left = left[os.write(self._open, left) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._gone(error) from error
+
+    def receive(self, size: int, seconds: float) -> bytes:
+        limit, data = self.now() + seconds, bytearray()
+        while len(data) < size and self._ready(limit):
+            try:
+                part = os.read(self._open, size - len(data))
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._gone(error) from error
+            if not part:
+                raise LinkError(f"{self.path} was closed at its other end")
+            data += part
+        return bytes(data)
+
+    def _ready(self, limit: float, *, writing: bool = False) -> bool:
+        """Whether there is something to read, or room to write, before the limit. poll() knows no largest file."""
+        poll = select.poll()
+        poll.register(self._open, select.POLLOUT if writing else select.POLLIN)
+        return bool(poll.poll(max(0.0, limit - self.now()) * 1000))
+
+    def discard(self) -> None:
+        try:
+            termios.tcflush(self._open, termios.TCIOFLUSH)
+        except termios.error as error:
+            raise self._gone(error) from error
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @property
+    def _open(self) -> int:
+        if self._file is None:
+            raise LinkError(f"{self.path} is closed")
+        return self._file
+
+    def _gone(self, error: Exception) -> LinkError:
+        return LinkError(f"{self.path} was lost: {error.args[-1]}")
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
