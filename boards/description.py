@@ -43,8 +43,10 @@ class Litex:
 
     platform: str  # module of litex_boards.platforms, for pins; that of targets, by the same name, for clocks
     arguments: tuple[tuple[str, str], ...] = ()  # of the platform's class
+    clocks: tuple[tuple[str, str], ...] = ()  # arguments of the target's clocks
     phy: str  # class of litedram.phy
     dram: str  # class of litedram.modules
+    simulated_dram: str  # its like in the simulated SoC, perhaps smaller: a simulator holds all of it
     rate: Literal["1:2", "1:4"]  # of the machine's clock to the memory's
 
 
@@ -79,6 +81,11 @@ class Board:
     def __post_init__(self) -> None:
         if (self.litex is None) == (self.zynq is None):
             raise BoardError(f"board {self.name} must have either litex or zynq, and has both or none")
+
+    def built_by_litex(self) -> Litex:
+        if self.litex is None:
+            raise BoardError(f"board {self.name} has a processing system, and no SoC by LiteX")
+        return self.litex
 
 
 class BoardError(Error, ValueError):

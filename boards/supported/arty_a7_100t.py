@@ -35,6 +35,7 @@ BOARD = Board(
         arguments=(("variant", "a7-100"), ("toolchain", "vivado")),
         phy="A7DDRPHY",
         dram="MT41K128M16",
+        simulated_dram="MT41K64M16",
         rate="1:4",
     ),
     proven="sources generated; never built by Vivado, never run on silicon",

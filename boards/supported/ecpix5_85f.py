@@ -35,6 +35,7 @@ BOARD = Board(
         arguments=(("device", "85F"), ("toolchain", "trellis")),
         phy="ECP5DDRPHY",
         dram="MT41K256M16",
+        simulated_dram="MT41K64M16",
         rate="1:2",
     ),
     proven="simulated with its memory; not run on silicon, and no model can test how the host levels the DDR3",

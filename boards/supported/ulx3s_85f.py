@@ -33,8 +33,10 @@ BOARD = Board(
     litex=Litex(
         platform="radiona_ulx3s",
         arguments=(("device", "LFE5U-85F"), ("revision", "2.0"), ("toolchain", "trellis")),
+        clocks=(("sdram_rate", "1:2"),),
         phy="HalfRateGENSDRPHY",
         dram="MT48LC16M16",
+        simulated_dram="MT48LC16M16",
         rate="1:2",
     ),
     proven="routed by nextpnr and simulated with its memory; not run on silicon",

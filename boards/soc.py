@@ -1,0 +1,190 @@
+"""The SoC around the machine on boards without a processing system, by LiteX: memory controller and link to the host.
+
+One builder for ULX3S, ECPIX-5, Arty and for simulation. There is no CPU and no cache: the host starts the memory,
+writes the image and the machine's registers over the link, and sees the memory at the machine's own addresses.
+
+LiteX changes the working directory, prints, and keeps global state: run this in a process of its own, as
+`boards.sources` does: `python -m patchloom.boards.soc FOLDER`, the request as JSON on standard input.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import litedram.modules
+import litedram.phy
+from litedram.init import get_sdram_phy_init_sequence
+from litedram.phy.model import SDRAMPHYModel
+from litex.build.generic_platform import GenericPlatform, Pins, Subsignal
+from litex.soc.cores.uart import RS232PHY, RS232PHYModel, UARTBone
+from litex.soc.integration.export import get_csr_json
+from litex.soc.integration.soc import SoCRegion
+from litex.soc.integration.soc_core import SoCCore
+from migen import ClockDomain, Module, Signal
+
+from patchloom.boards.board import board
+from patchloom.boards.bridge import Bridge
+from patchloom.boards.description import Board, BoardError, Litex
+from patchloom.boards.machine import Machine
+from patchloom.boards.sources import DIGEST, MACHINE, SOC
+from patchloom.compiler.machine.config import Config
+from patchloom.hw.axi import LITE_ADDRESS_WIDTH
+
+PHYS: dict[str, tuple[str, dict[str, Any]]] = {  # pads, and arguments beside them and the clock
+    "HalfRateGENSDRPHY": ("sdram", {}),
+    "ECP5DDRPHY": ("ddram", {}),
+    "A7DDRPHY": ("ddram", {"memtype": "DDR3", "nphases": 4}),
+}
+SIMULATION = [
+    ("sys_clk", 0, Pins(1)),
+    ("sys_rst", 0, Pins(1)),
+    (
+        "serial",
+        0,
+        *(Subsignal(f"source_{name}", Pins(width)) for name, width in (("valid", 1), ("ready", 1), ("data", 8))),
+        *(Subsignal(f"sink_{name}", Pins(width)) for name, width in (("valid", 1), ("ready", 1), ("data", 8))),
+    ),
+]
+
+
+class SimulatedClock(Module):
+    """The domain `sys` from two pins. `rst` is the SoC's own reset."""
+
+    def __init__(self, platform: Any) -> None:
+        self.rst = Signal()
+        self.clock_domains.cd_sys = ClockDomain()
+        self.comb += [
+            self.cd_sys.clk.eq(platform.request("sys_clk")),
+            self.cd_sys.rst.eq(platform.request("sys_rst") | self.rst),
+        ]
+
+
+class Soc(SoCCore):
+    """Machine, memory and link of a board; simulated, a model takes the place of the memory, a stream that of pins.
+
+    The stream has ports serial_sink_* (bytes from the host) and serial_source_* (to the host), each valid, ready, data.
+    """
+
+    def __init__(self, found: Board, config: Config, *, simulated: bool) -> None:
+        litex = found.built_by_litex()
+        real = _platform(litex)
+        platform = GenericPlatform("simulation", SIMULATION, name=SOC) if simulated else real
+        self.crg = SimulatedClock(platform) if simulated else _clocks(found, litex, real)
+        without = dict.fromkeys(("with_uart", "with_timer"), False)
+        super().__init__(platform, found.clock_hz, cpu_type=None, integrated_sram_size=0, **without)
+        self._add_memory(found, litex, real, simulated)
+        self._add_machine(found, config)
+        self._add_link(found, platform, simulated)
+
+    def _add_memory(self, found: Board, litex: Litex, real: Any, simulated: bool) -> None:
+        pads, arguments = PHYS[litex.phy]
+        phy = getattr(litedram.phy, litex.phy)(real.request(pads), sys_clk_freq=found.clock_hz, **arguments)
+        dram = getattr(litedram.modules, litex.simulated_dram if simulated else litex.dram)
+        module = dram(found.clock_hz, litex.rate)
+        if simulated:
+            phy = SDRAMPHYModel(module, settings=phy.settings, clk_freq=found.clock_hz)
+        elif hasattr(phy, "init"):  # ECP5's DDR PHY stops the clocks while its delays settle
+            self.comb += [self.crg.stop.eq(phy.init.stop), self.crg.reset.eq(phy.init.reset)]
+        self.add_module("phy", phy)
+        # The machine's port passes by the cache that would be here by default.
+        self.add_sdram("sdram", phy=phy, module=module, l2_cache_size=0)
+        self.dram = module
+
+    def _add_machine(self, found: Board, config: Config) -> None:
+        width = self.sdram.crossbar.controller.data_width
+        if not config.bus_width == found.memory.bus_width == width:  # a converter would come between them, silently
+            raise BoardError(
+                f"board {found.name}'s memory controller has {width} bits, the board says {found.memory.bus_width} and "
+                f"the machine has {config.bus_width}"
+            )
+        region = self.bus.regions["main_ram"]
+        memory = replace(found.memory, base=region.origin, bytes=region.size)
+        self.machine = machine = Machine(config)
+        self.bridge = bridge = Bridge(memory, self.sdram.crossbar.get_port())
+        self.comb += machine.memory.connect(bridge.axi)
+        self.bus.add_slave(
+            "patchloom", machine.control, SoCRegion(found.registers, 1 << LITE_ADDRESS_WIDTH, mode="rw", cached=False)
+        )
+
+    def _add_link(self, found: Board, platform: Any, simulated: bool) -> None:
+        pads = platform.request("serial")
+        phy = RS232PHYModel(pads) if simulated else RS232PHY(pads, found.clock_hz, found.baud)
+        self.add_module("uart_phy", phy)
+        self.uart = UARTBone(phy, found.clock_hz, address_width=self.bus.address_width)
+        self.bus.add_master("uart", self.uart.wishbone)
+
+
+def _platform(litex: Litex) -> Any:
+    return import_module(f"litex_boards.platforms.{litex.platform}").Platform(**dict(litex.arguments))
+
+
+def _clocks(found: Board, litex: Litex, platform: Any) -> Any:
+    target = import_module(f"litex_boards.targets.{litex.platform}")
+    return target._CRG(platform, found.clock_hz, **dict(litex.clocks))
+
+
+# --- What the host must know ---
+
+
+def description(soc: Soc, found: Board) -> dict[str, Any]:
+    """Addresses, and how to start the memory: `start` is LiteDRAM's sequence of writes to its `sdram_dfii_*`."""
+    known = json.loads(get_csr_json(soc.csr_regions, soc.constants, soc.mem_regions))
+    settings, region = soc.phy.settings, soc.bus.regions["main_ram"]
+    sequence, _ = get_sdram_phy_init_sequence(settings, soc.dram.timing_settings)
+    keys = (
+        "phytype",
+        "memtype",
+        "nphases",
+        "rdphase",
+        "wrphase",
+        "cl",
+        "cwl",
+        "read_leveling",
+        "write_leveling",
+        "bitslips",
+        "delays",
+        "databits",
+    )
+    return {
+        "board": found.name,
+        "clock_hz": found.clock_hz,
+        "baud": found.baud,
+        "memory": {"base": region.origin, "bytes": region.size},
+        "registers": found.registers,
+        "csrs": {name: csr["addr"] for name, csr in sorted(known["csr_registers"].items())},
+        "dram": {
+            **{key: _constant(getattr(settings, key)) for key in keys},
+            "start": [
+                {"what": what, "address": address, "bank": bank, "command": command, "delay_cycles": delay}
+                for what, address, bank, command, delay in sequence
+            ],
+        },
+    }
+
+
+def _constant(value: Any) -> Any:
+    """A setting; one that a register holds is what that is reset to."""
+    return value.reset.value if isinstance(value, Signal) else value
+
+
+def write(folder: Path, name: str, config: Config, *, simulated: bool) -> None:
+    """Verilog, constraints and soc.json."""
+    found = board(name)
+    soc = Soc(found, config, simulated=simulated)
+    if simulated:
+        soc.finalize()
+        soc.platform.get_verilog(soc, name=SOC).write(str(folder / f"{SOC}.v"))
+    else:
+        if found.tools == "vivado":
+            for module in (MACHINE, DIGEST):
+                soc.platform.add_source(str(folder / f"{module}.v"))
+        soc.platform.build(soc, build_dir=str(folder), build_name=SOC, run=False)
+    (folder / "soc.json").write_text(json.dumps(description(soc, found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    write(Path(sys.argv[1]), request["board"], Config(**request["config"]), simulated=request["simulated"])
