@@ -31,6 +31,8 @@ from patchloom.boards.description import Board, BoardError, Litex
 from patchloom.boards.machine import Machine
 from patchloom.boards.sources import DIGEST, MACHINE, SOC
 from patchloom.compiler.machine.config import Config
+from patchloom.host.device import Region
+from patchloom.host.transports.soc import SocMap, Step
 from patchloom.hw.axi import LITE_ADDRESS_WIDTH
 
 PHYS: dict[str, tuple[str, dict[str, Any]]] = {  # pads, and arguments beside them and the clock
@@ -128,50 +130,43 @@ def _clocks(found: Board, litex: Litex, platform: Any) -> Any:
 
 # --- What the host must know ---
 
+# Flags of LiteDRAM's sequences, where its registers have them.
+CONTROL = {"DFII_CONTROL_SEL": 1, "DFII_CONTROL_CKE": 2, "DFII_CONTROL_ODT": 4, "DFII_CONTROL_RESET_N": 8}
+COMMAND = {"DFII_COMMAND_CS": 1, "DFII_COMMAND_WE": 2, "DFII_COMMAND_CAS": 4, "DFII_COMMAND_RAS": 8}
+DELAY_CYCLES = 4  # of a delay's unit, which is one turn of a loop on a CPU
+RUNNING = 0b1111  # of `sdram_dfii_control`: the controller has the memory. It would do with 1, which is the reset value
 
-def description(soc: Soc, found: Board) -> dict[str, Any]:
-    """Addresses, and how to start the memory: `start` is LiteDRAM's sequence of writes to its `sdram_dfii_*`."""
+
+def csrs(soc: Soc) -> dict[str, int]:
+    """Addresses of LiteX's own registers; who levels a DDR3's delays needs them."""
     known = json.loads(get_csr_json(soc.csr_regions, soc.constants, soc.mem_regions))
-    settings, region = soc.phy.settings, soc.bus.regions["main_ram"]
-    sequence, _ = get_sdram_phy_init_sequence(settings, soc.dram.timing_settings)
-    keys = (
-        "phytype",
-        "memtype",
-        "nphases",
-        "rdphase",
-        "wrphase",
-        "cl",
-        "cwl",
-        "read_leveling",
-        "write_leveling",
-        "bitslips",
-        "delays",
-        "databits",
-    )
-    return {
-        "board": found.name,
-        "clock_hz": found.clock_hz,
-        "baud": found.baud,
-        "memory": {"base": region.origin, "bytes": region.size},
-        "registers": found.registers,
-        "csrs": {name: csr["addr"] for name, csr in sorted(known["csr_registers"].items())},
-        "dram": {
-            **{key: _constant(getattr(settings, key)) for key in keys},
-            "start": [
-                {"what": what, "address": address, "bank": bank, "command": command, "delay_cycles": delay}
-                for what, address, bank, command, delay in sequence
-            ],
-        },
-    }
+    return {name: csr["addr"] for name, csr in sorted(known["csr_registers"].items())}
 
 
-def _constant(value: Any) -> Any:
-    """A setting; one that a register holds is what that is reset to."""
-    return value.reset.value if isinstance(value, Signal) else value
+def start_of_memory(soc: Soc) -> list[Step]:
+    """LiteDRAM's sequence as words to write. A DDR3's delays are as reset leaves them, not levelled."""
+    at, steps = csrs(soc), []
+    sequence, _ = get_sdram_phy_init_sequence(soc.phy.settings, soc.dram.timing_settings)
+    for _, address, bank, names, delay in sequence:
+        flags = sum((CONTROL | COMMAND)[name] for name in names.split("|"))
+        if "DFII_CONTROL" in names:
+            written = {"sdram_dfii_control": flags}
+        else:
+            port = {"address": address, "baddress": bank, "command": flags, "command_issue": 1}
+            written = {f"sdram_dfii_pi0_{name}": value for name, value in port.items()}
+        steps += [Step(at[name], value, 0) for name, value in written.items()]
+        steps[-1] = replace(steps[-1], cycles=DELAY_CYCLES * delay)
+    return [*steps, Step(at["sdram_dfii_control"], RUNNING, 0)]
+
+
+def host_map(soc: Soc, found: Board) -> SocMap:
+    region = soc.bus.regions["main_ram"]
+    memory = Region(region.origin, region.size)
+    return SocMap(found.name, found.clock_hz, found.registers, memory, tuple(start_of_memory(soc)))
 
 
 def write(folder: Path, name: str, config: Config, *, simulated: bool) -> None:
-    """Verilog, constraints and soc.json."""
+    """Verilog, constraints, and what the host must know."""
     found = board(name)
     soc = Soc(found, config, simulated=simulated)
     if simulated:
@@ -182,7 +177,8 @@ def write(folder: Path, name: str, config: Config, *, simulated: bool) -> None:
             for module in (MACHINE, DIGEST):
                 soc.platform.add_source(str(folder / f"{module}.v"))
         soc.platform.build(soc, build_dir=str(folder), build_name=SOC, run=False)
-    (folder / "soc.json").write_text(json.dumps(description(soc, found), indent=1) + "\n")
+    host_map(soc, found).save(folder / "soc.json")
+    (folder / "csrs.json").write_text(json.dumps(csrs(soc)))
 
 
 if __name__ == "__main__":

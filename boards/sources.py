@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from amaranth.back import rtlil
 
 from patchloom.boards.description import Board, BoardError
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.registers import DIGEST_BITS
+from patchloom.host.transports.soc import SocMap
 from patchloom.hw import axi, cache
 from patchloom.hw.top import Top
 from patchloom.hw.verilog import WRITER, emit_cached
@@ -35,7 +35,8 @@ class SocSources:
     verilog: str  # module `soc`, with instances of MACHINE and DIGEST
     constraints: str  # pins and clocks; nothing in simulation
     script: str  # Vivado's; nothing with open tools
-    description: dict[str, Any]  # what the host must know: `boards.soc.description`
+    map: SocMap  # for the host's driver
+    csrs: dict[str, int]  # addresses of LiteX's own registers
 
 
 def machine_verilog(config: Config) -> str:
@@ -79,7 +80,8 @@ def soc(found: Board, config: Config, *, simulated: bool = False) -> SocSources:
             verilog=without_comments((folder / f"{SOC}.v").read_text()),
             constraints="" if simulated else (folder / CONSTRAINTS[found.device.family]).read_text() + "\n",
             script=_script(folder) if found.tools == "vivado" and not simulated else "",
-            description=json.loads((folder / "soc.json").read_text()),
+            map=SocMap.load(folder / "soc.json"),
+            csrs=json.loads((folder / "csrs.json").read_text()),
         )
 
 

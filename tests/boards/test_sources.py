@@ -8,6 +8,7 @@ import pytest
 from patchloom.boards import sources
 from patchloom.boards.board import BOARDS, BoardError, board
 from patchloom.compiler.machine.config import Config
+from patchloom.host.device import Region
 
 CONFIG = Config(inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024, max_rows=32, command_depth=64)
 WITH_LITEX = [name for name, found in BOARDS.items() if found.litex]
@@ -18,15 +19,17 @@ def config(name: str) -> Config:
 
 
 @pytest.mark.parametrize("name", WITH_LITEX)
-def test_sources_of_a_board(name, tmp_path, monkeypatch):
+def test_sources_of_a_board(name):
     found = board(name)
     made = sources.soc(found, config(name))
     assert re.search(rf"^{sources.MACHINE} {sources.MACHINE}\(", made.verilog, re.MULTILINE)
     assert re.search(rf"^{sources.DIGEST} {sources.DIGEST}\(", made.verilog, re.MULTILINE)
     assert "serial" in made.constraints
-    assert made.description["memory"] == {"base": found.memory.base, "bytes": found.memory.bytes}
-    assert made.description["dram"]["start"][-1]["command"]
-    assert made.description["csrs"]["sdram_dfii_control"]
+    assert made.map.memory == Region(found.memory.base, found.memory.bytes)
+    assert (made.map.board, made.map.clock_hz, made.map.registers) == (name, found.clock_hz, found.registers)
+    control = made.csrs["sdram_dfii_control"]
+    assert [step.value for step in made.map.setup if step.address == control][-1] == 15
+    assert made.map.setup[-1].address == control
     assert bool(made.script) == (found.tools == "vivado")
     if made.script:
         files = re.findall(r"^read_(?:verilog|xdc) \{?(.*?)\}?$", made.script, re.MULTILINE)
