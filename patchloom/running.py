@@ -1,7 +1,9 @@
 """Running a Program, frame by frame, on any engine."""
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patchloom.compiler.machine.errors import InputError
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from patchloom.sim.cycles import Prediction
 
 Engine = Literal["interpreter", "hls", "rtl"]
-SETTINGS = {"latency", "jitter", "cycles_per_beat", "outstanding", "stalls", "seed", "memory_bytes", "trace", "top"}
 
 
 def run(
@@ -58,10 +59,11 @@ def _check_options(engine: str, observe: Observer | None, simulation: dict[str, 
         raise InputError(f"observe must be left out with engine '{engine}': only the interpreter shows its state")
     if simulation and engine != "rtl":
         raise InputError(f"{', '.join(simulation)} must be left out with engine '{engine}': only 'rtl' has a memory")
-    if unknown := sorted(simulation.keys() - SETTINGS):
-        raise InputError(
-            f"{', '.join(unknown)} must be among the settings of engine 'rtl': {', '.join(sorted(SETTINGS))}"
-        )
+
+
+def _check_settings(given: dict[str, Any], known: AbstractSet[str]) -> None:
+    if unknown := sorted(given.keys() - known):
+        raise InputError(f"{', '.join(unknown)} must be among the settings of engine 'rtl': {', '.join(sorted(known))}")
 
 
 @contextmanager
@@ -89,6 +91,7 @@ def _engine(
     else:
         with needed_by("engine 'rtl'", "sim"):
             from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
+        _check_settings(simulation, signature(SimulatedDevice).parameters.keys() - {"config"})
         with SimulatedDevice(program.config, **simulation) as device, Session(device, program) as session:
             yield lambda region: session.frame(region, task.name)
 

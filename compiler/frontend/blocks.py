@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from patchloom.compiler.activations import ACTIVATIONS, Function
 from patchloom.compiler.frontend.origin import defined_at
-from patchloom.compiler.graph import Floats, float32
+from patchloom.compiler.node import Floats, float32
 from patchloom.compiler.nodes import Expert
 from patchloom.compiler.origin import Origin
 

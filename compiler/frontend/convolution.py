@@ -6,8 +6,8 @@ import numpy as np
 
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, rows
+from patchloom.compiler.node import View
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View
 
 
 def convolution(site: Site, a: Args) -> View:

@@ -12,11 +12,10 @@ from torch import Tensor
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.frontend.factors import plain, without_factors
 from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
-from patchloom.compiler.graph import Indices, Node
+from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input
 from patchloom.compiler.nodes.captured import Activate, Add, Scale
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 TITLES = [row.title for row in ACTIVATIONS.values() if row.forms]
 SUPPORTED = f"supported activations are {', '.join(TITLES[:-1])} and {TITLES[-1]}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from patchloom.compiler.frontend.blocks import Block, Gate
-from patchloom.compiler.graph import Floats, float32
+from patchloom.compiler.node import Floats, float32
 from patchloom.compiler.nodes import Expert, Scoring
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.problems import Problem

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from patchloom.compiler.graph import Node, float32
+from patchloom.compiler.node import Node, View, float32, whole
 from patchloom.compiler.nodes import Constant
 from patchloom.compiler.nodes.captured import Scale
-from patchloom.compiler.view import View, whole
 
 
 def without_factors(view: View) -> tuple[View, float]:

@@ -9,11 +9,10 @@ from torch import Tensor
 from patchloom.compiler.frontend.elementwise import summed
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.graph import float32
+from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.nodes.captured import Product
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 
 def apply_linear(site: Site, x: View, weight: Tensor, bias: Tensor | None) -> View:

@@ -3,8 +3,8 @@
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.factors import plain
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Moe
-from patchloom.compiler.view import View, whole
 
 
 def mixture(site: Site, a: Args) -> View:

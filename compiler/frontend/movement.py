@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, refused, rows
+from patchloom.compiler.node import View, common_terms
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, common_terms
 
 
 def keep(_: Site, a: Args) -> View:

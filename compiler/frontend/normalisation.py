@@ -6,10 +6,9 @@ import torch
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.linear import need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.graph import float32
+from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes.captured import Normalise
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 
 def layer_norm(site: Site, a: Args) -> View:

@@ -7,10 +7,10 @@ import numpy as np
 from patchloom.compiler.frontend.elementwise import summed
 from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Attention, Matmul
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 WIDEST_HEAD = 64  # of the attention that a mean over tokens becomes
 FEW = 8  # tensors that a sum adds one by one

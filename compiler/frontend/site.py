@@ -14,11 +14,10 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler.frontend.explain import Layer
-from patchloom.compiler.graph import float32
+from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Constant
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 Args = dict[str, Any]
 

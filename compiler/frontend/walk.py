@@ -17,11 +17,11 @@ from patchloom.compiler.frontend.factors import plain
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
 from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
+from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
-from patchloom.compiler.view import View, whole
 
 
 @dataclass(eq=False)

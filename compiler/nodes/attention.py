@@ -7,16 +7,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from patchloom.compiler.graph import Evaluation, Floats, Heads, Indices, Node
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import Kind, Prologue, RowScale, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH, multiplier_of
+from patchloom.compiler.node import Evaluation, Floats, Heads, Indices, Node, View
 from patchloom.compiler.nodes.float32 import softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
-from patchloom.compiler.view import View
 
 Columns = tuple[Tensor, int]  # of one head: their tensor and the first one
 

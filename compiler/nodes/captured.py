@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from patchloom.compiler.graph import Floats, Node
-from patchloom.compiler.view import View
+from patchloom.compiler.node import Floats, Node, View
 
 
 class Captured(Node):

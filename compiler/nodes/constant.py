@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from patchloom.compiler.graph import Evaluation, Floats, Node
 from patchloom.compiler.machine.commands import Space
 from patchloom.compiler.machine.fixed import saturate
+from patchloom.compiler.node import Evaluation, Floats, Node
 from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting
 from patchloom.compiler.schedule.transfers import load

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats
+from patchloom.compiler.node import Floats
 
 
 def normalise(x: Floats, epsilon: float | None) -> Floats:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.commands import Space
 from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
+from patchloom.compiler.node import Evaluation, Floats, Indices, Node
 from patchloom.compiler.origin import NOWHERE, Origin
 from patchloom.compiler.quantise.formats import Demand
 from patchloom.compiler.schedule.buffers import aligned

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
+from patchloom.compiler.node import Evaluation, Floats, Indices, Node, View
 from patchloom.compiler.nodes.float32 import normalise
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, demand_of
@@ -17,7 +17,6 @@ from patchloom.compiler.schedule.columns import spread
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
 from patchloom.compiler.schedule.products import product, products
 from patchloom.compiler.schedule.transfers import load_rows
-from patchloom.compiler.view import View
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

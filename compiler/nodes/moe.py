@@ -8,16 +8,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Evaluation, Floats, Indices, Node
 from patchloom.compiler.machine.commands import Kind, Queue, Residual, RowScale
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
+from patchloom.compiler.node import Evaluation, Floats, Indices, Node, View
 from patchloom.compiler.nodes.float32 import normalise, softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, demand_of, format_of, log2_format, near_maximum
 from patchloom.compiler.quantise.linear import Epilogue, Linear, Operand, normalised_demand
 from patchloom.compiler.schedule.drafting import Drafting, Tensor
 from patchloom.compiler.schedule.products import product
-from patchloom.compiler.view import View
 
 Scoring = Literal["softmax_of_selected", "softmax_of_all"]
 

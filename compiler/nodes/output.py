@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchloom.compiler.graph import Evaluation, Floats, Node
 from patchloom.compiler.machine.commands import Kind, Space
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.program import Port
+from patchloom.compiler.node import Evaluation, Floats, Node, View
 from patchloom.compiler.quantise.formats import Demand
 from patchloom.compiler.schedule.buffers import aligned
 from patchloom.compiler.schedule.drafting import Drafting
 from patchloom.compiler.schedule.image import ALIGNMENT
 from patchloom.compiler.schedule.transfers import transfer
-from patchloom.compiler.view import View
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from patchloom.compiler.node import View
 from patchloom.compiler.passes import (
     activations,
     affine_input,
@@ -19,7 +20,6 @@ from patchloom.compiler.passes import (
 from patchloom.compiler.passes.engine import Pass
 from patchloom.compiler.passes.results import settle_result
 from patchloom.compiler.problems import Problem
-from patchloom.compiler.view import View
 
 # Operations are gone once a pass turned all of their kind into others.
 PIPELINE: tuple[Pass, ...] = (

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats, Indices
+from patchloom.compiler.node import Floats, Indices, View
 from patchloom.compiler.nodes import Input, Matmul
 from patchloom.compiler.nodes.captured import Add, Scale
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import constant
-from patchloom.compiler.view import View
 
 
 def fold_affine_input(node: Matmul, at: Run) -> Matmul | None:

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.graph import Indices
+from patchloom.compiler.node import Indices, View, whole
 from patchloom.compiler.nodes import Attention
 from patchloom.compiler.nodes.captured import Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import is_opaque
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 ATTENTION_FORMS = "write attention as scaled_dot_product_attention, or softmax(q @ k.transpose(-2, -1) * scale, -1) @ v"
 

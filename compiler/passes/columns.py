@@ -5,11 +5,10 @@ Before norms, which need the whole token; and no operand has to be selected firs
 
 from dataclasses import replace
 
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node, whole
 from patchloom.compiler.nodes import Constant, Expert, Input, Matmul, Moe
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
-from patchloom.compiler.view import whole
 
 
 def read_whole_rows(node: Matmul | Moe, _: Run) -> Node | None:

@@ -7,12 +7,11 @@ that are added to joined tokens.
 from dataclasses import replace
 from typing import TypeVar
 
-from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.node import Floats, Node, View, float32, whole
 from patchloom.compiler.nodes import Constant, Matmul, Moe
 from patchloom.compiler.nodes.captured import Add
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import clips, constant, layer, value_of
-from patchloom.compiler.view import View, whole
 
 Layer = TypeVar("Layer", bound=Matmul | Moe)
 

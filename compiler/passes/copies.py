@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats, Node
+from patchloom.compiler.node import Floats, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input, Matmul
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.passes.views import constant, fixed_part, is_opaque
 from patchloom.compiler.problems import UnsupportedError
-from patchloom.compiler.view import View, whole
 
 
 def identity(node: Node, x: View, **changes: Any) -> Matmul:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchloom.compiler import graph
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node, View, whole
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.problems import Problem, UnsupportedError
-from patchloom.compiler.view import View, whole
 
 Rule = Callable[[Any, "Run"], Node | View | None]
 

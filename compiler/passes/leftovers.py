@@ -3,7 +3,7 @@
 After all that could; before the operands, which would only hide them behind more layers.
 """
 
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node
 from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS
 from patchloom.compiler.passes.engine import Pass, Rule, Run

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Graph, Node, float32
+from patchloom.compiler.graph import Graph
+from patchloom.compiler.node import Node, View, float32, whole
 from patchloom.compiler.nodes import Expert, Input, Output
 from patchloom.compiler.passes.engine import in_order
-from patchloom.compiler.view import View, whole
 
 
 class Pool:

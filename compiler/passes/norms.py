@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.node import Floats, Node, float32
 from patchloom.compiler.nodes import Expert, Matmul, Moe
 from patchloom.compiler.nodes.captured import Normalise
 from patchloom.compiler.passes.engine import Pass, Run

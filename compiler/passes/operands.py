@@ -5,10 +5,10 @@ The last pass, because it inserts layers that select.
 
 from dataclasses import replace
 
+from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Moe
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Pass, Run
-from patchloom.compiler.view import View, whole
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:

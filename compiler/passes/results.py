@@ -3,14 +3,13 @@
 A result's scale is a power of two, which a clipped activation's is not: it is returned by a layer that copies it.
 """
 
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node, View, whole
 from patchloom.compiler.nodes import Constant, Matmul
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.passes.views import clips, constant, is_opaque
 from patchloom.compiler.problems import Problem, UnsupportedError
-from patchloom.compiler.view import View, whole
 
 
 def settle_result(view: View, problems: list[Problem]) -> View:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node
 from patchloom.compiler.nodes import Expert, Matmul, Moe
 from patchloom.compiler.nodes.captured import Scale
 from patchloom.compiler.passes.copies import identity

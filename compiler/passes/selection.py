@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchloom.compiler.graph import Floats, Indices, Node
+from patchloom.compiler.node import Floats, Indices, Node, View
 from patchloom.compiler.nodes import Input
-from patchloom.compiler.view import View
 
 
 @dataclass(frozen=True, eq=False)

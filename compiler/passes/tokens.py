@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Indices, Node, float32
+from patchloom.compiler.node import Indices, Node, View, float32, whole
 from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Add, Opaque
 from patchloom.compiler.passes.constants import is_fixed, plus
@@ -16,7 +16,6 @@ from patchloom.compiler.passes.copies import selecting
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.passes.views import clips, fixed_part, value_of
-from patchloom.compiler.view import View, whole
 
 
 def join_tokens(node: Node, at: Run) -> Node:

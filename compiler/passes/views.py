@@ -5,10 +5,9 @@ from typing import TypeVar
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Floats, Node, float32
+from patchloom.compiler.node import Floats, Node, View, float32
 from patchloom.compiler.nodes import Constant, Matmul, Moe
 from patchloom.compiler.nodes.captured import Opaque
-from patchloom.compiler.view import View
 
 T = TypeVar("T", bound=Node)
 

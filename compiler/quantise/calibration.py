@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.graph import Floats, Graph, Node, evaluate
+from patchloom.compiler.graph import Graph, evaluate
 from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.quantise.errors import QuantiseError
 
 Progress = Callable[[str, int, int], None]  # what, how many done, of how many

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from patchloom.compiler.graph import Floats, Graph, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.quantise.calibration import Calibration, Observed, Progress, Samples, keys_of
 from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.formats import Format, choose_formats, scale_of

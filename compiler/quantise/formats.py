@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Floats, Graph, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import SCORE_FRACTION, operand_limits
+from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.quantise.calibration import Calibration, Key, Observed
 from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.precision import Precision

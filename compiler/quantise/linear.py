@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Floats
 from patchloom.compiler.machine.bounds import least_root_exponent
 from patchloom.compiler.machine.commands import FIELDS, Post
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MEAN_GUARD, ROW_ONE, Ints, multiplier_of, operand_limits
+from patchloom.compiler.node import Floats
 from patchloom.compiler.quantise.formats import Demand, Format
 
 WEIGHT_LIMIT = {4: 7, 8: operand_limits(8)[1], 16: operand_limits(16)[1]}

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from patchloom.compiler.graph import Graph, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.node import Node
 from patchloom.compiler.quantise.formats import Format
 from patchloom.compiler.schedule.buffers import aligned
 from patchloom.compiler.schedule.errors import ScheduleError

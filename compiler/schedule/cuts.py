@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from patchloom.compiler.graph import Graph, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.node import Node
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.schedule.buffers import alive, allocate
 from patchloom.compiler.schedule.drafting import Drafting

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchloom.compiler.graph import Graph, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
+from patchloom.compiler.node import Node
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.quantise.linear import Linear
 from patchloom.compiler.schedule.buffers import Span, aligned

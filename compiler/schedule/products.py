@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.graph import Node
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import Kind, Prologue, Residual
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import NORMALISED_FEATURES
 from patchloom.compiler.machine.layout import stream_beats
+from patchloom.compiler.node import Node
 from patchloom.compiler.quantise.linear import Linear, identity
 from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks

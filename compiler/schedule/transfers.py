@@ -1,7 +1,7 @@
 """Rows of tensors from memory and to it."""
 
-from patchloom.compiler.graph import Node
 from patchloom.compiler.machine.commands import FIELDS, Kind, Space
+from patchloom.compiler.node import Node
 from patchloom.compiler.schedule.drafting import Drafting, Tensor
 
 MOST_CHUNKS = 1 << (FIELDS["rows"][0] - 1)  # of one command

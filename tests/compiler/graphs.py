@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchloom.compiler.graph import Graph, Node, evaluate
+from patchloom.compiler.graph import Graph, evaluate
 from patchloom.compiler.machine.commands import Residual
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, from_region, to_region
+from patchloom.compiler.node import Node, heads_of, rows_of, whole
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import FitError, schedule
-from patchloom.compiler.view import heads_of, rows_of, whole
 from patchloom.sim.interpret import execute
 
 CONFIGS = {

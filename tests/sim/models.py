@@ -5,10 +5,10 @@ import numpy as np
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program, to_region
+from patchloom.compiler.node import View, heads_of, rows_of, whole
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe, Output
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
-from patchloom.compiler.view import View, heads_of, rows_of, whole
 
 TASKS = ("first", "second")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.node import heads_of
 from patchloom.compiler.nodes import Attention
-from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, check, one
 
 

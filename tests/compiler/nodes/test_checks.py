@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from patchloom.compiler.graph import Graph, GraphError, Node
+from patchloom.compiler.graph import Graph
+from patchloom.compiler.node import GraphError, Node, View, heads_of, rows_of, whole
 from patchloom.compiler.nodes import Output
 from patchloom.compiler.nodes.captured import Softmax
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.view import View, heads_of, rows_of, whole
 from tests.compiler.graphs import Builder
 
 b = Builder()

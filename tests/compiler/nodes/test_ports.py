@@ -4,8 +4,8 @@ import numpy as np
 
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Kind
+from patchloom.compiler.node import rows_of, whole
 from patchloom.compiler.nodes import Constant, Input, Matmul, Output
-from patchloom.compiler.view import rows_of, whole
 from tests.compiler.graphs import Builder, check, one
 
 

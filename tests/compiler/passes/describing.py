@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.graph import Node
+from patchloom.compiler.node import Node, View
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
-from patchloom.compiler.view import View
 
 # --- Text ---
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from patchloom.compiler.node import View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
-from patchloom.compiler.view import View, common_terms, whole
 
 TOKENS, FEATURES = 3, 2
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from patchloom.compiler.node import View
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes import PIPELINE
 from patchloom.compiler.passes.engine import Pass, in_order
 from patchloom.compiler.problems import Problem
-from patchloom.compiler.view import View
 from tests.compiler.golden import matches
 from tests.compiler.passes.describing import describe, meaning
 from tests.compiler.passes.examples import EXAMPLES

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.graph import describe
+from patchloom.compiler.node import View
 from patchloom.compiler.nodes import Input, Matmul, Output
 from patchloom.compiler.passes import rewrite
 from patchloom.compiler.passes.engine import in_order
-from patchloom.compiler.view import View
 from tests.compiler.golden import matches
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from patchloom.compiler.activations import ACTIVATIONS, Activation
-from patchloom.compiler.graph import Graph, GraphError, Node
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Post
+from patchloom.compiler.node import GraphError, Node
 from patchloom.compiler.quantise import QuantiseError
 from tests.compiler.graphs import Builder, compiled, quality, quantised
 

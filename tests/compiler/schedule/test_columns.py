@@ -4,9 +4,9 @@ import pytest
 
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.node import heads_of
 from patchloom.compiler.nodes import Attention
 from patchloom.compiler.schedule import ScheduleError
-from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, check, compiled, one
 
 

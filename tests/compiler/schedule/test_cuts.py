@@ -8,8 +8,8 @@ import pytest
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
+from patchloom.compiler.node import heads_of
 from patchloom.compiler.nodes import Attention
-from patchloom.compiler.view import heads_of
 from tests.compiler.graphs import Builder, compiled, fit_error, in_place, one, run, samples
 
 
