@@ -48,6 +48,7 @@ class Litex:
     dram: str  # class of litedram.modules
     simulated_dram: str  # its like in the simulated SoC, perhaps smaller: a simulator holds all of it
     rate: Literal["1:2", "1:4"]  # of the machine's clock to the memory's
+    loader: str  # openFPGALoader's name of the board
 
 
 @dataclass(frozen=True, kw_only=True)

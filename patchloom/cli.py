@@ -1,4 +1,4 @@
-"""The command line: compile, run, inspect, hls."""
+"""The command line: compile, run, inspect, hls, build."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
 from patchloom.progress import error_console as err
-from patchloom.progress import progress_bar
+from patchloom.progress import progress_bar, stages
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out = Console(markup=False, highlight=False)
@@ -158,6 +158,37 @@ def hls(
     frames = {task.name: golden_input(task, input_) for task in loaded.tasks}
     write_project(loaded, frames, output)
     out.print(f"{output}: `vitis_hls -f vitis_hls.tcl` builds it, `make` simulates it with g++")
+
+
+@app.command()
+def build(
+    program: Directory,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the project; it must not hold others.")],
+    board: Annotated[str, typer.Option("--board", help="Such as ulx3s_85f; an unknown name lists the nearest.")],
+    sources_only: Annotated[bool, typer.Option("--sources-only", help="Make no bitstream.")] = False,
+    seed: Annotated[int, typer.Option(min=1, help="Of the placer; if timing is missed, the next two follow.")] = 1,
+) -> None:
+    """Write a board's project for a Program's machine, and its bitstream where open tools make it.
+
+    A bitstream takes ten minutes and more. Programs that share a Config share it: it is made once.
+    """
+    with needed_by("patchloom build", "boards"):
+        from patchloom.boards import build as boards_build  # noqa: PLC0415 - an extra
+    with stages() as watch:
+        built = boards_build.build(
+            load(program), output, board_name=board, sources_only=sources_only, seed=seed, watch=watch
+        )
+    out.print(told(built))
+
+
+def told(built: Any) -> str:
+    """What a build came to."""
+    found = built.project.board
+    if built.routed is None:
+        return f"{built.path}: sources for {found.title}; README.md there says how to go on"
+    used = ", ".join(f"{kind} {count} of {limit}" for kind, (count, limit) in built.routed.used.items())
+    clocks = ", ".join(map(str, built.routed.clocks))
+    return f"{built.path}: bitstream for {found.title}, seed {built.routed.seed}\n{clocks}\n{used}"
 
 
 def golden_input(task: Task, path: Path | None) -> NDArray[np.int16]:

@@ -37,6 +37,7 @@ BOARD = Board(
         dram="MT41K128M16",
         simulated_dram="MT41K64M16",
         rate="1:4",
+        loader="arty_a7_100t",
     ),
     proven="sources generated; never built by Vivado, never run on silicon",
 )

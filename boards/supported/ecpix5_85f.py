@@ -37,6 +37,7 @@ BOARD = Board(
         dram="MT41K256M16",
         simulated_dram="MT41K64M16",
         rate="1:2",
+        loader="ecpix5",
     ),
     proven="simulated with its memory; not run on silicon, and no model can test how the host levels the DDR3",
 )

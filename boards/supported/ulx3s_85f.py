@@ -38,6 +38,7 @@ BOARD = Board(
         dram="MT48LC16M16",
         simulated_dram="MT48LC16M16",
         rate="1:2",
+        loader="ulx3s",
     ),
     proven="routed by nextpnr and simulated with its memory; not run on silicon",
 )

@@ -1,0 +1,168 @@
+"""`patchloom build`: a board's project in a folder, and its bitstream where open tools make it.
+
+Netlists and routed designs are kept by what they are made from, those whose timing was missed too: Programs that share
+a Config share a bitstream, and a build that was stopped goes on where it was.
+"""
+
+import gzip
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from patchloom.boards import place, tools
+from patchloom.boards.board import board
+from patchloom.boards.description import Board, BoardError
+from patchloom.boards.place import Clock, Missed, Routed, Watch
+from patchloom.boards.project import NETLIST, SYNTHESIS, Project, project
+from patchloom.boards.sources import MACHINE, SOC, check
+from patchloom.boards.tools import BuildError
+from patchloom.compiler.machine.program import Program
+from patchloom.hw import cache
+from patchloom.hw.folder import ProjectError, is_unaltered, write_project
+
+SEEDS = 3  # tried one after another
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What lies in the folder; `routed` is nothing where no bitstream was made."""
+
+    path: Path
+    project: Project
+    routed: Routed | None
+
+
+def build(
+    program: Program,
+    output: Path,
+    *,
+    board_name: str,
+    sources_only: bool = False,
+    seed: int = 1,
+    watch: Watch = lambda stage, news: None,
+) -> Built:
+    """The project of a board for a Program's machine, whole or not at all; one of before at `output` is replaced.
+
+    Raises `BoardError` for a board that cannot run the Program, `BuildError` for a missing tool or missed timing,
+    `ProjectError` for a folder that holds something else.
+    """
+    found = board(board_name)
+    check_program(found, program)
+    check_output(output)
+    tools.need_packages()
+    routing = found.tools == "open" and not sources_only
+    if routing:
+        tools.ecp5()
+    watch("sources", f"{found.title}, {found.clock_hz / 1e6:g} MHz")
+    made = project(found, program.config)
+    found_routed, files = bitstream(made, seed, watch) if routing else (None, {})
+    facts = {**made.facts, "bitstream": found_routed and {"seed": found_routed.seed, "tools": _routing_tools()}}
+    write_project(output, {**made.files, **files}, facts)
+    return Built(output, made, found_routed)
+
+
+def check_program(found: Board, program: Program) -> None:
+    """That this board's machine can be made for this Program, and that its memory holds it."""
+    found.built_by_litex()
+    check(found, program.config)
+    needed = len(program.image) + max(task.input_bytes + task.output_bytes for task in program.tasks)
+    if needed > found.memory.bytes:
+        raise BoardError(f"board {found.name} has {found.memory.bytes} bytes of memory, and the Program needs {needed}")
+    if program.config.multipliers_packed and found.device.family != "xcup":
+        raise BoardError(
+            f"board {found.name}'s multipliers are too narrow for two products: Config.multipliers_packed must be False"
+        )
+
+
+def check_output(path: Path) -> None:
+    """As `write_project` does, so that nobody waits for it in vain."""
+    if path.exists() and any(path.iterdir()) and not is_unaltered(path):
+        raise ProjectError(
+            f"{path} exists and holds something else than an unaltered project: remove it or choose another path"
+        )
+
+
+# --- Synthesis and routing ---
+
+
+def bitstream(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str, str | bytes]]:
+    """The first of `SEEDS` seeds that meets the timing, and its files: bitstream and reports."""
+    missed: list[Missed] = []
+    for tried in range(seed, seed + SEEDS):
+        try:
+            return routed(made, tried, watch)
+        except Missed as error:
+            watch("route", f"timing missed by {error}")
+            missed.append(error)
+    raise BuildError(
+        f"the timing of {made.board.name} is missed by every seed tried; another --seed, a smaller Config or a slower "
+        "clock may help:\n" + "\n".join(map(str, missed))
+    )
+
+
+def netlist(made: Project, watch: Watch) -> Path:
+    """Directory of the netlist, compressed, and of Yosys's log and statistics."""
+    sources = {name: made.files[name] for name in made.sources}
+
+    def synthesise(folder: Path) -> None:
+        watch("synthesis", f"{sum(map(len, sources.values())) >> 10} kB of sources")
+        for name, text in sources.items():
+            (folder / name).write_text(text)
+        tools.yosys(SYNTHESIS, folder, "yosys.log")
+        with (folder / NETLIST).open("rb") as plain, gzip.open(folder / f"{NETLIST}.gz", "wb", 6) as packed:
+            shutil.copyfileobj(plain, packed)
+        (folder / NETLIST).unlink()
+
+    return cache.entry(
+        "netlists", cache.digest(*_flat(sources), *SYNTHESIS, *_flat(tools.package_versions())), synthesise
+    )
+
+
+def routed(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str, str | bytes]]:
+    """Raises `Missed`, at once where it is known."""
+    begin = netlist(made, watch)
+    part, constraints = made.board.device.part, made.files[f"{SOC}.lpf"]
+    key = cache.digest(begin.name, constraints, part, *place.OPTIONS, str(seed), *_flat(_routing_tools()))
+    folder = cache.entry("bitstreams", key, lambda folder: _route(folder, begin, constraints, part, seed, watch))
+    outcome = json.loads((folder / OUTCOME).read_text())
+    if "missed" in outcome:
+        raise Missed(seed, [Clock(**clock) for clock in outcome["missed"]], outcome["when"])
+    reports = {f"reports/{name}": (folder / name).read_text() for name in ("report.json", "nextpnr.log")}
+    reports["reports/cells.json"] = (begin / "stat.json").read_text()
+    clocks = tuple(Clock(**clock) for clock in outcome["clocks"])
+    used = {kind: (count, limit) for kind, (count, limit) in outcome["used"].items()}
+    return Routed(**{**outcome, "clocks": clocks, "used": used}), {
+        f"{MACHINE}.bit": (folder / f"{MACHINE}.bit").read_bytes(),
+        **reports,
+    }
+
+
+def _route(folder: Path, begin: Path, constraints: str, part: str, seed: int, watch: Watch) -> None:
+    """A folder of the cache: a bitstream that meets its timing, or what was missed."""
+    with gzip.open(begin / f"{NETLIST}.gz") as packed, (folder / NETLIST).open("wb") as plain:
+        shutil.copyfileobj(packed, plain)
+    (folder / f"{SOC}.lpf").write_text(constraints)
+    watch("pack", f"seed {seed}, {tools.ecp5()['nextpnr-ecp5'].version}")
+    outcome: dict[str, Any]
+    try:
+        outcome = asdict(place.route(folder, part, seed, watch))
+    except Missed as error:
+        outcome = {"missed": [asdict(clock) for clock in error.clocks], "when": error.when}
+    else:
+        watch("bitstream", "")
+        packer = tools.ecp5()["ecppack"].command
+        tools.call([packer, "--compress", f"{SOC}.config", "--bit", f"{MACHINE}.bit"], folder, "ecppack.log")
+    for large in (NETLIST, f"{SOC}.config"):
+        (folder / large).unlink(missing_ok=True)
+    (folder / OUTCOME).write_text(json.dumps(outcome))
+
+
+def _routing_tools() -> dict[str, str]:
+    return {name: tool.version for name, tool in tools.ecp5().items()}
+
+
+def _flat(texts: dict[str, str]) -> list[str]:
+    return [text for item in sorted(texts.items()) for text in item]
