@@ -6,15 +6,12 @@ Program directories, design files, checkpoints, inputs and command lines are mut
 mean, with checksums made right again so that the mutation reaches what lies behind them.
 """
 
-import argparse
 import io
 import json
 import resource
 import shutil
-import sys
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -23,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors.torch import save_file
 
 import patchloom
@@ -33,6 +29,7 @@ from patchloom.compiler.machine.commands import COMMAND_BYTES
 from patchloom.compiler.machine.frames import input_frames
 from patchloom.design import load_design, load_module
 from patchloom.inspect import describe
+from tests.campaign import Found, command_line, shown
 from tests.patchloom.models import Mlp
 
 MEMORY = 1 << 30  # bytes that a mutation may need beyond what the process has when it begins
@@ -55,8 +52,7 @@ class Fuzz:
 
     seed: int
     folder: Path
-    outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    found: Found = field(default_factory=Found)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -92,12 +88,12 @@ class Fuzz:
             outcome = f"exit {error.code}"
         except BaseException as error:  # noqa: BLE001 - that is what is looked for
             outcome = f"{type(error).__name__}"
-            self.failures.append(f"{kind.__name__} {number}: {type(error).__name__}: {str(error)[:300]}")
-        self.outcomes[f"{kind.__name__}: {outcome}"] += 1
+            self.found.failures.append(f"{kind.__name__} {number}: {type(error).__name__}: {str(error)[:300]}")
+        self.found.outcomes[f"{kind.__name__}: {outcome}"] += 1
         after = contents(self.folder)
         if after != before:
             changed = sorted({path for path, _ in before.items() ^ after.items()})
-            self.failures.append(f"{kind.__name__} {number}: changed {', '.join(changed)}")
+            self.found.failures.append(f"{kind.__name__} {number}: changed {', '.join(changed)}")
 
     @contextmanager
     def changed(self, file: Path, content: bytes) -> Iterator[None]:
@@ -262,32 +258,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def fuzz(count: int, seed: int, folder: Path, *, show: bool = False) -> Fuzz:
+def fuzz(count: int, seed: int) -> Found:
     """`count` mutations, of all kinds in turn; memory is limited while they last."""
-    made = Fuzz(seed, folder)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
-    try:
-        for number in track(range(count), "mutations", disable=not show):
-            made.once(number)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    return made
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(options.count, options.seed, Path(folder), show=True)
-    for outcome, count in sorted(found.outcomes.items()):
-        sys.stdout.write(f"{count:6} {outcome}\n")
-    sys.stdout.write("\n".join([*found.failures, f"{len(found.failures)} failures in {options.count} mutations\n"]))
-    sys.exit(bool(found.failures))
+        made = Fuzz(seed, Path(folder))
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+        try:
+            for number in shown(range(count)):
+                made.once(number)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return made.found
 
 
 if __name__ == "__main__":
-    main()
+    command_line(fuzz, count=5000)

@@ -3,11 +3,9 @@
 python -m tests.kill --count 500 --seed 0
 """
 
-import argparse
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -16,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import patchloom
 from patchloom.design import compile_design, load_design
+from tests.campaign import Found, command_line
 
+LEFT = "files left over"
 DESIGN = "module: models.py:Mlp\ncalibration: {file: samples.npy}\nprecision: %s\n"
 
 
@@ -37,9 +36,15 @@ def forked(job: Callable[[], None]) -> int:
     return child
 
 
-def kill_compiles(count: int, seed: int, folder: Path, *, show: bool = False) -> Counter[str]:
+def kill(count: int, seed: int) -> Found:
     """What the reader found, and what was left in the folder beyond a Program's three files."""
-    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = kill_compiles(count, seed, Path(folder))
+    wrong = [outcome for outcome in outcomes if "LOST" in outcome or outcome == LEFT]
+    return Found(outcomes, [f"{outcomes[outcome]} times {outcome}" for outcome in wrong if outcomes[outcome]])
+
+
+def kill_compiles(count: int, seed: int, folder: Path) -> Counter[str]:
     rng = np.random.default_rng(seed)
     shutil.copy(Path(__file__).parent / "patchloom" / "models.py", folder)
     np.save(folder / "samples.npy", rng.normal(size=(4, 5, 16)).astype(np.float32))
@@ -55,9 +60,7 @@ def kill_compiles(count: int, seed: int, folder: Path, *, show: bool = False) ->
     assert look(folder / "program") == "w16a16"
     whole = time.monotonic() - began
     found: Counter[str] = Counter()
-    for number in range(count):  # a progress bar's thread would hold its locks in the forked process for ever
-        if show and number % 50 == 0:
-            sys.stdout.write(f"{number} kills\n")
+    for number in range(count):  # no bar: its thread would hold its locks in the forked process for ever
         child = forked(lambda number=number: compile_(("w8a8", "w16a16")[number % 2]))
         end = time.monotonic() + rng.uniform(0, 1.3 * whole)
         while time.monotonic() < end:
@@ -68,7 +71,7 @@ def kill_compiles(count: int, seed: int, folder: Path, *, show: bool = False) ->
         found["killed" if killed else "done before"] += 1
         found[f"after a kill: {look(folder / 'program')}"] += 1
     compile_("w8a8")
-    found["files left over"] = len(list((folder / "program").iterdir())) - 3
+    found[LEFT] = len(list((folder / "program").iterdir())) - 3
     return found
 
 
@@ -79,17 +82,5 @@ def look(path: Path) -> str:
         return f"LOST: {error}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = kill_compiles(options.count, options.seed, Path(folder), show=True)
-    for outcome, count in sorted(found.items()):
-        sys.stdout.write(f"{count:7} {outcome}\n")
-    sys.exit(any("LOST" in outcome for outcome in found) or found["files left over"] > 0)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(kill, count=500)

@@ -6,18 +6,14 @@ Arguments follow the operation's schema: each tensor among them depends on the i
 integers; sizes and attributes are small and random. Calls that torch itself refuses do not count.
 """
 
-import argparse
 import re
-import sys
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from patchloom.compiler.frontend.capture import capture
@@ -25,6 +21,7 @@ from patchloom.compiler.frontend.operations import OPERATIONS
 from patchloom.compiler.frontend.site import Refusal
 from patchloom.compiler.graph import Graph, evaluate
 from patchloom.compiler.machine.errors import Error
+from tests.campaign import Found, command_line, shown
 
 SHAPE = (1, 6, 8)  # of the input
 TRIES = 400  # until torch takes a call
@@ -352,45 +349,24 @@ def compared(actual: Sequence[np.ndarray[Any, Any]], expected: Sequence[Tensor])
     return "equal"
 
 
-def check(
-    names: Sequence[str], count: int, seed: int = 0, *, show: bool = False
-) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Outcomes by operation, and every call that is neither equal nor refused."""
-    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
-    failures = []
-    for name in track(names, "operations", disable=not show):
+def check(names: Sequence[str], count: int, seed: int = 0) -> Found:
+    """Outcomes by operation; a call that is neither equal nor refused is a failure."""
+    found = Found()
+    for name in shown(names):
         rng, targets = np.random.default_rng([seed, *name.encode()]), overloads(name)
         for number in range(count if targets else 0):
             call = valid_call(targets[number % len(targets)], rng, number)
-            if call is None:
-                outcomes[name]["no call"] += 1
-                continue
-            result = outcome(call)
-            kind = result if result in ("equal", "refused") else "wrong"
-            outcomes[name][kind] += 1
-            if kind == "wrong":
-                failures.append(f"{call.target}{tuple(call.args)} {call.kwargs}: {result}")
-    return outcomes, failures
+            result = outcome(call) if call else "no call"
+            right = result in ("equal", "refused", "no call")
+            found.outcomes[f"{name} {result if right else 'wrong'}"] += 1
+            if call and not right:
+                found.failures.append(f"{call.target}{tuple(call.args)} {call.kwargs}: {result}")
+    return found
 
 
 def supported() -> list[str]:
     return [name for name, row in OPERATIONS.items() if name.startswith("aten.") and not isinstance(row, Refusal)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="calls of each operation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("names", nargs="*", help="operations; all")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    names = options.names or supported()
-    outcomes, failures = check(names, options.count, options.seed, show=True)
-    for name, counts in outcomes.items():
-        sys.stdout.write(f"{name:32} {' '.join(f'{kind} {number}' for kind, number in sorted(counts.items()))}\n")
-    sys.stdout.write("\n".join([*failures, f"{len(failures)} failures\n"]))
-    sys.exit(bool(failures))
-
-
 if __name__ == "__main__":
-    main()
+    command_line(check, count=200, names=supported())

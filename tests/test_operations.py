@@ -10,9 +10,10 @@ from tests.operations import check, overloads, supported
 
 
 def test_captured_calls_compute_what_torch_computes():
-    outcomes, failures = check(supported(), 4, seed=7)
-    assert not failures, "\n".join(failures)
-    assert sum(counts["equal"] for counts in outcomes.values()) > len(outcomes)
+    found = check(supported(), 1, seed=7)
+    assert not found.failures, found
+    equal = [outcome for outcome in found.outcomes.elements() if outcome.endswith("equal")]
+    assert len(equal) > len(supported()) / 3
 
 
 def test_every_tensor_of_an_operation_has_its_part():

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Attention
 from patchloom.compiler.nodes.captured import Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS, attended
+from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 

@@ -6,28 +6,39 @@ element numbers. What does not depend on the inputs is computed by torch. `rewri
 """
 
 import inspect
+import io
+import logging
 import operator
+import re
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from keyword import iskeyword
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.module import ready_for_export
-from patchloom.compiler.frontend.origin import user_line
+from patchloom.compiler.frontend.origin import defined_at, user_line
 from patchloom.compiler.frontend.recognise import recognise
-from patchloom.compiler.frontend.walk import Walk
-from patchloom.compiler.graph import Graph
+from patchloom.compiler.frontend.walk import Walk, result_names
+from patchloom.compiler.graph import Graph, evaluate
+from patchloom.compiler.node import float32
+from patchloom.compiler.nodes import Moe
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.passes import rewrite
 from patchloom.compiler.passes.lowering import Lowering, Pool
 from patchloom.compiler.problems import CaptureError, Problem
+
+ROUGHLY = 0.1  # of an output's largest element: autocast computes in 8 bits what is captured in 24
 
 
 def capture(module: nn.Module, example_inputs: tuple[Any, ...], *, tasks: Sequence[str] | None = None) -> list[Graph]:
@@ -43,7 +54,7 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...], *, tasks: Sequen
 
 
 def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Pool) -> Graph:
-    swap, mixtures = recognise(module, inputs)
+    swap, returned, mixtures = recognise(module, inputs)
     with swap.installed():
         program = export(module, inputs, mixtures)
     names = input_names(module, inputs)
@@ -53,7 +64,32 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
     if problems or mixtures:
         title = f"{type(module).__name__} cannot be compiled for task '{task}':"
         raise CaptureError(title, [*mixtures, *problems])
-    return replace(Lowering(pool).graph(task, results), arguments=tuple(names))
+    graph = replace(Lowering(pool).graph(task, results), arguments=tuple(names))
+    compare(graph, dict(zip(names, (value for value in inputs if isinstance(value, Tensor)), strict=True)), returned)
+    return graph
+
+
+def compare(graph: Graph, inputs: Mapping[str, Tensor], returned: Any) -> None:
+    """Raises `CaptureError` if the graph computes anything else than forward has returned.
+
+    Not after mixtures of experts: each is proven by itself, and a tie between two experts may be broken either way.
+    """
+    if any(isinstance(node, Moe) for node in graph.nodes()):
+        return
+    leaves, structure = tree_flatten(returned)
+    expected = {name: leaves[i] for name, i in result_names(tree_unflatten(range(len(leaves)), structure), graph.task)}
+    values = evaluate(graph, {name: tensor[0].numpy() for name, tensor in inputs.items()})
+    problems = []
+    for name, value in values.items():
+        theirs = float32(expected[name].detach()).reshape(value.shape)
+        off, largest = float(np.abs(value - theirs).max()), float(np.abs(theirs).max())
+        if off > ROUGHLY * largest and np.isfinite(off):
+            problems.append(f"output '{name}' differs by {off:.2g}, where its largest element is {largest:.2g}")
+    if problems:
+        title = (
+            f"the graph of task '{graph.task}' does not compute what forward returns; does that depend on more than "
+        )
+        raise CaptureError(f"{title}the inputs, or read their values as Python numbers?", problems)
 
 
 def without_consequences(problems: Sequence[Problem], mixtures: Sequence[Problem]) -> list[Problem]:
@@ -108,20 +144,44 @@ def check_finite(module: nn.Module) -> None:
 
 def export(module: nn.Module, inputs: tuple[Any, ...], mixtures: Sequence[Problem]) -> ExportedProgram:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return without_mutation(torch.export.export(module, inputs, strict=False))
     except Exception as error:
-        where = user_line(traceback.extract_tb(error.__traceback__))
+        where = user_line(traceback.extract_tb(error.__traceback__)) or defined_at(module)
         said = str(error).strip() or type(error).__name__
-        text, hint = f"torch.export failed: {said.splitlines()[0]}", ""
         if "data-dependent" in said.lower() or "DataDependent" in type(error).__name__:
             text = "what it does here depends on values, but it must run the same operations for every input"
-            if mixtures:  # whose inside it is
-                raise CaptureError(f"{type(module).__name__} cannot be exported:", mixtures) from error
             hint = f"keep such decisions outside; if this routes tokens to experts, {HOW_TO_WRITE}"
-        problem = Problem(Origin(op="the code", where=where), text, hint)
-        raise CaptureError(f"{type(module).__name__} cannot be exported:", [*mixtures, problem]) from error
+            problems = [*mixtures] or [Problem(Origin(op="the code", where=where), text, hint)]  # whose inside it is
+        else:
+            problems = [*mixtures, Problem(Origin(op="the code", where=where), export_failed(module, said))]
+        raise CaptureError(f"{type(module).__name__} cannot be exported:", problems) from error
+
+
+def export_failed(module: nn.Module, said: str) -> str:
+    """What torch says in its own terms of what users do."""
+    words = sorted(name for name, _ in module.named_modules() if any(map(iskeyword, name.split("."))))
+    if "invalid syntax" in said and words:
+        return f"modules must not be called by words of Python, as '{words[0]}' is"
+    if found := re.match(r"Found <class '(.+?)'> in (?:output|input)", said):
+        return f"forward must return tensors, or dictionaries, lists and tuples of them, not {found[1]}"
+    if "fake tensor in the exported program constant" in said:
+        return "forward must not change weights through .data, nor take tensors that an earlier call left somewhere"
+    return f"torch.export failed: {said.splitlines()[0]}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Torch tells on the error stream, graphs included, what an `Error` says in a line."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def without_mutation(program: ExportedProgram) -> ExportedProgram:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.frontend.factors import plain, without_factors
 from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
 from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input
 from patchloom.compiler.nodes.captured import Activate, Add, Scale
+from patchloom.compiler.passes.factors import plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 TITLES = [row.title for row in ACTIVATIONS.values() if row.forms]

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.frontend.elementwise import summed
-from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.nodes.captured import Product
+from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 

@@ -1,10 +1,10 @@
 """Recognised mixtures of experts, and the operations that routing is written with where none is recognised."""
 
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
-from patchloom.compiler.frontend.factors import plain
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Moe
+from patchloom.compiler.passes.factors import plain
 
 
 def mixture(site: Site, a: Args) -> View:
@@ -31,7 +31,7 @@ ROWS: Rows = {
         library="patchloom",
     ),
     **refused(
-        "topk sort argsort msort gather scatter scatter_add scatter_reduce index_add index_copy index_put "
+        "topk sort argsort msort gather scatter scatter_add scatter_reduce index_add index_copy "
         "_unsafe_index_put masked_select masked_scatter where nonzero nonzero_numpy one_hot any all bincount "
         "eq ne lt le gt ge logical_and logical_or logical_not",
         HOW_TO_WRITE,

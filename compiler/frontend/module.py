@@ -1,12 +1,15 @@
 """The user's module while it is looked at: in evaluation mode, of 32-bit floats, and afterwards as it was."""
 
 import copy
+import inspect
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from patchloom.compiler.problems import CaptureError
@@ -33,8 +36,7 @@ def ready_for_export(module: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        for part in module.modules():
-            stack.callback(_Snapshot(part).restore)
+        stack.enter_context(unchanged(module))
         for part in module.modules():
             part.training = False
         torch.backends.mha.set_fastpath_enabled(False)
@@ -42,33 +44,53 @@ def ready_for_export(module: nn.Module) -> Iterator[None]:
             yield
 
 
-class _Snapshot:
-    """The attributes of one module: what forward stores in them while it is exported are no real tensors."""
-
-    def __init__(self, part: nn.Module) -> None:
-        self.part, self.attributes = part, dict(part.__dict__)
-        self.contents = {id(value): copy.copy(value) for value in self.attributes.values() if _is_container(value)}
-        self.buffers = {name: buffer.clone() for name, buffer in part.named_buffers(recurse=False)}
-
-    def restore(self) -> None:
-        self.part.__dict__.clear()
-        self.part.__dict__.update(self.attributes)
-        for value in self.attributes.values():
-            if id(value) in self.contents:
-                _refill(value, self.contents[id(value)])
-        for name, buffer in self.part.named_buffers(recurse=False):
-            if not torch.equal(buffer, self.buffers[name]):
-                buffer.copy_(self.buffers[name])
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | set)
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Whatever forward stores meanwhile in the module, or in what it holds, is gone afterwards."""
+    saved: dict[int, tuple[Any, Any]] = {}
+    pending: list[Any] = [module]
+    while pending:
+        value = pending.pop()
+        if id(value) not in saved and _may_change(value):
+            content = _content(value)
+            saved[id(value)] = value, content
+            pending += content.values() if isinstance(content, dict) else () if isinstance(content, Tensor) else content
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, content in saved.values():
+                _restore(value, content)
 
 
-def _refill(container: Any, content: Any) -> None:
-    """The same container with the content that it had."""
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content)
+def _may_change(value: Any) -> bool:
+    """Tensors, containers, and objects, but neither code nor modules of Python."""
+    if isinstance(value, Tensor | dict | list | tuple | set | deque):
+        return True
+    return hasattr(value, "__dict__") and not (isinstance(value, type | ModuleType) or inspect.isroutine(value))
+
+
+def _content(value: Any) -> Any:
+    """A copy of a tensor's elements, of a container, or of an object's attributes."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return copy.copy(value if isinstance(value, dict | list | tuple | set | deque) else vars(value))
+
+
+def _restore(value: Any, content: Any) -> None:
+    if isinstance(value, Tensor):
+        if not torch.equal(value, content):
+            value.copy_(content)
+        return
+    holder: Any = value if isinstance(value, dict | list | tuple | set | deque) else vars(value)
+    if _identities(holder) == _identities(content):
+        return
+    holder.clear()
+    if isinstance(holder, list | deque):
+        holder.extend(content)
     else:
-        container.update(content)
+        holder.update(content)
+
+
+def _identities(content: Any) -> list[Any]:
+    return [(key, id(part)) for key, part in content.items()] if isinstance(content, dict) else [*map(id, content)]

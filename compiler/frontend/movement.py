@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, refused, rows
 from patchloom.compiler.node import View, common_terms
 from patchloom.compiler.problems import UnsupportedError
+
+NOT_RANDOM = "random numbers have no place in inference: leave them to training"
 
 
 def keep(_: Site, a: Args) -> View:
@@ -45,7 +48,7 @@ def move(site: Site, a: Args) -> Any:
     if len(views) < sum(isinstance(leaf, View) for leaf in tree_leaves(a)):
         raise UnsupportedError("selects elements by what depends on the input", "select by position")
     terms, indices = common_terms(views)
-    numbers = iter(torch.from_numpy(np.array(index)) for index in indices)
+    numbers = iter(torch.from_numpy(np.array(index, order="C")) for index in indices)
     if joins:
         a["tensors"] = list(numbers)
     a = {name: next(numbers) if isinstance(value, View) else value for name, value in a.items()}
@@ -72,6 +75,24 @@ def enlarge(_: Site, a: Args) -> View:
     name, view = next((name, value) for name, value in a.items() if isinstance(value, View))
     a[name] = torch.from_numpy(view.index.astype(np.float64))  # exact: element numbers stay far below 2**53
     return view.pick(call_by_schema(target, a).numpy().astype(np.int64))
+
+
+def filled(_: Site, a: Args) -> View:
+    """What is written over all of a tensor, whose shape alone counts."""
+    view: View = a["src"] if "src" in a else a["value"]
+    return view.pick(np.broadcast_to(view.index, tuple(a["self"].shape)))
+
+
+def written(site: Site, a: Args) -> Any:
+    """Over a part of a tensor: either may be a constant."""
+    return move(site, {**a, "self": site.view(a["self"]), "src": site.view(a["src"])})
+
+
+def placed(site: Site, a: Args) -> Any:
+    """Over elements chosen by position."""
+    if any(isinstance(index, View) for index in a["indices"]):
+        raise UnsupportedError("writes to elements chosen by what depends on the input", HOW_TO_WRITE)
+    return move(site, {**a, "self": site.view(a["self"]), "values": site.view(a["values"])})
 
 
 def lent(_: Site, __: Args) -> Any:
@@ -111,11 +132,19 @@ ROWS: Rows = {
         "grid_sampler grid_sampler_2d grid_sampler_3d",
         "return the map as it is and interpolate it after the accelerator",
     ),
+    # What writing in place becomes.
+    **rows(filled, "copy fill", data="src value", lends="self"),
+    **rows(written, "slice_scatter select_scatter diagonal_scatter", data="self src", reads=ALL),
+    **rows(placed, "index_put", data="self indices values"),
     **rows(
-        lent, "zeros_like ones_like full_like empty_like new_zeros new_ones new_full", data="", lends="self", reads=ALL
+        lent,
+        "zero zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided",
+        data="",
+        lends="self",
+        reads=ALL,
     ),
     **refused(
-        "rand_like randn_like randint_like bernoulli normal native_dropout multinomial",
-        "random numbers have no place in inference: leave them to training",
+        "rand_like randn_like randint_like bernoulli normal native_dropout multinomial uniform exponential",
+        NOT_RANDOM,
     ),
 }

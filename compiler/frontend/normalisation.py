@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.linear import need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes.captured import Normalise
+from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 

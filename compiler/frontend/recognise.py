@@ -1,5 +1,6 @@
 """Mixtures of experts, recognised by what they compute, and what stands in for them while the rest is exported."""
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -10,7 +11,10 @@ from torch.utils._pytree import tree_map_only
 
 from patchloom.compiler.frontend.blocks import find_blocks
 from patchloom.compiler.frontend.explain import Layer, explain, mixture_in, recorded_calls, tensors_of
-from patchloom.compiler.problems import Problem
+from patchloom.compiler.frontend.module import unchanged
+from patchloom.compiler.frontend.origin import user_line
+from patchloom.compiler.origin import Origin
+from patchloom.compiler.problems import CaptureError, Problem
 
 
 @torch.library.custom_op("patchloom::moe", mutates_args=())
@@ -35,12 +39,14 @@ def _(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.new_empty(list(shape))
 
 
-def recognise(model: nn.Module, args: tuple[Any, ...]) -> tuple["Swap", list[Problem]]:
-    """Run the model once and explain each block it calls."""
+def recognise(model: nn.Module, args: tuple[Any, ...]) -> tuple["Swap", Any, list[Problem]]:
+    """Run the model once and explain each block it calls; what it returned is for comparison.
+
+    Also, what forward caches outside of the module, e.g. in functions, is real by the time of export.
+    """
     blocks = find_blocks(model)
-    with recorded_calls(blocks) as calls:
-        if blocks:
-            model(*args)
+    with recorded_calls(blocks) as calls, unchanged(model):
+        returned = run_once(model, args)
     swap = Swap()
     problems = []
     for block in blocks:
@@ -53,7 +59,17 @@ def recognise(model: nn.Module, args: tuple[Any, ...]) -> tuple["Swap", list[Pro
                 problems.append(layer)
             else:
                 swap.add(block.module, key, layer, call.result)
-    return swap, problems
+    return swap, returned, problems
+
+
+def run_once(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """On copies: forward may write into its arguments."""
+    try:
+        return model(*tree_map_only(Tensor, Tensor.clone, args))
+    except Exception as error:
+        origin = Origin(op="forward", where=user_line(traceback.extract_tb(error.__traceback__)))
+        text = f"raises {type(error).__name__} on the example inputs: {str(error).strip() or 'without a message'}"
+        raise CaptureError(f"{type(model).__name__} cannot be run:", [Problem(origin, text)]) from error
 
 
 def _static_key(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, str]:

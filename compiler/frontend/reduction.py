@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.frontend.elementwise import summed
-from patchloom.compiler.frontend.factors import without_factors
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Attention, Matmul
+from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.problems import UnsupportedError
 

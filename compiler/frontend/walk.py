@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from patchloom.compiler.frontend.explain import Layer
-from patchloom.compiler.frontend.factors import plain
+from patchloom.compiler.frontend.movement import NOT_RANDOM
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
 from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
@@ -21,6 +22,7 @@ from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.origin import Origin
+from patchloom.compiler.passes.factors import plain
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
 
 
@@ -84,18 +86,28 @@ class Walk:
         target: Any = node.target
         if node.op == "get_attr":
             return getattr(self.program.graph_module, str(target))
-        if not any(isinstance(leaf, View) for leaf in leaves):
-            return widened(target(*args, **kwargs))
         if target is operator.getitem:
             return args[0][args[1]]
         name = operation_name(target)
         site = Site(origin_of(node, name, self.parameters), self.layers)
         try:
+            if not any(isinstance(leaf, View) for leaf in leaves):
+                return fixed(target, args, kwargs)
             return floats(meaning_of(name)(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
             shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def fixed(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What no input matters to, computed by torch."""
+    value = target(*args, **kwargs)
+    if isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
+        pairs = zip(tree_leaves(value), tree_leaves(target(*args, **kwargs)), strict=True)
+        if not all(torch.equal(first, second) for first, second in pairs if isinstance(first, Tensor)):
+            raise UnsupportedError("draws random numbers", NOT_RANDOM)
+    return widened(value)
 
 
 def widened(value: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from patchloom.compiler.node import Floats, Node, View
+from patchloom.compiler.origin import Origin
 
 
 class Captured(Node):
@@ -54,6 +57,11 @@ class Scale(Captured):
 
     x: View
     factor: Floats = field(repr=False)
+
+    @classmethod
+    def by(cls, factor: float, x: View, origin: Origin) -> "Scale":
+        """Of one factor for all elements of a matrix."""
+        return cls(origin=origin, x=x, factor=np.full(x.shape, factor, np.float32))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ import numpy as np
 from patchloom.compiler.node import Indices, View, whole
 from patchloom.compiler.nodes import Attention
 from patchloom.compiler.nodes.captured import Product, Scale, Softmax
-from patchloom.compiler.origin import Origin
 from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.factors import plain
 from patchloom.compiler.passes.views import is_opaque
 from patchloom.compiler.problems import UnsupportedError
 
@@ -42,10 +42,9 @@ def find_attention(outer: Product, _: Run) -> View | None:
     factor = v_factor * outer.a.terms[0][1]
     if factor == 1.0:
         return attended(attend)
-    by = np.full(attend.shape, factor, np.float32)
     result = attended(attend)
     [made] = {base for base, _ in result.terms}
-    return result.substitute({made: whole(Scale(origin=outer.origin, x=whole(made), factor=by))})
+    return result.substitute({made: whole(Scale.by(factor, whole(made), outer.origin))})
 
 
 def _maps(view: View) -> Indices | None:
@@ -58,17 +57,10 @@ def _maps(view: View) -> Indices | None:
     return index[:, 0] // size if np.array_equal(index % size, np.tile(np.arange(size), (len(index), 1))) else None
 
 
-def _negated(view: View, origin: Origin) -> View:
-    """By a factor of each node it is of, which `scales` brings into weights."""
-    bases = dict.fromkeys(base for base, _ in view.terms)
-    minus = (Scale(origin=origin, x=whole(base), factor=np.full(base.shape, -1, np.float32)) for base in bases)
-    return view.substitute({base: whole(scale) for base, scale in zip(bases, minus, strict=True)})
-
-
 def attended(attend: Attention) -> View:
     """The result as heads x tokens x features, as users get it; a negative scale goes into the keys."""
     if attend.scale < 0:
-        attend = replace(attend, k=_negated(attend.k, attend.origin), scale=-attend.scale)
+        attend = replace(attend, k=plain(attend.k.scaled(-1.0)), scale=-attend.scale)
     tokens, (heads, _, features) = attend.q.shape[1], attend.v.shape
     result = whole(attend)
     return result.pick(result.index.reshape(tokens, heads, features).transpose(1, 0, 2))

@@ -5,10 +5,7 @@
 `--count` is of mutants that verify admits.
 """
 
-import argparse
-import sys
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,16 +17,11 @@ from patchloom.host.session import Session
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.hls import HlsMachine
 from patchloom.sim.interpret import execute
+from tests.campaign import Found, command_line
 from tests.sim.models import Model
 from tests.sim.test_machine import PRECISIONS, SQUARE
 
 MODELS = 6
-
-
-@dataclass
-class Found:
-    outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
 
 
 def mutant(program: Program, rng: np.random.Generator) -> tuple[Program, int, str]:
@@ -107,15 +99,5 @@ def check(count: int, seed: int) -> Found:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    found = check(options.count, options.seed)
-    sys.stdout.write("\n".join([*found.failures, f"{dict(found.outcomes)}, {len(found.failures)} read differently\n"]))
-    sys.exit(bool(found.failures))
-
-
 if __name__ == "__main__":
-    main()
+    command_line(check, count=2000)

@@ -66,6 +66,8 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "negated": (lambda m, x: -m.a(x), 2),
     "dropout": (lambda m, x: F.dropout(m.a(x), 0.5, m.training).contiguous().clone(), 2),
     "features joined": (lambda m, x: m.wide(torch.cat([m.a(x), x], -1)), 5),
+    "features beside their negative": (lambda m, x: m.wide(torch.cat([x, -x], -1)), 5),
+    "features in three sizes": (lambda m, x: m.wide(torch.cat([x, 3 * x[..., :8], x[..., 8:] / 2], -1)), 7),
     "features joined in the result": (lambda m, x: torch.cat([m.a(x), x], -1), 4),
     "mean": (lambda m, x: m.a(m.norm(x).mean(1)), 4),
     "mean of layers": (lambda m, x: torch.stack([m.a(x), m.b(x), x]).mean(0), 5),
@@ -97,6 +99,8 @@ RAW: dict[str, Callable[[Any, Tensor], Any]] = {
     "attention": lambda _, x: F.scaled_dot_product_attention(x[:, 1:], x, x),
     "result": lambda _, x: x[:, :2],
     "both": lambda m, x: torch.cat([m.a(x), x], -1),
+    "beside its negative": lambda _, x: torch.cat([x, -x], -1),
+    "attention of a negative scale": lambda _, x: F.scaled_dot_product_attention(x, x, x, scale=-0.5),
 }
 
 

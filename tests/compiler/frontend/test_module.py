@@ -1,6 +1,10 @@
 """The user's module: which are taken, and that each is afterwards as it was."""
 
 import copy
+import functools
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +79,98 @@ def test_export_leaves_everything_as_it_was():
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
     matches(program, module.eval())
+
+
+@functools.cache
+def table(count: int) -> Tensor:
+    return torch.linspace(0, 1, count)[:, None]
+
+
+SHARED: dict[int, Tensor] = {}
+
+
+class CachedElsewhere(Plain):
+    """In what it holds, in a function, in a module of Python; and writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = SimpleNamespace(last=None, deep={"tables": {}})
+        self.recent: deque[Tensor] = deque(maxlen=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state.last = x
+        self.state.deep["tables"].setdefault(x.shape[1], x * 2)
+        self.recent.append(x)
+        return super().forward(x.add_(1) + table(x.shape[1]) + SHARED.setdefault(x.shape[1], torch.ones(16)))
+
+
+def test_caches_outside_of_the_module_are_real():
+    module, samples = CachedElsewhere(), SAMPLES.clone()
+    program = patchloom.compile(module, samples[:1], calibration=SAMPLES)
+    assert vars(module.state) == {"last": None, "deep": {"tables": {}}}
+    assert not module.recent
+    assert {type(table(5)), type(SHARED[5])} == {Tensor}
+    assert torch.equal(samples, SAMPLES)
+    np.testing.assert_allclose(
+        patchloom.run(program, SAMPLES).outputs["main"], module(samples).detach().numpy(), atol=0.06
+    )
+
+
+class Noted(Plain):
+    """Goes by a number that stands for an element while it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + len(str(x.sum().item()))
+
+
+def test_a_graph_that_computes_something_else_is_refused():
+    with pytest.raises(CaptureError, match=r"does not compute what forward returns(.|\n)*output 'main' differs by"):
+        compiled(Noted())
+
+
+def failing(said: str) -> type[Plain]:
+    class Fails(Plain):
+        def forward(self, x: Tensor) -> Any:
+            if said == "raises":
+                raise KeyError("missing")
+            if said == "returns":
+                return SimpleNamespace(x=super().forward(x))
+            self.a.weight.data.mul_(0.5)
+            return super().forward(x)
+
+    return Fails
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("raises", r"forward at .*test_module.py:\d+: raises KeyError on the example inputs: 'missing'"),
+        (
+            "returns",
+            "forward must return tensors, or dictionaries, lists and tuples of them, not types.Simple",
+        ),
+        ("writes", r"test_module.py:\d+: forward must not change weights through .data"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(kind: str, text: str):
+    module = failing(kind)()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(CaptureError, match=text):
+        compiled(module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_word_of_python_as_a_name_is_told():
+    class Named(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"in": nn.Linear(16, 16)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.parts["in"](x).add_(1))
+
+    with pytest.raises(CaptureError, match=r"modules must not be called by words of Python, as 'parts\.in' is"):
+        compiled(Named())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

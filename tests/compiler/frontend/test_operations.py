@@ -16,7 +16,7 @@ from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.operations import FAMILIES, OPERATIONS
 from patchloom.compiler.frontend.origin import is_users
 from patchloom.compiler.problems import CaptureError
-from tests.compiler.frontend.forms import check, embedded
+from tests.compiler.frontend.forms import check, embedded, let
 
 
 def test_each_operation_is_of_one_family():
@@ -36,6 +36,9 @@ ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),
     "largest": (lambda x: x.amax(1), "take a class token, or the mean over all tokens"),
     "deviation": (lambda x: x / x.std(-1, keepdim=True), "supported normalisation is torch.nn.LayerNorm"),
+    "random of its own": (lambda x: x + torch.rand(16), "random numbers have no place in inference"),
+    "a new layer": (lambda x: nn.Linear(16, x.shape[1])(x), "random numbers have no place in inference"),
+    "written where it is positive": (lambda x: into(x.clone(), x > 0, 1.0), HOW_TO_WRITE),
     "random": (lambda x: x + torch.rand_like(x), "random numbers have no place in inference"),
     "comparison": (lambda x: x * (x > 0), HOW_TO_WRITE),
     "a choice": (lambda x: x.topk(2).values, HOW_TO_WRITE),
@@ -65,6 +68,34 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_constant_of_a_shape(name: str):
     module, x = embedded(lambda m, x: m.last(CONSTANTS[name](x)), last=nn.Linear(16, 4))
     check(module, x)
+
+
+def into(target: Tensor, place: Any, value: Any) -> Tensor:
+    target[place] = value
+    return target
+
+
+WRITES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "halves": lambda m, x: into(into(x.new_empty(1, 6, 32), (..., slice(16)), m.a(x)), (..., slice(16, 32)), x),
+    "every other feature": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., slice(0, None, 2)), m.b(x)),
+    "a feature": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., 3), 2.0),
+    "some features": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., [3, 5, 30]), x[..., :3]),
+    "zeros": lambda m, x: let(torch.cat([x, m.a(x)], -1), lambda y: y[..., 4:8].zero_() * 0 + y[..., 4:8] + y[..., :4]),
+    "all": lambda m, x: torch.zeros(1, 6, 32).copy_(torch.cat([x, m.b(x)], -1)),
+    "one number": lambda m, x: x.new_zeros(1, 6, 16).fill_(0.5) + m.a(x),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writing_in_place(name: str):
+    layers = {"a": nn.Linear(16, 16), "b": nn.Linear(16, 16), "wide": nn.Linear(32, 4), "narrow": nn.Linear(16, 4)}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = WRITES[name](m, x)
+        return {4: lambda z: z, 16: m.narrow, 32: m.wide}[y.shape[-1]](y)
+
+    module, x = embedded(forward, **layers)
+    check(module, x[:1])
 
 
 def test_frames_of_users_are_told_from_ours():

@@ -1,0 +1,38 @@
+"""Constant factors of views: they travel with a view until an operation takes them into its weights."""
+
+import numpy as np
+
+from patchloom.compiler.node import Indices, Node, View, float32, whole
+from patchloom.compiler.nodes import Constant, Input
+from patchloom.compiler.nodes.captured import Scale
+
+
+def without_factors(view: View) -> tuple[View, float]:
+    """The view without the factor of its terms; factors that differ are multiplied in first."""
+    return view.without_factor() or (plain(view), 1.0)
+
+
+def plain(view: View) -> View:
+    """Every factor is multiplied in: one operation may be several terms, each with another factor."""
+    if all(factor == 1.0 for _, factor in view.terms):
+        return view
+    terms, index, start, size = [], np.full(view.shape, -1), 0, 0
+    for base, factor in view.terms:
+        inside = (view.index >= start) & (view.index < start + base.size)
+        made, places = multiplied(base, factor, np.where(inside, view.index - start, -1))
+        index[inside] = size + places[inside]
+        terms.append((made, 1.0))
+        start, size = start + base.size, size + made.size
+    return View(tuple(terms), index)
+
+
+def multiplied(base: Node, factor: float, index: Indices) -> tuple[Node, Indices]:
+    """What the product is an element of, and which: an input's are laid out as they are read, for it has no rows."""
+    if factor == 1.0:
+        return base, index
+    if isinstance(base, Constant):
+        return Constant(origin=base.origin, value=float32(base.value * factor)), index
+    if isinstance(base, Input):
+        rows = View(((base, 1.0),), index.reshape(-1, index.shape[-1] if index.shape else 1))
+        return Scale.by(factor, rows, base.origin), np.arange(index.size).reshape(index.shape)
+    return Scale.by(factor, whole(base).reshape(-1, base.shape[-1] if base.shape else 1), base.origin), index
