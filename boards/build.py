@@ -7,6 +7,7 @@ a Config share a bitstream, and a build that was stopped goes on where it was.
 import gzip
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from patchloom.hw import cache
 from patchloom.hw.folder import ProjectError, is_unaltered, write_project
 
 SEEDS = 3  # tried one after another
-OUTCOME = "outcome.json"
+OUTCOME, SECONDS = "outcome.json", "seconds"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def netlist(made: Project, watch: Watch) -> Path:
         watch("synthesis", f"{sum(map(len, sources.values())) >> 10} kB of sources")
         for name, text in sources.items():
             (folder / name).write_text(text)
+        begin = time.monotonic()
         tools.yosys(SYNTHESIS, folder, "yosys.log")
+        (folder / SECONDS).write_text(str(round(time.monotonic() - begin)))
         with (folder / NETLIST).open("rb") as plain, gzip.open(folder / f"{NETLIST}.gz", "wb", 6) as packed:
             shutil.copyfileobj(plain, packed)
         (folder / NETLIST).unlink()
@@ -119,6 +122,11 @@ def netlist(made: Project, watch: Watch) -> Path:
     return cache.entry(
         "netlists", cache.digest(*_flat(sources), *SYNTHESIS, *_flat(tools.package_versions())), synthesise
     )
+
+
+def synthesis_seconds(made: Project) -> int:
+    """On the computer that made the netlist."""
+    return int((netlist(made, lambda stage, news: None) / SECONDS).read_text())
 
 
 def routed(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str, str | bytes]]:

@@ -49,6 +49,8 @@ class Litex:
     simulated_dram: str  # its like in the simulated SoC, perhaps smaller: a simulator holds all of it
     rate: Literal["1:2", "1:4"]  # of the machine's clock to the memory's
     loader: str  # openFPGALoader's name of the board
+    ethernet: str = ""  # class of liteeth.phy, if the board has Ethernet; used if the link is Etherbone
+    ip: str = "192.168.1.50"  # of Etherbone, UDP port 1234
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,6 @@ def readme(found: Board, config: Config) -> str:
         "memory": found.memory.kind,
         "machine": MACHINE,
         "config": ", ".join(f"{f.name} {getattr(config, f.name)}" for f in fields(config)),
-        "link": f"UART of {found.baud:,} baud",
+        "link": f"UART of {found.baud:,} baud" + f", Etherbone at {litex.ip}" * (found.link == "etherbone"),
     }
     return Template(template.read_text()).substitute(facts)

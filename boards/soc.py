@@ -40,6 +40,11 @@ PHYS: dict[str, tuple[str, dict[str, Any]]] = {  # pads, and arguments beside th
     "ECP5DDRPHY": ("ddram", {}),
     "A7DDRPHY": ("ddram", {"memtype": "DDR3", "nphases": 4}),
 }
+ETHERNET: dict[str, tuple[str, dict[str, Any]]] = {  # module, and arguments beside the pads
+    "LiteEthPHYMII": ("mii", {}),
+    "LiteEthPHYRGMII": ("ecp5rgmii", {"rx_delay": 0.0}),
+}
+ETHERBONE_WORDS = 256  # of a record; a longer one would stop the receiver
 SIMULATION = [
     ("sys_clk", 0, Pins(1)),
     ("sys_rst", 0, Pins(1)),
@@ -117,6 +122,16 @@ class Soc(SoCCore):
         self.add_module("uart_phy", phy)
         self.uart = UARTBone(phy, found.clock_hz, address_width=self.bus.address_width)
         self.bus.add_master("uart", self.uart.wishbone)
+        if found.link == "etherbone" and not simulated:
+            self._add_etherbone(found.built_by_litex(), platform)
+
+    def _add_etherbone(self, litex: Litex, platform: Any) -> None:
+        module, arguments = ETHERNET[litex.ethernet]
+        ethernet = getattr(import_module(f"liteeth.phy.{module}"), litex.ethernet)
+        phy = ethernet(platform.request("eth_clocks"), platform.request("eth"), **arguments)
+        self.add_module("eth_phy", phy)
+        # 32 bits: all but the PHY runs at the machine's clock, not at the PHY's, which may be 125 MHz.
+        self.add_etherbone(phy=phy, ip_address=litex.ip, data_width=32, buffer_depth=ETHERBONE_WORDS)
 
 
 def _platform(litex: Litex) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import tables
+from docs import boards, tables
 from docs.page import replaced
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +15,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "exa
 def test_tables_are_the_codes():
     page = tables.PAGE.read_text()
     assert tables.written(page) == page, "docs/machine.md is stale: make docs"
+
+
+def test_the_boards_are_those_there_are():
+    page = boards.PAGE.read_text()
+    assert boards.written(page) == page, "docs/boards.md is stale: make docs"
 
 
 def test_every_command_and_register_has_its_row():

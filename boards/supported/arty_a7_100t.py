@@ -38,6 +38,7 @@ BOARD = Board(
         simulated_dram="MT41K64M16",
         rate="1:4",
         loader="arty_a7_100t",
+        ethernet="LiteEthPHYMII",
     ),
-    proven="sources generated; never built by Vivado, never run on silicon",
+    proven="never built by Vivado, never run on silicon",
 )

@@ -15,7 +15,7 @@ BOARD = Board(
         source="utilisation report of nextpnr-ecp5",
     ),
     clock_hz=75_000_000,
-    clock_source="LiteX's own target for this board; placed at 82 MHz",
+    clock_source="LiteX's own target for this board",
     memory=Memory(
         kind="DDR3 SDRAM, 16 bits at 300 MT/s",
         bytes=512 << 20,
@@ -38,6 +38,7 @@ BOARD = Board(
         simulated_dram="MT41K64M16",
         rate="1:2",
         loader="ecpix5",
+        ethernet="LiteEthPHYRGMII",
     ),
     proven="simulated with its memory; not run on silicon, and no model can test how the host levels the DDR3",
 )
