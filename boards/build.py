@@ -7,7 +7,10 @@ a Config share a bitstream, and a build that was stopped goes on where it was.
 import gzip
 import json
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,14 +113,14 @@ def netlist(made: Project, watch: Watch) -> Path:
 
     def synthesise(folder: Path) -> None:
         watch("synthesis", f"{sum(map(len, sources.values())) >> 10} kB of sources")
-        for name, text in sources.items():
-            (folder / name).write_text(text)
-        begin = time.monotonic()
-        tools.yosys(SYNTHESIS, folder, "yosys.log")
-        (folder / SECONDS).write_text(str(round(time.monotonic() - begin)))
-        with (folder / NETLIST).open("rb") as plain, gzip.open(folder / f"{NETLIST}.gz", "wb", 6) as packed:
-            shutil.copyfileobj(plain, packed)
-        (folder / NETLIST).unlink()
+        with _workshop(folder, f"{NETLIST}.gz", "stat.json", "yosys.log", SECONDS) as work:
+            for name, text in sources.items():
+                (work / name).write_text(text)
+            begin = time.monotonic()
+            tools.yosys(SYNTHESIS, work, "yosys.log")
+            (work / SECONDS).write_text(str(round(time.monotonic() - begin)))
+            with (work / NETLIST).open("rb") as plain, gzip.open(work / f"{NETLIST}.gz", "wb", 6) as packed:
+                shutil.copyfileobj(plain, packed)
 
     return cache.entry(
         "netlists", cache.digest(*_flat(sources), *SYNTHESIS, *_flat(tools.package_versions())), synthesise
@@ -150,22 +153,33 @@ def routed(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str, st
 
 def _route(folder: Path, begin: Path, constraints: str, part: str, seed: int, watch: Watch) -> None:
     """A folder of the cache: a bitstream that meets its timing, or what was missed."""
-    with gzip.open(begin / f"{NETLIST}.gz") as packed, (folder / NETLIST).open("wb") as plain:
-        shutil.copyfileobj(packed, plain)
-    (folder / f"{SOC}.lpf").write_text(constraints)
-    watch("pack", f"seed {seed}, {tools.ecp5()['nextpnr-ecp5'].version}")
     outcome: dict[str, Any]
-    try:
-        outcome = asdict(place.route(folder, part, seed, watch))
-    except Missed as error:
-        outcome = {"missed": [asdict(clock) for clock in error.clocks], "when": error.when}
-    else:
-        watch("bitstream", "")
-        packer = tools.ecp5()["ecppack"].command
-        tools.call([packer, "--compress", f"{SOC}.config", "--bit", f"{MACHINE}.bit"], folder, "ecppack.log")
-    for large in (NETLIST, f"{SOC}.config"):
-        (folder / large).unlink(missing_ok=True)
-    (folder / OUTCOME).write_text(json.dumps(outcome))
+    with _workshop(folder, f"{MACHINE}.bit", "report.json", "nextpnr.log", OUTCOME) as work:
+        with gzip.open(begin / f"{NETLIST}.gz") as packed, (work / NETLIST).open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+        (work / f"{SOC}.lpf").write_text(constraints)
+        watch("pack", f"seed {seed}, {tools.ecp5()['nextpnr-ecp5'].version}")
+        try:
+            outcome = asdict(place.route(work, part, seed, watch))
+        except Missed as error:
+            outcome = {"missed": [asdict(clock) for clock in error.clocks], "when": error.when}
+        else:
+            watch("bitstream", "")
+            packer = tools.ecp5()["ecppack"].command
+            tools.call([packer, "--compress", f"{SOC}.config", "--bit", f"{MACHINE}.bit"], work, "ecppack.log")
+        (work / OUTCOME).write_text(json.dumps(outcome))
+
+
+@contextmanager
+def _workshop(folder: Path, *kept: str) -> Iterator[Path]:
+    """A folder in `folder`, gone at the end; files named `kept` are moved out. A tool that outlives a build that was
+    killed writes there, and not where the next build works.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix="work-") as name:
+        yield Path(name)
+        for file in kept:
+            if (Path(name) / file).exists():
+                (Path(name) / file).replace(folder / file)
 
 
 def _routing_tools() -> dict[str, str]:

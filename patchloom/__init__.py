@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from patchloom.boards.build import build
     from patchloom.compiler.machine.config import Config
     from patchloom.compiler.machine.errors import Error
     from patchloom.compiler.machine.frames import Result
@@ -22,7 +23,20 @@ if TYPE_CHECKING:
     from patchloom.running import predict, run
     from patchloom.session import Session
 
-__all__ = ["PRESETS", "Config", "Error", "Program", "Result", "Session", "compile", "load", "predict", "run", "save"]
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Error",
+    "Program",
+    "Result",
+    "Session",
+    "build",
+    "compile",
+    "load",
+    "predict",
+    "run",
+    "save",
+]
 
 _HOMES = {
     "PRESETS": "compiling:PRESETS",
@@ -31,6 +45,7 @@ _HOMES = {
     "Program": "compiler.machine.program:Program",
     "Result": "compiler.machine.frames:Result",
     "Session": "session:Session",
+    "build": "boards.build:build",
     "compile": "compiling:compile_module",
     "load": "compiler.machine.store:load",
     "predict": "running:predict",
@@ -47,7 +62,7 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     from patchloom.extras import needed_by  # noqa: PLC0415 - after this package
 
-    with needed_by(f"patchloom.{name}", "compile"):
+    with needed_by(f"patchloom.{name}", "boards" if name == "build" else "compile"):
         value = getattr(import_module(f"{__name__}.{module}"), attribute)
     globals()[name] = value
     return value

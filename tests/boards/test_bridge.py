@@ -17,7 +17,7 @@ from patchloom.hw.axi import Response
 BASE, SIZE = 0x4000_0000, 1 << 14
 MEMORY = replace(board("ulx3s_85f").memory, base=BASE, bytes=SIZE)
 BEAT = MEMORY.bus_width // 8
-DEADLINE = 20_000  # cycles
+DEADLINE = 2_000  # cycles
 OUTSIDE = [BASE - BEAT, BASE + SIZE, 0, BASE + (1 << 32), (1 << 64) - BEAT, BASE ^ SIZE]
 
 

@@ -1,8 +1,11 @@
 """Projects and bitstreams: what is written, what is refused, what comes of tools that fail."""
 
 import json
+import os
+import signal
 import stat
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import MissingExtraError
 from patchloom.host.device import Region
 from patchloom.host.transports.soc import SocMap
-from patchloom.hw.folder import ProjectError
+from patchloom.hw.folder import ProjectError, is_unaltered
 from tests.host.programs import copying
 
 CONFIG = Config(
@@ -28,7 +31,7 @@ PROGRAM = copying(CONFIG, "first")
 ULX3S = board("ulx3s_85f")
 
 NEXTPNR = """#!{python}
-import json, sys
+import json, sys, time
 from pathlib import Path
 if "--version" in sys.argv:
     sys.exit(print("nextpnr-ecp5 for tests"))
@@ -37,6 +40,8 @@ seed = int(given["--seed"])
 with open("{folder}/seeds", "a") as log:
     log.write(f"{{seed}} ")
 assert Path(given["--json"]).read_text() == "netlist" and Path(given["--lpf"]).exists()
+while Path("{folder}/hold").exists():
+    time.sleep(0.01)
 placed, routed = {mhz}[seed]
 print(f"Info: Max frequency for clock '$glbnet$sys_clk': {{placed}} MHz (PASS at 50.00 MHz)", flush=True)
 print("Info: Routing..", flush=True)
@@ -235,6 +240,29 @@ def test_from_the_command_line(with_tools, tmp_path, monkeypatch, capsys):
     (tmp_path / "one" / "soc.v").write_text("changed")
     assert "holds something else" in call("-o", tmp_path / "one", "--board", "ulx3s_85f")[2]
     assert (tmp_path / "one" / "soc.v").read_text() == "changed"
+
+
+@pytest.mark.usefixtures("_quick_sources")
+def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_whole(with_tools, tmp_path):
+    seeds = with_tools({1: (51.0, 52.0)})
+    hold, output = tmp_path / "tools" / "hold", tmp_path / "out"
+    hold.touch()
+    child = os.fork()
+    if not child:
+        building.build(PROGRAM, output, board_name="ulx3s_85f")
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "tools" / "seeds").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not output.exists()
+    hold.unlink()  # its router still runs, and ends while the next build is at work
+    built = building.build(PROGRAM, output, board_name="ulx3s_85f")
+    assert seeds() == [1, 1]
+    assert is_unaltered(output)
+    assert built.routed
+    assert not list((tmp_path / "cache" / "bitstreams").glob("*/work-*"))
 
 
 def test_a_router_that_does_not_end():
