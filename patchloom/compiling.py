@@ -15,12 +15,7 @@ from patchloom.compiler.machine.frames import Samples, Tell, as_floats, by_name
 from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
-
-# Machines to begin with. `small` fits the smallest boards; `wide` multiplies four times as much a cycle.
-PRESETS = {
-    "small": Config(),
-    "wide": Config(inputs=32, outputs=32, lanes=32, bus_width=256, scratchpad_chunks=8192),
-}
+from patchloom.presets import PRESETS
 
 
 def preset_for(precision: Precision, name: str = "small") -> Config:
