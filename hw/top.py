@@ -16,18 +16,6 @@ from patchloom.hw.sequencer import Sequencer
 from patchloom.hw.storer import Storer
 
 
-def interface(config: Config) -> wiring.Signature:
-    """The machine's ports; `axi.port_map(interface(config).create())` names them."""
-    return wiring.Signature(
-        {
-            "bus": Out(axi.Master(config.bus_width)),
-            "control": In(axi.Lite()),
-            "irq": Out(1),
-            "digest": In(DIGEST_BITS),
-        }
-    )
-
-
 class Top(wiring.Component):
     """One clock, one AXI4 master for weights and tensors, one AXI4-Lite slave, one interrupt.
 
@@ -39,7 +27,14 @@ class Top(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__(interface(config))
+        super().__init__(
+            {
+                "bus": Out(axi.Master(config.bus_width)),
+                "control": In(axi.Lite()),
+                "irq": Out(1),
+                "digest": In(DIGEST_BITS),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

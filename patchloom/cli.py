@@ -1,4 +1,4 @@
-"""The command line: compile, run, inspect, hls, rtl, build."""
+"""The command line: compile, run, inspect, hls, build."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -18,15 +18,18 @@ from rich.text import Text
 
 from patchloom import __version__, running
 from patchloom.arrays import read_arrays
+from patchloom.boards.board import BOARDS
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning, Result, input_frames, input_region, task_of
 from patchloom.compiler.machine.program import Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
-from patchloom.presets import config_of
 from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar, stages
+
+if TYPE_CHECKING:
+    from patchloom.sizing import Budget
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out = Console(markup=False, highlight=False)
@@ -53,6 +56,9 @@ def options(
 def compile_command(
     design: Annotated[Path, typer.Argument(help="The design file: model, checkpoint, data, precision, machine.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the Program.")],
+    board: Annotated[
+        str | None, typer.Option(help="Size the machine for this board and the model, whatever the design says of it.")
+    ] = None,
 ) -> None:
     """Compile the model of a design file to a Program.
 
@@ -61,9 +67,52 @@ def compile_command(
     with needed_by("patchloom compile", "compile"):
         from patchloom.design import compile_design, load_design  # noqa: PLC0415 - an extra
     with progress_bar() as tell:
-        program = compile_design(load_design(design), tell)
+        program = compile_design(load_design(design, board), tell, tell_budget)
     save(program, output)
     out.print(f"{output}: {len(program.image)} bytes, tasks {', '.join(task.name for task in program.tasks)}")
+
+
+def tell_budget(budget: "Budget") -> None:
+    """What the machine takes of its board, and what the model gets."""
+    table = Table("of the device", "machine", "SoC", "there are", "used", title=budget.board.title)
+    for kind, name in (("lut", "LUT"), ("ff", "FF"), ("dsp", "DSP"), ("bram", "BRAM")):
+        numbers = (f"{getattr(area, kind):g}" for area in (budget.machine, budget.soc, budget.device))
+        table.add_row(name, *numbers, f"{budget.share(kind):.0%}")
+    out.print(table)
+    c = budget.config
+    out.print(
+        f"array {c.inputs} x {c.outputs}, {c.lanes} lanes, scratchpad {c.scratchpad_chunks * c.lanes * 2 >> 10} KiB; "
+        f"{budget.board.clock_hz / 1e6:g} MHz, memory {budget.bandwidth / 1e6:,.0f} MB/s; area by "
+        f"{'Yosys' if budget.measured else 'the area model'}",
+        soft_wrap=True,
+    )
+    for line in budget_lines(budget):
+        out.print(line, soft_wrap=True)
+
+
+def budget_lines(budget: "Budget") -> Iterator[str]:
+    """Cycles and frames a second; what limits; what the next larger device gives."""
+    for task, frames in budget.frames_per_second.items():
+        yield f"{task}: {budget.cycles[task]:,} cycles, {frames:.4g} frames a second"
+    yield f"limited by {budget.limit}"
+    if budget.larger:
+        rates = ", ".join(f"{rate:.4g}" for rate in budget.larger.frames_per_second.values())
+        yield f"on the next larger device, {budget.larger.board.name}: {rates} frames a second"
+
+
+@app.command()
+def boards() -> None:
+    """List the boards that machines are built for."""
+    names = "board", "device", "kLUT", "DSP", "BRAM", "MiB", "MB/s", "MHz", "tools"
+    table = Table(*names, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, board in BOARDS.items():
+        device, memory, mega = board.device, board.memory, board.clock_hz / 1e6
+        rate = memory.bus_width / 8 / memory.cycles_per_beat * mega
+        numbers = device.luts / 1e3, device.dsps, device.brams, memory.bytes >> 20, rate, mega
+        table.add_row(name, device.part, *(f"{number:.0f}" for number in numbers), board.tools)
+    for column in table.columns:
+        column.no_wrap = True
+    out.print(table)
 
 
 @app.command()
@@ -159,35 +208,6 @@ def hls(
     frames = {task.name: golden_input(task, input_) for task in loaded.tasks}
     write_project(loaded, frames, output)
     out.print(f"{output}: `vitis_hls -f vitis_hls.tcl` builds it, `make` simulates it with g++")
-
-
-@app.command()
-def rtl(
-    machine: Annotated[
-        str, typer.Argument(help="A compiled Program, or a Config: a preset's name or a file of fields.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the core; it must not hold others.")],
-    input_: Annotated[
-        Path | None, typer.Option("--input", help="Inputs of a Program's frames by name: .npz, .safetensors, .npy.")
-    ] = None,
-) -> None:
-    """Write the bare machine as Verilog for a SoC of your own, with a test bench.
-
-    The test bench runs a small frame of its own; of a Program also every task on the first sample of --input, or on
-    random numbers. It compares with the reference interpreter.
-    """
-    with needed_by("patchloom rtl", "sim"):
-        from patchloom.boards import core  # noqa: PLC0415 - an extra
-    if Path(machine).is_dir():
-        program = load(Path(machine))
-        config, frames = program.config, core.frames(program, [golden_input(task, input_) for task in program.tasks])
-    else:
-        config, frames = config_of(machine), []
-        if input_ is not None:
-            raise InputError("--input must be left out with a Config: only a Program has inputs")
-    core.write_core(config, output, frames)
-    listed = ", ".join(["selftest", *(frame.name for frame in frames)])
-    out.print(f"{output}: `make` simulates it with Verilator, `make icarus` with Icarus; frames {listed}")
 
 
 @app.command()

@@ -12,6 +12,7 @@
     precision: w8a8
     overrides: {heads.*: w8a16}          # by pattern of the layer's name
     config: {preset: small, inputs: 32}  # or just the preset's name
+    board: ulx3s_85f                     # in the place of config: the machine is sized for board and model
 
 Every problem of a file is found at once and told with its line.
 """
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,13 +38,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchloom.arrays import SUFFIXES, read_array
+from patchloom.boards.board import BOARDS, BoardError
+from patchloom.boards.board import board as board_of
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import Tell, as_floats
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.quantise import Precision, QuantiseError
-from patchloom.compiling import compile_module, preset_for
-from patchloom.presets import PRESETS
+from patchloom.compiling import PRESETS, compile_module, preset_for
+
+if TYPE_CHECKING:
+    from patchloom.sizing import Budget
 
 
 class DesignError(Error, ValueError):
@@ -86,13 +91,14 @@ class Design:
     module: str
     where_module: str
     calibration: dict[str, Data]  # the name '' stands for the only input
-    config: Config
+    config: Config | None  # None: sized for the board
     arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     where_checkpoint: str = ""
     tasks: tuple[str, ...] | None = None
     precision: str = "w8a8"
     overrides: dict[str, str] = field(default_factory=dict)
+    board: str | None = None
 
 
 # --- Reading the file ---
@@ -183,17 +189,20 @@ class Reader:
         return path
 
 
-def load_design(path: Path) -> Design:
-    """Raises `DesignError` with all problems of the file."""
+def load_design(path: Path, board: str | None = None) -> Design:
+    """Raises `DesignError` with all problems of the file; a machine for `board` takes the place of what it says."""
     reader = Reader(path)
     root = _parse(path)
     values: dict[str, Any] = {}
     pairs = reader.known(root, "a design", list(KEYS), required=("module", "calibration"))
     for name, (_, node) in pairs.items():
         values[name] = KEYS[name](reader, node)
-    config = _config(reader, pairs.get("config"), Precision.parse(values.get("precision") or "w8a8"))
+    values["board"] = board or values.get("board")
+    precision = Precision.parse(values.get("precision") or "w8a8")
+    config = _config(reader, pairs.get("config"), precision, values["board"])
     reader.finish()
-    assert config is not None
+    if board:
+        config = None
     for name in ("module", "checkpoint"):
         if name in pairs:
             values[f"where_{name}"] = reader.where(pairs[name][1])
@@ -297,6 +306,17 @@ def _precision(reader: Reader, node: yaml.Node) -> str | None:
     return text
 
 
+def _board(reader: Reader, node: yaml.Node) -> str | None:
+    name = reader.text(node, "board")
+    if name is not None and name not in BOARDS:
+        try:
+            board_of(name)
+        except BoardError as error:
+            reader.complain(node, str(error))
+        return None
+    return name
+
+
 KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
     "module": _module,
     "arguments": _arguments,
@@ -305,23 +325,28 @@ KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
     "calibration": _calibration,
     "precision": _precision,
     "overrides": _overrides,
-    "config": lambda reader, node: None,  # read last, as it follows the precision
+    "board": _board,
+    "config": lambda reader, node: None,  # read last, as it follows precision and board
 }
 
 
 # --- The machine ---
 
 
-def _config(reader: Reader, pair: tuple[yaml.Node, yaml.Node] | None, precision: Precision) -> Config | None:
+def _config(
+    reader: Reader, pair: tuple[yaml.Node, yaml.Node] | None, precision: Precision, board: str | None
+) -> Config | None:
+    """With a board: none unless it is given, and as wide a bus as the board's if it does not say."""
     if pair is None:
-        return preset_for(precision)
+        return None if board else preset_for(precision)
+    bus: dict[str, Any] = {"bus_width": board_of(board).memory.bus_width} if board in BOARDS else {}
     node = pair[1]
     if isinstance(node, yaml.ScalarNode):
-        return preset_for(precision, _preset(reader, node))
+        return replace(preset_for(precision, _preset(reader, node)), **bus)
     pairs = reader.known(node, "config", ["preset", *(f.name for f in fields(Config))])
     base = preset_for(precision, _preset(reader, pairs.pop("preset")[1]) if "preset" in pairs else "small")
     try:
-        return replace(base, **{name: reader.value(value) for name, (_, value) in pairs.items()})
+        return replace(base, **bus | {name: reader.value(value) for name, (_, value) in pairs.items()})
     except ConfigError as error:
         for line in str(error).splitlines():
             name = line.removeprefix("Config.").split()[0]
@@ -340,7 +365,9 @@ def _preset(reader: Reader, node: yaml.Node) -> str:
 # --- Building what the file names ---
 
 
-def compile_design(design: Design, progress: Tell | None = None) -> Program:
+def compile_design(
+    design: Design, progress: Tell | None = None, budget: "Callable[[Budget], None] | None" = None
+) -> Program:
     """Raises `DesignError` with all that cannot be loaded."""
     problems: list[str] = []
     model = _attempt(problems, design.where_module, lambda: load_module(design))
@@ -353,9 +380,11 @@ def compile_design(design: Design, progress: Tell | None = None) -> Program:
         calibration=samples.get("", samples),
         tasks=design.tasks,
         config=design.config,
+        board=design.board,
         precision=design.precision,
         overrides=design.overrides,
         progress=progress,
+        budget=budget,
     )
 
 

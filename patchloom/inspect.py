@@ -27,6 +27,8 @@ def _overview(program: Program) -> Iterator[str]:
     yield f"Program {program.precision} of tasks {tasks}: {len(program.image):,} bytes"
     yield f"for an array of {c.inputs} x {c.outputs}, {c.weight_width}-bit weights, {c.activation_width}-bit operands,"
     yield f"{c.scratchpad_chunks} chunks of {c.lanes} elements, Config {c.fingerprint:08x}"
+    if program.board:
+        yield f"made for board {program.board}"
     yield ""
     yield "Memory image"
     yield from _table(

@@ -90,6 +90,7 @@ class Program:
     tasks: tuple[Task, ...]
     image: bytes = field(repr=False)
     segments: tuple[Segment, ...] = ()  # of the image, in order
+    board: str = ""  # its name, if the Config was made for one
 
     def task(self, name: str | None) -> Task:
         """The named task; None means the only one. Raises `KeyError` naming those there are."""

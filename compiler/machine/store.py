@@ -100,6 +100,7 @@ def _write(program: Program, path: Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "precision": program.precision,
+        **({"board": program.board} if program.board else {}),
         "config": asdict(program.config),
         "tasks": [_task_document(task, indices) for task in program.tasks],
         "segments": [
@@ -209,6 +210,7 @@ def _program(document: Json, image: bytes, index: bytes, path: Path) -> Program:
             tuple(_task(t, number, document, image, tables, file) for number, t in enumerate(document["tasks"])),
             image,
             tuple(segments),
+            _typed(document.get("board", ""), str),
         )
 
 

@@ -96,7 +96,7 @@ class Drafting:
     input_bytes: int = 0
     output_bytes: int = 0
     experts: list[tuple[int, ...]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, dict[str, int]] = field(default_factory=dict)  # with the first sizes that would do
     unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
 
     def __post_init__(self) -> None:
@@ -127,7 +127,8 @@ class Drafting:
     def demand(self, what: str, need: int, have: int, otherwise: str, *sizes: dict[str, int]) -> None:
         """Any of `sizes` of the Config would do; `otherwise` says what would if no Config can have them."""
         if need > have:
-            self.problems.append(does_not_fit(what, need, have, possible(self.config, *sizes) or otherwise))
+            text = does_not_fit(what, need, have, possible(self.config, *sizes) or otherwise)
+            self.problems[text] = sizes[0] if sizes else {}
 
     def demand_accumulator(self, what: str, bits: int, narrower: str) -> None:
         have = self.config.accumulator_width

@@ -18,10 +18,10 @@ from patchloom.compiler.schedule.image import ALIGNMENT, Image
 def schedule(quantised: Quantised, config: Config) -> Program:
     """Raises `FitError` with all that does not fit, `ScheduleError` for what no Config could run."""
     image = Image(config, len(quantised.graphs))
-    problems: dict[str, None] = {}
+    problems: dict[str, dict[str, int]] = {}
     tasks = [_task(quantised, graph, config, image, problems) for graph in quantised.graphs]
     if problems:
-        raise FitError("\n".join(problems))
+        raise FitError(problems)
     data = command_table(config, [task.commands for task in tasks]).ljust(image.base, b"\0")
     pitch = config.command_depth * COMMAND_BYTES
     tables = [Segment(f"commands of {task.name}", i * pitch, pitch) for i, task in enumerate(tasks)]
@@ -31,7 +31,9 @@ def schedule(quantised: Quantised, config: Config) -> Program:
     return program
 
 
-def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, problems: dict[str, None]) -> Task:
+def _task(
+    quantised: Quantised, graph: Graph, config: Config, image: Image, problems: dict[str, dict[str, int]]
+) -> Task:
     d, needed, count, enough = plan(quantised, graph, config, image)
     name, smaller = f"task '{graph.task}'", "a smaller model"
     sizes = [{"scratchpad_chunks": aligned(needed, config.banks)}, *([_depth(enough)] if enough else [])]
@@ -39,7 +41,7 @@ def _task(quantised: Quantised, graph: Graph, config: Config, image: Image, prob
     rows = allocate(d.statistics)
     d.demand(f"{name}: row statistics (rows)", rows, config.statistics_rows, smaller, {"statistics_rows": rows})
     d.demand(f"{name}: commands", count, config.command_depth, smaller, _depth(count))
-    problems |= dict.fromkeys(d.problems)
+    problems |= d.problems
     commands = tuple(_encodable(draft, image, problems) for draft in d.drafts)
     return Task(
         graph.task, commands, tuple(_by_input(graph, d.inputs)), tuple(d.outputs), d.input_bytes, d.output_bytes,
@@ -59,10 +61,10 @@ def _depth(commands: int) -> dict[str, int]:
     return {"command_depth": aligned(commands, ALIGNMENT)}
 
 
-def _encodable(draft: Draft, image: Image, problems: dict[str, None]) -> Command:
+def _encodable(draft: Draft, image: Image, problems: dict[str, dict[str, int]]) -> Command:
     command = draft.command(image)
     try:
         command.encode()
     except ValueError as error:
-        problems[f"does not fit: '{draft.note}': {error}; try a smaller layer"] = None
+        problems[f"does not fit: '{draft.note}': {error}; try a smaller layer"] = {}
     return command

@@ -1,5 +1,6 @@
 """What keeps a graph from being scheduled."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from patchloom.compiler.machine.config import Config, ConfigError
@@ -11,7 +12,18 @@ class ScheduleError(Error, ValueError):
 
 
 class FitError(Error, ValueError):
-    """Everything that does not fit the Config, one per line."""
+    """Everything that does not fit the Config, one per line.
+
+    `sizes` are what fields of the Config would have to be at the least; none where no Config would do.
+    """
+
+    def __init__(self, problems: Mapping[str, Mapping[str, int]]) -> None:
+        """Each problem by its text, with such sizes."""
+        super().__init__("\n".join(problems))
+        self.sizes: dict[str, int] = {}
+        if all(problems.values()):
+            for sizes in problems.values():
+                self.sizes |= {name: max(size, self.sizes.get(name, 0)) for name, size in sizes.items()}
 
 
 def does_not_fit(what: str, need: int, have: int, remedy: str) -> str:

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from benchmarks.area import shell
 from benchmarks.configs import BUDGET, CONFIGS, DEVICES
 from benchmarks.m3vit_t.weights import assignment, loads
 from benchmarks.run import LATENCIES, PAGE, RESULTS, Workload, reference, routed_as_published, table, workload
+from patchloom.boards.area import shell
 from patchloom.compiler.schedule import schedule
 from patchloom.sim.cycles import predict
 

@@ -127,3 +127,26 @@ def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["patchloom", "--debug", "inspect", "nowhere"])
     with pytest.raises(ValueError, match="nowhere"):
         cli.main()
+
+
+def test_compile_for_a_board(call):
+    code, out, err = call("compile", "design.yaml", "-o", "program", "--board", "ulx3s_85f")
+    assert (code, err) == (0, "")
+    table, _, after = out.partition("array ")
+    assert all(name in table for name in ("ULX3S", "LUT", "FF", "DSP", "BRAM"))
+    assert "frames a second" in after
+    assert "limited by " in after
+    assert patchloom.load("program").board == "ulx3s_85f"
+    assert "made for board ulx3s_85f" in call("inspect", "program")[1]
+
+
+def test_an_unknown_board(call):
+    code, _, err = call("compile", "design.yaml", "-o", "program", "--board", "kv26")
+    assert (code, Path("program").exists()) == (1, False)
+    assert "board must be kv260, not 'kv26'" in err
+
+
+def test_boards(call):
+    code, out, err = call("boards")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in ("ulx3s_85f", "zcu102", "LFE5U-85F", "156"))

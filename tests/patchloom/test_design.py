@@ -191,3 +191,12 @@ BOMB = "\n".join(
 def test_strange_files_are_told(text):
     with pytest.raises(DesignError, match=r"design\.yaml"):
         load_design(write(text))
+
+
+def test_a_board_sizes_the_machine_unless_there_is_a_config():
+    text = "module: models.py:Mlp\ncalibration: {file: samples.npy}\nboard: ulx3s_85f\n"
+    design = load_design(write(text))
+    assert (design.board, design.config) == ("ulx3s_85f", None)
+    design = load_design(write(text + "config: {inputs: 32}\n"))
+    assert design.config == replace(PRESETS["small"], inputs=32, bus_width=32)
+    assert load_design(Path("design.yaml"), board="kv260") == replace(design, board="kv260", config=None)
