@@ -24,7 +24,7 @@ from patchloom.boards.sources import MACHINE, SOC, check
 from patchloom.boards.tools import BuildError
 from patchloom.compiler.machine.program import Program
 from patchloom.hw import cache
-from patchloom.hw.folder import ProjectError, is_unaltered, write_project
+from patchloom.hw.folder import check_replaceable, write_project
 
 SEEDS = 3  # tried one after another
 OUTCOME, SECONDS = "outcome.json", "seconds"
@@ -55,7 +55,7 @@ def build(
     """
     found = board(board_name)
     check_program(found, program)
-    check_output(output)
+    check_replaceable(output)
     tools.need_packages()
     routing = found.tools == "open" and not sources_only
     if routing:
@@ -78,14 +78,6 @@ def check_program(found: Board, program: Program) -> None:
     if program.config.multipliers_packed and found.device.family != "xcup":
         raise BoardError(
             f"board {found.name}'s multipliers are too narrow for two products: Config.multipliers_packed must be False"
-        )
-
-
-def check_output(path: Path) -> None:
-    """As `write_project` does, so that nobody waits for it in vain."""
-    if path.exists() and any(path.iterdir()) and not is_unaltered(path):
-        raise ProjectError(
-            f"{path} exists and holds something else than an unaltered project: remove it or choose another path"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from patchloom.boards import sources, tools
+from patchloom.boards import regmap, sources, tools
 from patchloom.boards.description import Board
 from patchloom.boards.place import OPTIONS, device_options
 from patchloom.boards.sources import DIGEST, MACHINE, SOC
@@ -76,6 +76,7 @@ def project(found: Board, config: Config) -> Project:
     made[f"{DIGEST}.v"] = sources.digest_verilog(build)
     head = header(config, build)
     beside = {
+        **registers(found, config, build),
         "soc.json": json.dumps(asdict(soc.map), indent=1) + "\n",
         "csrs.json": json.dumps(soc.csrs, indent=1) + "\n",
         **({"Makefile": makefile(found)} if found.tools == "open" else {}),
@@ -96,6 +97,16 @@ def header(config: Config, build: int) -> str:
         f"Fingerprint {config.fingerprint:08x}, digest {build:032x}",
     ]
     return "".join(f"// {line}\n" for line in lines) + "\n"
+
+
+def registers(found: Board, config: Config, build: int) -> dict[str, str]:
+    """The map of the machine's registers, in the forms that other tools read."""
+    values = regmap.known(config.fingerprint, build)
+    return {
+        "patchloom_regs.h": regmap.c_header(values),
+        "patchloom_regs.json": regmap.json_text(values),
+        "patchloom_regs.svd": regmap.svd(values, found.registers),
+    }
 
 
 def makefile(found: Board) -> str:

@@ -32,13 +32,18 @@ def write_project(path: Path, files: Files, facts: Mapping[str, Any]) -> None:
     Killed in between, it leaves the old folder, none, or the new one, and perhaps a hidden one beside it.
     """
     path = Path(path)
+    check_replaceable(path)
+    digests = {name: _sha256(content) for name, content in sorted(files.items())}
+    manifest = json.dumps({**facts, "sha256": digests}, indent=1) + "\n"
+    _replace(path, {**files, MANIFEST: manifest})
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises what `write_project` would, so that nobody works for it in vain."""
     if path.exists() and not (_is_empty(path) or is_unaltered(path)):
         raise ProjectError(
             f"{path} exists and holds something else than an unaltered project: remove it or choose another path"
         )
-    digests = {name: _sha256(content) for name, content in sorted(files.items())}
-    manifest = json.dumps({**facts, "sha256": digests}, indent=1) + "\n"
-    _replace(path, {**files, MANIFEST: manifest})
 
 
 def files_under(path: Path) -> Iterator[Path]:
