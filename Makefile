@@ -41,6 +41,7 @@ bitstreams: $(READY)  ## route the small machine for two boards with two seeds e
 
 docs: $(READY)  ## write the tables and figures of docs/, but those of `make bench`
 	$(BIN)/python -m docs.tables
+	$(BIN)/python -m docs.core
 	$(BIN)/python -m docs.boards
 	$(BIN)/python -m docs.figures
 	$(BIN)/python -m examples.picture

@@ -16,6 +16,18 @@ from patchloom.hw.sequencer import Sequencer
 from patchloom.hw.storer import Storer
 
 
+def interface(config: Config) -> wiring.Signature:
+    """The machine's ports; `axi.port_map(interface(config).create())` names them."""
+    return wiring.Signature(
+        {
+            "bus": Out(axi.Master(config.bus_width)),
+            "control": In(axi.Lite()),
+            "irq": Out(1),
+            "digest": In(DIGEST_BITS),
+        }
+    )
+
+
 class Top(wiring.Component):
     """One clock, one AXI4 master for weights and tensors, one AXI4-Lite slave, one interrupt.
 
@@ -27,14 +39,7 @@ class Top(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__(
-            {
-                "bus": Out(axi.Master(config.bus_width)),
-                "control": In(axi.Lite()),
-                "irq": Out(1),
-                "digest": In(DIGEST_BITS),
-            }
-        )
+        super().__init__(interface(config))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -22,7 +22,10 @@ WRITER = f"amaranth {version('amaranth')}, pyosys {version('pyosys')}"
 ATTRIBUTES = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding")  # not of the design
 PASSES = (
     "read_rtlil design.il",
-    "proc -nomux -norom",
+    # Multiplexers, no `always @*`: 4-state simulators would not run such a block before one of its inputs has changed.
+    "proc -norom",
+    "pmuxtree",
+    "opt_clean",
     "memory_collect",
     *(f"attrmap {mode} {' '.join(f'-remove {name}' for name in ATTRIBUTES)}" for mode in ("", "-modattr")),
     "write_verilog -norename design.v",

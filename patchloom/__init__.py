@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from patchloom.compiler.machine.frames import Result
     from patchloom.compiler.machine.program import Program
     from patchloom.compiler.machine.store import load, save
-    from patchloom.compiling import PRESETS
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
+    from patchloom.presets import PRESETS
     from patchloom.running import predict, run
     from patchloom.session import Session
     from patchloom.sizing import Budget
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PRESETS": "compiling:PRESETS",
+    "PRESETS": "presets:PRESETS",
     "Budget": "sizing:Budget",
     "Config": "compiler.machine.config:Config",
     "Error": "compiler.machine.errors:Error",

@@ -1,4 +1,4 @@
-"""The command line: compile, run, inspect, hls, build."""
+"""The command line: compile, run, inspect, hls, rtl, build."""
 
 import os
 import sys
@@ -25,6 +25,7 @@ from patchloom.compiler.machine.program import Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
+from patchloom.presets import config_of
 from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar, stages
 
@@ -208,6 +209,35 @@ def hls(
     frames = {task.name: golden_input(task, input_) for task in loaded.tasks}
     write_project(loaded, frames, output)
     out.print(f"{output}: `vitis_hls -f vitis_hls.tcl` builds it, `make` simulates it with g++")
+
+
+@app.command()
+def rtl(
+    machine: Annotated[
+        str, typer.Argument(help="A compiled Program, or a Config: a preset's name or a file of fields.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the core; it must not hold others.")],
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="Inputs of a Program's frames by name: .npz, .safetensors, .npy.")
+    ] = None,
+) -> None:
+    """Write the bare machine as Verilog for a SoC of your own, with a test bench.
+
+    The test bench runs a small frame of its own; of a Program also every task on the first sample of --input, or on
+    random numbers. It compares with the reference interpreter.
+    """
+    with needed_by("patchloom rtl", "sim"):
+        from patchloom.boards import core  # noqa: PLC0415 - an extra
+    if Path(machine).is_dir():
+        program = load(Path(machine))
+        config, frames = program.config, core.frames(program, [golden_input(task, input_) for task in program.tasks])
+    else:
+        config, frames = config_of(machine), []
+        if input_ is not None:
+            raise InputError("--input must be left out with a Config: only a Program has inputs")
+    core.write_core(config, output, frames)
+    listed = ", ".join(["selftest", *(frame.name for frame in frames)])
+    out.print(f"{output}: `make` simulates it with Verilator, `make icarus` with Icarus; frames {listed}")
 
 
 @app.command()

@@ -17,15 +17,10 @@ from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.extras import needed_by
+from patchloom.presets import PRESETS
 
 if TYPE_CHECKING:
     from patchloom.sizing import Budget
-
-# Machines to begin with. `small` fits the smallest boards; `wide` multiplies four times as much a cycle.
-PRESETS = {
-    "small": Config(),
-    "wide": Config(inputs=32, outputs=32, lanes=32, bus_width=256, scratchpad_chunks=8192),
-}
 
 
 def preset_for(precision: Precision, name: str = "small") -> Config:

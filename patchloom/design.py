@@ -45,7 +45,8 @@ from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import Tell, as_floats
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.quantise import Precision, QuantiseError
-from patchloom.compiling import PRESETS, compile_module, preset_for
+from patchloom.compiling import compile_module, preset_for
+from patchloom.presets import PRESETS
 
 if TYPE_CHECKING:
     from patchloom.sizing import Budget

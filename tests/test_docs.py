@@ -5,21 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from docs import boards, tables
+from docs import boards, core, tables
 from docs.page import replaced
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
-def test_tables_are_the_codes():
-    page = tables.PAGE.read_text()
-    assert tables.written(page) == page, "docs/machine.md is stale: make docs"
-
-
-def test_the_boards_are_those_there_are():
-    page = boards.PAGE.read_text()
-    assert boards.written(page) == page, "docs/boards.md is stale: make docs"
+@pytest.mark.parametrize("writer", [tables, boards, core], ids=lambda writer: writer.PAGE.name)
+def test_pages_are_the_codes(writer):
+    page = writer.PAGE.read_text()
+    assert writer.written(page) == page, f"{writer.PAGE.name} is stale: make docs"
 
 
 def test_every_command_and_register_has_its_row():

@@ -1,7 +1,5 @@
 """What HLS and RTL share, as a C++ header; and a project for Vitis HLS, with the kernels, a Program and its goldens."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -24,11 +22,11 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER_BITS, Config
-from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import TABLES, Table, operand_limits
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.hw.bundles import FACTOR_WIDTH
+from patchloom.hw.folder import files_under, write_folder
 from patchloom.hw.statistics import MEAN_WIDTH, SQUARES_WIDTH, TOTAL_WIDTH
 from patchloom.hw.tables import DIFFERENCE_WIDTH
 
@@ -41,10 +39,6 @@ FIXED = (
     "EPILOGUE_WIDTH", "EXP2_GUARD", "ROW_ONE", "SCORE_FRACTION", "SUM_WIDTH", "VARIANCE_WIDTH", "MAX_SHIFT",
     "MEAN_GUARD",
 )  # fmt: skip
-
-
-class ProjectError(Error, ValueError):
-    """Where no project can be written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +64,8 @@ def write_project(program: Program, goldens: Sequence[Golden], ap_types: Path, p
 
     `ap_types` holds the headers for `make`, which are copied. Raises `ProjectError` if `path` holds anything.
     """
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ProjectError(f"{path} exists and is not an empty directory: remove it or choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        fresh = temporary / "new"
-        fresh.mkdir()
-        for name, content in _files(program, goldens).items():
-            (fresh / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        shutil.copytree(ap_types, fresh / "ap_types")
-        fresh.replace(path)
-    finally:
-        shutil.rmtree(temporary)
+    headers = {f"ap_types/{f.relative_to(ap_types).as_posix()}": f.read_bytes() for f in files_under(ap_types)}
+    write_folder(path, _files(program, goldens) | headers)
 
 
 def _files(program: Program, goldens: Sequence[Golden]) -> dict[str, str | bytes]:

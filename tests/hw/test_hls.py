@@ -12,6 +12,7 @@ import pytest
 from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.fixed import TABLES
+from patchloom.hw.folder import ProjectError
 from patchloom.hw.hls import emit
 from patchloom.sim.hls import WARNINGS, ap_types, write_project
 from tests.sim.models import TASKS, Model
@@ -212,7 +213,7 @@ def test_tcl_steps(made):
 
 def test_a_directory_in_use_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(emit.ProjectError, match="exists and is not an empty directory"):
+    with pytest.raises(ProjectError, match="exists and is not an empty directory"):
         project(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
