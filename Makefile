@@ -25,9 +25,10 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-fuzz: $(READY)  ## damaged files, strange commands, killed compiles: only errors may come out, nothing is lost; minutes
+fuzz: $(READY)  ## damaged files, killed compiles, random models: only errors, nothing lost, nothing wrong; minutes
 	$(BIN)/python -m tests.fuzz --count 5000 --seed 0
 	$(BIN)/python -m tests.kill --count 500 --seed 0
+	$(BIN)/python -m tests.modules --count 500 --seed 0
 
 bench: $(READY)  ## the reference workload on four machines, the HLS side, scaling; hours: benchmarks/results
 	$(BIN)/python -m benchmarks.area

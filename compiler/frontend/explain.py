@@ -102,11 +102,25 @@ def explain(block: Block, call: Call) -> Layer | Problem:
         return Problem(block.origin, _diagnosis(block, best, usual), HOW_TO_WRITE)
     # A last score near zero hardly shows: what fits as well as the best does, with the fewest experts.
     equal = (i for i, error in enumerate(errors) if error <= ROUNDING * least + np.finfo(np.float32).eps)
-    found = candidates[next(equal)]
+    return _proven(block, probes, *candidates[next(equal)])
+
+
+def _proven(block: Block, probes: Sequence["Probe"], gate: Gate, top_k: int, scoring: Scoring) -> Layer | Problem:
+    """What holds on usual tokens must hold on all, and a choice must not be a tie on all."""
     for probe in probes:
-        if (error := probe.misfit(*found)) > TOLERANCE:
+        if (error := probe.misfit(gate, top_k, scoring)) > TOLERANCE:
             return Problem(block.origin, _limited(probe, error), HOW_TO_WRITE)
-    return _layer(block, *found)
+    alike = _alike(gate) if top_k < len(block.experts) else None
+    if alike:
+        text = f"gate '{gate.name}' has the same weights for experts {alike[0]} and {alike[1]}: all tokens are a tie"
+        return Problem(block.origin, text, "train the gate; which of two such experts a token takes is chance")
+    return _layer(block, gate, top_k, scoring)
+
+
+def _alike(gate: Gate) -> tuple[int, int] | None:
+    """Two experts that have the same logit for every token."""
+    rows = gate.weight if gate.bias is None else torch.cat([gate.weight, gate.bias[:, None]], dim=1)
+    return next(((i, j) for j in range(len(rows)) for i in range(j) if torch.equal(rows[i], rows[j])), None)
 
 
 @dataclass(frozen=True, eq=False)

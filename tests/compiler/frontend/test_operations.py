@@ -70,6 +70,12 @@ def test_constant_of_a_shape(name: str):
     check(module, x)
 
 
+def test_a_constant_that_is_returned_is_told_as_one():
+    module, x = embedded(lambda _, x: torch.arange(16).expand_as(x))
+    with pytest.raises(CaptureError, match="is returned, but does not depend on the input"):
+        capture(module, (x,))
+
+
 def into(target: Tensor, place: Any, value: Any) -> Tensor:
     target[place] = value
     return target

@@ -150,6 +150,17 @@ def test_mixture_called_once_per_task_with_keyword():
     assert len({id(second) for _, second in gates}) == 3
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_gate_that_always_ties_is_told(zeros: bool):
+    module = SelectedThenSoftmax()
+    with torch.no_grad():
+        module.gate.weight[2] = module.gate.weight[0]
+        if zeros:
+            module.gate.weight.zero_()
+    with pytest.raises(CaptureError, match=r"has the same weights for experts 0 and [12]: all tokens are a tie"):
+        capture(module, (torch.randn(1, 6, DIM),))
+
+
 class Limited(Mixture):
     """An expert takes no more than so many tokens of a batch."""
 
