@@ -81,7 +81,7 @@ def compare(graph: Graph, inputs: Mapping[str, Tensor], returned: Any) -> None:
     values = evaluate(graph, {name: tensor[0].numpy() for name, tensor in inputs.items()})
     problems = []
     for name, value in values.items():
-        theirs = float32(expected[name].detach()).reshape(value.shape)
+        theirs = float32(expected[name].detach().float()).reshape(value.shape)
         off, largest = float(np.abs(value - theirs).max()), float(np.abs(theirs).max())
         if off > ROUGHLY * largest and np.isfinite(off):
             problems.append(f"output '{name}' differs by {off:.2g}, where its largest element is {largest:.2g}")
