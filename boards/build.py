@@ -70,7 +70,6 @@ def build(
 
 def check_program(found: Board, program: Program) -> None:
     """That this board's machine can be made for this Program, and that its memory holds it."""
-    found.built_by_litex()
     check(found, program.config)
     needed = len(program.image) + max(task.input_bytes + task.output_bytes for task in program.tasks)
     if needed > found.memory.bytes:

@@ -15,9 +15,8 @@ import numpy as np
 from amaranth.hdl._ir import PortDirection
 
 from patchloom.boards import regmap
-from patchloom.boards.project import LICENCE, header
 from patchloom.boards.selftest import selftest
-from patchloom.boards.sources import MACHINE, machine_verilog
+from patchloom.boards.sources import LICENCE, MACHINE, header, machine_verilog
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.frames import Elements
 from patchloom.compiler.machine.program import Program

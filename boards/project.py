@@ -8,14 +8,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from patchloom.boards import regmap, sources, tools
+from patchloom.boards import regmap, sources, tools, vivado
 from patchloom.boards.description import Board
 from patchloom.boards.place import OPTIONS, device_options
-from patchloom.boards.sources import DIGEST, MACHINE, SOC
+from patchloom.boards.sources import DIGEST, LICENCE, MACHINE, SOC, header
 from patchloom.compiler.machine.config import Config
 
 FORMAT = "patchloom project"
-LICENCE = "Apache-2.0"
 NETLIST = "netlist.json"
 SYNTHESIS = (  # Yosys's Verilog reader takes very long over large memories
     f"read_rtlil {MACHINE}.il",
@@ -64,6 +63,15 @@ def source_digest(name: str, text: str) -> str:
 
 def project(found: Board, config: Config) -> Project:
     """All files but those that tools make."""
+    build, made, beside = (_around_system if found.zynq else _around_litex)(found, config)
+    head = header(config, build)
+    beside |= {**registers(found, config, build), "README.md": readme(found, config)}
+    files = {name: head + text if name.endswith(VERILOG) else text for name, text in made.items()}
+    return Project(found, config, build, files | beside, tuple(sorted(made)))
+
+
+def _around_litex(found: Board, config: Config) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Digest, sources, other files of a board whose SoC LiteX makes."""
     soc = sources.soc(found, config)
     made = {f"{SOC}.v": soc.verilog, sources.CONSTRAINTS[found.device.family]: soc.constraints}
     if found.tools == "open":
@@ -74,29 +82,18 @@ def project(found: Board, config: Config) -> Project:
     versions = [f"{name} {number}" for name, number in tools.package_versions().items()]
     build = sources.digest([found.name, *versions, *(text for item in sorted(made.items()) for text in item)])
     made[f"{DIGEST}.v"] = sources.digest_verilog(build)
-    head = header(config, build)
     beside = {
-        **registers(found, config, build),
         "soc.json": json.dumps(asdict(soc.map), indent=1) + "\n",
         "csrs.json": json.dumps(soc.csrs, indent=1) + "\n",
         **({"Makefile": makefile(found)} if found.tools == "open" else {}),
-        "README.md": readme(found, config),
     }
-    files = {name: head + text if name.endswith(VERILOG) else text for name, text in made.items()}
-    return Project(found, config, build, files | beside, tuple(sorted(made)))
+    return build, made, beside
 
 
-def header(config: Config, build: int) -> str:
-    """The comment that Verilog files begin with."""
-    values = [f"{f.name} {getattr(config, f.name)}" for f in fields(config)]
-    rows = [", ".join(values[i : i + 4]) for i in range(0, len(values), 4)]
-    lines = [
-        f"Patchloom {version('patchloom')}, generated: do not edit.",
-        f"SPDX-License-Identifier: {LICENCE}",
-        *(f"Config: {row}" if not i else f"        {row}" for i, row in enumerate(rows)),
-        f"Fingerprint {config.fingerprint:08x}, digest {build:032x}",
-    ]
-    return "".join(f"// {line}\n" for line in lines) + "\n"
+def _around_system(found: Board, config: Config) -> tuple[int, dict[str, str], dict[str, str]]:
+    """The same of a board with a processing system."""
+    build, made = vivado.sources(found, config)
+    return build, made, {}
 
 
 def registers(found: Board, config: Config, build: int) -> dict[str, str]:
@@ -116,17 +113,22 @@ def makefile(found: Board) -> str:
 
 
 def readme(found: Board, config: Config) -> str:
-    litex = found.built_by_litex()
-    template = HERE / "templates" / f"README.{found.tools}.md"
-    facts = {
+    """Of the folder."""
+    template = HERE / "templates" / (vivado.README if found.zynq else f"README.{found.tools}.md")
+    facts = _litex_facts(found) if found.litex else vivado.readme_facts(found)
+    facts |= {
         "title": found.title,
         "part": found.device.part,
         "proven": found.proven,
-        "loader": litex.loader,
         "mhz": f"{found.clock_hz / 1e6:g}",
         "memory": found.memory.kind,
         "machine": MACHINE,
         "config": ", ".join(f"{f.name} {getattr(config, f.name)}" for f in fields(config)),
-        "link": f"UART of {found.baud:,} baud" + f", Etherbone at {litex.ip}" * (found.link == "etherbone"),
     }
     return Template(template.read_text()).substitute(facts)
+
+
+def _litex_facts(found: Board) -> dict[str, str]:
+    litex = found.built_by_litex()
+    link = f"UART of {found.baud:,} baud" + f", Etherbone at {litex.ip}" * (found.link == "etherbone")
+    return {"loader": litex.loader, "link": link}

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -21,6 +22,7 @@ from patchloom.hw import axi, cache
 from patchloom.hw.top import Top
 from patchloom.hw.verilog import WRITER, emit_cached
 
+LICENCE = "Apache-2.0"
 MACHINE = "patchloom"  # modules, and names of their files
 SOC = "soc"
 DIGEST = "build_digest"
@@ -37,6 +39,19 @@ class SocSources:
     script: str  # Vivado's; nothing with open tools
     map: SocMap  # for the host's driver
     csrs: dict[str, int]  # addresses of LiteX's own registers
+
+
+def header(config: Config, build: int) -> str:
+    """The comment that Verilog files begin with."""
+    values = [f"{f.name} {getattr(config, f.name)}" for f in fields(config)]
+    rows = [", ".join(values[i : i + 4]) for i in range(0, len(values), 4)]
+    lines = [
+        f"Patchloom {version('patchloom')}, generated: do not edit.",
+        f"SPDX-License-Identifier: {LICENCE}",
+        *(f"Config: {row}" if not i else f"        {row}" for i, row in enumerate(rows)),
+        f"Fingerprint {config.fingerprint:08x}, digest {build:032x}",
+    ]
+    return "".join(f"// {line}\n" for line in lines) + "\n"
 
 
 def machine_verilog(config: Config) -> str:
@@ -64,6 +79,7 @@ def check(found: Board, config: Config) -> None:
 
 def soc(found: Board, config: Config, *, simulated: bool = False) -> SocSources:
     """Of a board with a SoC by LiteX. Simulated, a model takes the place of the memory, a byte stream that of pins."""
+    found.built_by_litex()
     found.built_by_litex()
     check(found, config)
     request = json.dumps({"board": found.name, "config": asdict(config), "simulated": simulated})

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import vendor
 from benchmarks.bitstreams import RESULTS
 from docs.page import DOCS, replaced
 from patchloom.boards.board import BOARDS
@@ -62,7 +63,23 @@ def _result(result: dict[str, Any]) -> str:
     return " | ".join([clocks, *used, f"{result['bytes']:,} B", seconds])
 
 
-TABLES = {"boards": board_table, "sources": source_table, "bitstreams": bitstream_table}
+def vendor_table() -> Iterator[str]:
+    if not vendor.RESULTS.exists():
+        yield "No count is committed yet."
+        return
+    yield "| board | top | LUT | FF | DSP48 | RAMB36 | pyosys | date |"
+    yield "|---|---|--:|--:|--:|--:|---|---|"
+    for name, made in json.loads(vendor.RESULTS.read_text()).items():
+        used = " | ".join(f"{made['used'][kind]:,} of {limit:,}" for kind, limit in made["limits"].items())
+        yield f"| `{name}` | `{made['top']}` | {used} | {made['pyosys']} | {made['date']} |"
+
+
+TABLES = {
+    "boards": board_table,
+    "sources": source_table,
+    "bitstreams": bitstream_table,
+    "vendor": vendor_table,
+}
 
 
 def written(page: str) -> str:
