@@ -36,6 +36,8 @@ bench: $(READY)  ## the reference workload on four machines, the HLS side, scali
 	$(BIN)/python -m patchloom.sim.cycles check --count 50 --output benchmarks/results/cycles.json
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.hls
+	$(BIN)/python -m benchmarks.core
+	$(BIN)/python -m benchmarks.vendor
 
 bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results
 	$(BIN)/python -m benchmarks.bitstreams

@@ -151,7 +151,7 @@ def test_attributes_name_whole_interfaces(made):
         (CONFIG, {"LOAD", "MATMUL", "ROUTE", "STORE"}),
         (Config(), {"LOAD", "MATMUL", "ROUTE", "STORE"}),
         (Config(inputs=8, outputs=16, lanes=8, weight_width=16, activation_width=16), {"ROUTE"}),
-        (Config(inputs=1024, outputs=64, lanes=4, scratchpad_chunks=512, command_depth=8), {"STORE"}),
+        (Config(inputs=256, outputs=64, lanes=4, scratchpad_chunks=512, command_depth=8), {"STORE"}),
         (
             Config(
                 **SIZES
