@@ -46,14 +46,17 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's one mapping; a design file's is under its key `config`."""
+    """The file's one mapping; a lone text is a preset's name."""
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else _yaml(path, text)
     except ValueError as error:  # json's and Unicode's errors
         raise InputError(f"{path} cannot be read: {error}") from error
     if isinstance(values, dict) and "module" in values:
-        values = values.get("config", {})
+        raise InputError(
+            f"{path} is a design, whose machine follows from its precision and board, too: compile it, and give the "
+            "Program"
+        )
     if isinstance(values, str):
         values = {"preset": values}
     if not isinstance(values, dict):
