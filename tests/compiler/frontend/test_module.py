@@ -131,6 +131,19 @@ def test_a_graph_that_computes_something_else_is_refused():
         compiled(Noted())
 
 
+class Otherwise(Plain):
+    """Returns more under export."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return {"a": y} if not torch.compiler.is_exporting() else {"a": y, "b": y * 2}
+
+
+def test_what_only_export_returns_is_refused():
+    with pytest.raises(CaptureError, match="output 'b' is not returned in that form outside of export"):
+        compiled(Otherwise())
+
+
 def failing(said: str) -> type[Plain]:
     class Fails(Plain):
         def forward(self, x: Tensor) -> Any:
