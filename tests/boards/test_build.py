@@ -266,6 +266,44 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_whole(with_tool
     assert not list((tmp_path / "cache" / "bitstreams").glob("*/work-*"))
 
 
+# Of a real run, shortened.
+LOG = """\
+Info: Packing IOs..
+Info: \t        MULT18X18D:       1/    156     0%
+Info: Running Static placer...
+Info: iter=0 steplen=1.531398 a=1.000000 penalty=[0.04, 0.04, 0.04, 0.04]
+Info: Running simulated annealing placer for refinement.
+{level}: Max frequency for clock         '$glbnet$sys_clk': {mhz} MHz ({verdict} at 50.00 MHz)
+Info: Max frequency for clock '$glbnet$sys2x_clk': 160.98 MHz (PASS at 100.00 MHz)
+Info: Routing globals...
+Info: Running router2...
+Info:     iter=1 wires=807 overused=37 overuse=49 tmgfail=0 archfail=NA
+Info: Running router1 to check that route is legal...
+Info: Routing complete.
+Info: Max frequency for clock '$glbnet$sys_clk': 53.85 MHz (PASS at 50.00 MHz)
+"""
+
+
+def test_progress_of_a_router():
+    news = []
+    progress = place._Progress(1, lambda *told: news.append(told))
+    for line in LOG.format(level="Info", mhz="50.10", verdict="PASS").splitlines():
+        progress(line)
+    assert news == [
+        ("pack", "MULT18X18D 1 of 156"),
+        ("place", ""),
+        ("place", "sys_clk 50.1 MHz of 50 asked"),
+        ("place", "sys2x_clk 161.0 MHz of 100 asked"),
+        ("route", ""),
+        ("route", "iteration 1, 37 wires overused"),
+        ("route", "sys_clk 53.9 MHz of 50 asked"),
+    ]
+    progress = place._Progress(1, lambda *told: None)
+    with pytest.raises(place.Missed, match="seed 1, placed: sys_clk 48.2 MHz of 50 asked$"):
+        for line in LOG.format(level="Warning", mhz="48.20", verdict="FAIL").splitlines():
+            progress(line)
+
+
 def test_a_router_that_does_not_end():
     progress = place._Progress(1, lambda *told: None)
     progress("Info: Max frequency for clock '$glbnet$sys_clk': 51.10 MHz (PASS at 50.00 MHz)")
