@@ -63,7 +63,10 @@ class Session:
     def run(
         self, inputs: Any, *, task: str | None = None, deadline: float = DEADLINE, progress: Tell | None = None
     ) -> Result:
-        """One sample or a batch, as `patchloom.run` takes it; `deadline` is seconds of the device's clock a frame."""
+        """One sample or a batch, as `patchloom.run` takes arrays; `deadline` is seconds of the device's clock a frame.
+
+        Arrays of type uint8 go through the preprocessing that the Program keeps.
+        """
         chosen = task_of(self.program, task)
         frames = input_frames(chosen, inputs)
         return run_frames(chosen, *frames, lambda region: self.frame(region, chosen.name, deadline), progress)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from patchloom.compiler.machine.config import Config
     from patchloom.compiler.machine.errors import Error
     from patchloom.compiler.machine.frames import Result
+    from patchloom.compiler.machine.preprocessing import Preprocessing
     from patchloom.compiler.machine.program import Program
     from patchloom.compiler.machine.store import load, save
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
@@ -29,6 +30,7 @@ __all__ = [
     "Budget",
     "Config",
     "Error",
+    "Preprocessing",
     "Program",
     "Result",
     "Session",
@@ -45,6 +47,7 @@ _HOMES = {
     "Budget": "sizing:Budget",
     "Config": "compiler.machine.config:Config",
     "Error": "compiler.machine.errors:Error",
+    "Preprocessing": "compiler.machine.preprocessing:Preprocessing",
     "Program": "compiler.machine.program:Program",
     "Result": "compiler.machine.frames:Result",
     "Session": "session:Session",

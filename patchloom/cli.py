@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchloom import __version__, running
-from patchloom.arrays import read_arrays
+from patchloom import __version__, arrays, pictures, running
 from patchloom.boards.board import BOARDS
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning, Result, input_frames, input_region, task_of
@@ -25,6 +24,7 @@ from patchloom.compiler.machine.program import Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
+from patchloom.pictures import PictureWarning, inputs_with_pictures, is_picture
 from patchloom.presets import config_of
 from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar, stages
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out = Console(markup=False, highlight=False)
+ARRAYS = "Inputs by name, one sample or a batch: .npz, .safetensors, .npy."
 Directory = Annotated[Path, typer.Argument(help="A compiled Program.")]
 
 
@@ -119,18 +120,22 @@ def boards() -> None:
 @app.command()
 def run(
     program: Directory,
-    input_: Annotated[
-        Path, typer.Option("--input", help="Inputs by name, one sample or a batch: .npz, .safetensors, .npy.")
-    ],
+    input_: Annotated[list[Path], typer.Option("--input", help=f"{ARRAYS} Or pictures, one each: .png, .jpg, .jpeg.")],
     output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
     task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
     engine: Annotated[
         running.Engine,
         typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
     ] = "interpreter",
-    strict: Annotated[bool, typer.Option("--strict", help="Inputs that do not fit are an error.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Inputs that do not fit or were converted are an error.")
+    ] = False,
 ) -> None:
-    """Run a Program on inputs from a file."""
+    """Run a Program on inputs from a file, or on pictures.
+
+    Pictures, and arrays of bytes (uint8), go through the preprocessing that the Program keeps; floats are in the
+    model's own units.
+    """
     if output.suffix != ".npz":
         raise InputError(f"--output must end in .npz, not '{output.name}'")
     loaded = load(program)
@@ -146,33 +151,52 @@ def run(
 
 @contextmanager
 def warnings_told(*, strict: bool) -> Iterator[None]:
-    """Of inputs that are clipped: in one line, or as an error."""
+    """Of inputs that are clipped or converted: in one line, or as an error."""
     with warnings.catch_warnings(record=not strict) as caught:
-        warnings.simplefilter("error" if strict else "always", ClippedWarning)
+        for kind in (ClippedWarning, PictureWarning):
+            warnings.simplefilter("error" if strict else "always", kind)
         yield
     for warning in caught or ():
         err.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def inputs_for(task: Task, path: Path) -> dict[str, Any]:
-    """The task's inputs from a file; other arrays of it are ignored, and a lone array needs no name."""
-    arrays = read_arrays(path)
-    names = [port.name for port in task.inputs]
-    if len(names) == len(arrays) == 1:
-        return dict(zip(names, arrays.values(), strict=True))
-    missing = [name for name in names if name not in arrays]
+def inputs_for(task: Task, paths: Sequence[Path]) -> dict[str, Any]:
+    """The task's inputs: pictures, one or a batch, or a file's arrays.
+
+    Other arrays of the file are ignored, and a lone array needs no name.
+    """
+    names, path = [port.name for port in task.inputs], paths[0]
+    if any(map(is_picture, paths)):
+        if not all(map(is_picture, paths)) or len(names) != 1:
+            raise InputError(
+                f"--input must be pictures, and the task's only input, or one file of arrays, not {_listed(paths)} for "
+                f"{_listed(names)}"
+            )
+        return {names[0]: path if len(paths) == 1 else list(paths)}
+    if len(paths) > 1:
+        raise InputError(f"--input must be pictures, or one file of arrays, not {_listed(paths)}")
+    if path.suffix not in arrays.SUFFIXES:
+        raise InputError(f"{path} must be a file that ends in {', '.join((*arrays.SUFFIXES, *pictures.SUFFIXES))}")
+    found = arrays.read_arrays(path)
+    if len(names) == len(found) == 1:
+        return dict(zip(names, found.values(), strict=True))
+    missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{path} must hold {', '.join(map(repr, missing))}; it holds {', '.join(map(repr, arrays))}")
-    return {name: arrays[name] for name in names}
+        raise InputError(f"{path} must hold {_listed(missing)}; it holds {_listed(found)}")
+    return {name: found[name] for name in names}
 
 
-def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+def _listed(things: Iterable[Any]) -> str:
+    return ", ".join(f"'{thing}'" for thing in things)
+
+
+def write_arrays(path: Path, results: dict[str, Any]) -> None:
     """All of the file or nothing of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "w") as archive:  # as np.savez does, which takes no array named 'file'
-            for name, array in arrays.items():
+            for name, array in results.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         temporary.replace(path)
@@ -195,7 +219,7 @@ def hls(
     program: Directory,
     output: Annotated[Path, typer.Argument(help="Directory of the project; it must be empty, or not exist.")],
     input_: Annotated[
-        Path | None, typer.Option("--input", help="Inputs of the test bench by name: .npz, .safetensors, .npy.")
+        list[Path] | None, typer.Option("--input", help=f"{ARRAYS} Or a picture: .png, .jpg, .jpeg.")
     ] = None,
 ) -> None:
     """Write a Program's machine as a project for Vitis HLS, with a test bench.
@@ -218,7 +242,7 @@ def rtl(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the core; it must not hold others.")],
     input_: Annotated[
-        Path | None, typer.Option("--input", help="Inputs of a Program's frames by name: .npz, .safetensors, .npy.")
+        list[Path] | None, typer.Option("--input", help=f"Of a Program's frames. {ARRAYS} Or a picture: .png, .jpg.")
     ] = None,
 ) -> None:
     """Write the bare machine as Verilog for a SoC of your own, with a test bench.
@@ -233,7 +257,7 @@ def rtl(
         config, frames = program.config, core.frames(program, [golden_input(task, input_) for task in program.tasks])
     else:
         config, frames = config_of(machine), []
-        if input_ is not None:
+        if input_:
             raise InputError("--input must be left out with a Config: only a Program has inputs")
     core.write_core(config, output, frames)
     listed = ", ".join(["selftest", *(frame.name for frame in frames)])
@@ -271,13 +295,13 @@ def told(built: Any) -> str:
     return f"{built.path}: bitstream for {found.title}, seed {built.routed.seed}\n{clocks}\n{used}"
 
 
-def golden_input(task: Task, path: Path | None) -> NDArray[np.int16]:
+def golden_input(task: Task, paths: Sequence[Path] | None) -> NDArray[np.int16]:
     """The input region of a test bench's frame."""
-    if path is None:
+    if not paths:
         noise = np.random.default_rng(0)
-        inputs = {port.name: noise.normal(size=port.shape) for port in task.inputs}
+        inputs: dict[str, Any] = {port.name: noise.normal(size=port.shape) for port in task.inputs}
     else:
-        inputs = inputs_for(task, path)
+        inputs = inputs_with_pictures(task, inputs_for(task, paths))
     frames, _ = input_frames(task, inputs)
     return input_region(task, frames[0])[0]
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -12,11 +14,13 @@ from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.frontend.module import plain_module
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.frames import Samples, Tell, as_floats, by_name
-from patchloom.compiler.machine.program import NAME_RULE, Program, is_name
+from patchloom.compiler.machine.frames import Samples, Tell, by_name, in_model_units
+from patchloom.compiler.machine.preprocessing import Preprocessing, by_input
+from patchloom.compiler.machine.program import NAME_RULE, Port, Program, is_name
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.extras import needed_by
+from patchloom.pictures import read_pictures
 from patchloom.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ def preset_for(precision: Precision, name: str = "small") -> Config:
     )
 
 
-def compile_module(
+def compile_module(  # noqa: PLR0913 - the front door: all that a user may choose, by name
     module: nn.Module | ExportedProgram,
     example_inputs: Tensor | tuple[Any, ...],
     *,
@@ -40,6 +44,7 @@ def compile_module(
     board: str | None = None,
     precision: str = "w8a8",
     overrides: Mapping[str, str] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     progress: Tell | None = None,
     budget: "Callable[[Budget], None] | None" = None,
 ) -> Program:
@@ -52,6 +57,11 @@ def compile_module(
 
     `board` names one of `patchloom boards`: the machine is sized for it and the model, or `config` must suit it;
     `budget` is told what it takes of the board and what limits it, before the Program is returned.
+
+    `preprocessing`, which the Program keeps, makes the model's input of pictures: a `Preprocessing`, a dictionary of
+    its fields, or timm's `resolve_data_config(model=model)`; by name where there are several inputs. It applies to
+    paths of PNG and JPEG files and to arrays of type uint8, in `calibration` as well; floats are in the model's own
+    units.
     """
     if not isinstance(module, nn.Module | ExportedProgram):
         raise InputError(f"module must be a torch.nn.Module, not {type(module).__name__}")
@@ -65,7 +75,10 @@ def compile_module(
         _sizing().check_config(config, board_of(board))
     elif board:
         board_of(board)  # before anything that takes long
-    samples = calibration_samples(module, example, calibration)
+    names = input_names(module, example)
+    tensors = [value for value in example if isinstance(value, Tensor)]
+    kept = by_input(preprocessing, {name: tuple(x.shape[1:]) for name, x in zip(names, tensors, strict=True)})
+    samples = calibration_samples(names, calibration, kept)
     if progress:
         progress("capture", 0, 1)
     graphs = capture(module, example, tasks=tasks)
@@ -74,11 +87,22 @@ def compile_module(
     read = {name for graph in graphs for name in graph.inputs()}
     quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
     if board is None:
-        return schedule(quantised, config or preset_for(bits))
+        return _keeping(schedule(quantised, config or preset_for(bits)), kept)
     program, made = _sized(quantised, samples, board, config, progress)
     if budget:
         budget(made)
-    return program
+    return _keeping(program, kept)
+
+
+def _keeping(program: Program, preprocessing: Mapping[str, Preprocessing]) -> Program:
+    """With the preprocessing of its inputs, by name."""
+    if not preprocessing:
+        return program
+
+    def kept(port: Port) -> Port:
+        return replace(port, preprocessing=preprocessing.get(port.name))
+
+    return replace(program, tasks=tuple(replace(task, inputs=tuple(map(kept, task.inputs))) for task in program.tasks))
 
 
 def _sized(
@@ -100,7 +124,12 @@ def _sizing() -> Any:
     return sizing
 
 
-def calibration_samples(module: nn.Module, example: tuple[Any, ...], calibration: Any) -> Samples:
+def calibration_samples(names: list[str], calibration: Any, preprocessing: Mapping[str, Preprocessing]) -> Samples:
     """Samples by input, finite; `quantise` checks their shapes and number."""
-    given = by_name("calibration", calibration, input_names(module, example))
-    return {name: as_floats(f"calibration of '{name}'", value) for name, value in given.items()}
+    given = by_name("calibration", calibration, names)
+    return {name: samples_of(f"calibration of '{name}'", given[name], preprocessing.get(name)) for name in names}
+
+
+def samples_of(what: str, value: Any, preprocessing: Preprocessing | None) -> NDArray[np.floating[Any]]:
+    """One input's samples, pictures made what the model takes."""
+    return in_model_units(what, read_pictures(what, value, preprocessing), preprocessing)

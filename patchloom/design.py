@@ -7,8 +7,13 @@
     calibration:                         # one entry, or one per input by its name
       file: scenes.safetensors           # .npy, .npz or .safetensors
       key: calibration
-      divide: 255                        # samples / 255 ...
+      divide: 2                          # samples / 2 ...
       shape: [1, 64, 128]                # ... each brought into this shape
+                                         # or {pictures: folder}: every .png, .jpg and .jpeg in it
+    preprocessing:                       # of pictures and of samples that are bytes; or one per input by its name
+      size: [64, 128]                    # fields of patchloom.Preprocessing, or timm's data config
+      mean: [0.5]
+      std: [0.25]
     precision: w8a8
     overrides: {heads.*: w8a16}          # by pattern of the layer's name
     config: {preset: small, inputs: 32}  # or just the preset's name
@@ -26,6 +31,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,9 +49,11 @@ from patchloom.boards.board import board as board_of
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import Tell, as_floats
+from patchloom.compiler.machine.preprocessing import NAMES, TIMM, Preprocessing, PreprocessingError, stated
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.quantise import Precision, QuantiseError
-from patchloom.compiling import compile_module, preset_for
+from patchloom.compiling import compile_module, preset_for, samples_of
+from patchloom.pictures import pictures_in
 from patchloom.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -58,22 +66,28 @@ class DesignError(Error, ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    """Where the samples of one input are."""
+    """Where the samples of one input are: a file, or a folder of pictures."""
 
     file: Path
     where: str  # file:line of the design
     key: str | None = None
-    divide: float = 1.0
+    divide: float | None = None
     shape: tuple[int, ...] | None = None
 
-    def load(self) -> NDArray[np.floating[Any]]:
-        array = as_floats(str(self.file), read_array(self.file, self.key))
-        array = array / np.asarray(self.divide, array.dtype)
-        if self.shape is None:
-            return array
-        if array.ndim == 0 or array[0].size != np.prod(self.shape):
-            raise InputError(f"{self.file} cannot be brought into shape {list(self.shape)} from {list(array.shape)}")
-        return array.reshape(-1, *self.shape)
+    def load(self, preprocessing: Preprocessing | None) -> NDArray[np.floating[Any]]:
+        if self.file.is_dir():
+            return samples_of(str(self.file), pictures_in(self.file), preprocessing)
+        array = read_array(self.file, self.key)
+        if self.divide is not None:
+            array = as_floats(str(self.file), array)
+            array = array / np.asarray(self.divide, array.dtype)
+        if self.shape is not None:
+            if array.ndim == 0 or not len(array) or array[0].size != np.prod(self.shape):
+                raise InputError(
+                    f"{self.file} cannot be brought into shape {list(self.shape)} from {list(array.shape)}"
+                )
+            array = array.reshape(-1, *self.shape)
+        return samples_of(str(self.file), array, preprocessing)
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ class Design:
     precision: str = "w8a8"
     overrides: dict[str, str] = field(default_factory=dict)
     board: str | None = None
+    preprocessing: dict[str, Preprocessing] = field(default_factory=dict)  # by the names of `calibration`
 
 
 # --- Reading the file ---
@@ -198,6 +213,7 @@ def load_design(path: Path, board: str | None = None) -> Design:
     pairs = reader.known(root, "a design", list(KEYS), required=("module", "calibration"))
     for name, (_, node) in pairs.items():
         values[name] = KEYS[name](reader, node)
+    _check_preprocessing(reader, pairs, values)
     values["board"] = board or values.get("board")
     precision = Precision.parse(values.get("precision") or "w8a8")
     config = _config(reader, pairs.get("config"), precision, values["board"])
@@ -257,7 +273,7 @@ def _tasks(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
 
 
 def _calibration(reader: Reader, node: yaml.Node) -> dict[str, Data | None]:
-    if not isinstance(node, yaml.MappingNode) or any(isinstance(value, yaml.ScalarNode) for _, value in node.value):
+    if not _is_by_name(node):
         return {"": _data(reader, node, "calibration")}
     return {
         name: _data(reader, value, f"calibration of '{name}'")
@@ -265,7 +281,18 @@ def _calibration(reader: Reader, node: yaml.Node) -> dict[str, Data | None]:
     }
 
 
+def _is_by_name(node: yaml.Node) -> bool:
+    """Whether it is a mapping of mappings, one an input."""
+    return isinstance(node, yaml.MappingNode) and not any(
+        isinstance(value, yaml.ScalarNode | yaml.SequenceNode) for _, value in node.value
+    )
+
+
 def _data(reader: Reader, node: yaml.Node, what: str) -> Data | None:
+    if isinstance(node, yaml.MappingNode) and any(key.value == "pictures" for key, _ in node.value):
+        pairs = reader.known(node, f"{what} with pictures", ["pictures"])
+        folder = _folder(reader, pairs["pictures"][1]) if "pictures" in pairs else None
+        return Data(folder, reader.where(node)) if folder else None
     pairs = reader.known(node, what, ["file", "key", "divide", "shape"], required=("file",))
     values: dict[str, Any] = {}
     for name, (_, value) in pairs.items():
@@ -280,6 +307,16 @@ def _data(reader: Reader, node: yaml.Node, what: str) -> Data | None:
         else:
             values[name] = _shape(reader, value)
     return Data(where=reader.where(node), **values) if values.get("file") else None
+
+
+def _folder(reader: Reader, node: yaml.Node) -> Path | None:
+    name = reader.text(node, "pictures")
+    if name is None:
+        return None
+    path = reader.path.parent / name
+    if "\0" in name or not path.is_dir():
+        reader.complain(node, f"pictures must be a folder, and there is none at {str(path)!r}")
+    return path
 
 
 def _shape(reader: Reader, node: yaml.Node) -> tuple[int, ...]:
@@ -318,6 +355,40 @@ def _board(reader: Reader, node: yaml.Node) -> str | None:
     return name
 
 
+def _preprocessing(reader: Reader, node: yaml.Node) -> dict[str, Preprocessing]:
+    if not _is_by_name(node) or not node.value:
+        parts = {"": node}
+    else:
+        parts = {name: value for name, (_, value) in reader.pairs(node, "preprocessing").items()}
+    made = {name: _one_preprocessing(reader, part) for name, part in parts.items()}
+    return {name: preprocessing for name, preprocessing in made.items() if preprocessing is not None}
+
+
+def _one_preprocessing(reader: Reader, node: yaml.Node) -> Preprocessing | None:
+    before = len(reader.problems)
+    pairs = reader.known(node, "preprocessing", [*NAMES, *TIMM])
+    if len(reader.problems) > before:
+        return None
+    try:
+        return stated({name: reader.value(value) for name, (_, value) in pairs.items()})
+    except PreprocessingError as error:
+        for line in str(error).splitlines():
+            name = line.removeprefix("preprocessing.").split()[0]
+            reader.complain(pairs[name][1] if name in pairs else node, line)
+        return None
+
+
+def _check_preprocessing(reader: Reader, pairs: Pairs, values: dict[str, Any]) -> None:
+    """It is of inputs that have calibration, whose samples nothing else divides."""
+    kept, data = values.get("preprocessing") or {}, values.get("calibration") or {}
+    for name in kept:
+        if name not in data:
+            by_name = "by the names of calibration" if "" not in data else "as calibration is, without a name"
+            reader.complain(pairs["preprocessing"][0], f"preprocessing must be given {by_name}, not for '{name}'")
+        elif data[name] is not None and data[name].divide is not None:
+            reader.complain(pairs["calibration"][0], "divide must be left out beside preprocessing, which divides")
+
+
 KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
     "module": _module,
     "arguments": _arguments,
@@ -326,6 +397,7 @@ KEYS: dict[str, Callable[[Reader, yaml.Node], Any]] = {
     "calibration": _calibration,
     "precision": _precision,
     "overrides": _overrides,
+    "preprocessing": _preprocessing,
     "board": _board,
     "config": lambda reader, node: None,  # read last, as it follows precision and board
 }
@@ -372,7 +444,11 @@ def compile_design(
     """Raises `DesignError` with all that cannot be loaded."""
     problems: list[str] = []
     model = _attempt(problems, design.where_module, lambda: load_module(design))
-    samples = {name: _attempt(problems, data.where, data.load) for name, data in design.calibration.items()}
+    kept = design.preprocessing
+    samples = {
+        name: _attempt(problems, data.where, partial(data.load, kept.get(name)))
+        for name, data in design.calibration.items()
+    }
     if problems or model is None:
         raise DesignError("\n".join(problems))
     return compile_module(
@@ -384,6 +460,7 @@ def compile_design(
         board=design.board,
         precision=design.precision,
         overrides=design.overrides,
+        preprocessing=kept.get("", kept) or None,
         progress=progress,
         budget=budget,
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from patchloom.compiler.machine.commands import Command, Kind, Prologue, Queue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Buffer, Port, Program, Task
 
 
@@ -42,7 +43,10 @@ def _task(program: Program, task: Task) -> Iterator[str]:
     streamed, distinct = _weight_bytes(config, task)
     yield f"weights: {distinct:,} bytes, {streamed:,} streamed a frame if every expert has tokens"
     for ports, what in ((task.inputs, "input"), (task.outputs, "output")):
-        yield from (f"{what} {_port(port)}" for port in ports)
+        for port in ports:
+            yield f"{what} {_port(port)}"
+            if port.preprocessing is not None:
+                yield f"  of pictures: {_preprocessing(port.preprocessing)}"
     yield ""
     yield "Commands"
     notes = task.notes or ("",) * len(task.commands)
@@ -72,6 +76,14 @@ def _port(port: Port) -> str:
         f"'{port.name}' {list(port.shape)}: {port.width} bits, {port.fraction} fractional, "
         f"{port.elements} elements from byte {port.offset}"
     )
+
+
+def _preprocessing(p: Preprocessing) -> str:
+    """How bytes become the model's units."""
+    cut = f"{p.resize} to {p.crop_pct:g} ({p.interpolation})" if p.resize else "no resize"
+    mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (p.mean, p.std))
+    colours = "grey" if p.channels == 1 else "red, green, blue"
+    return f"{p.size[0]} x {p.size[1]} {colours}, {cut}, (bytes / {p.divide:g} - ({mean})) / ({std}), {p.layout}"
 
 
 def _buffer(b: Buffer) -> tuple[str, str, str]:

@@ -21,6 +21,7 @@ from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.verify import verify_once
 from patchloom.extras import needed_by
 from patchloom.host.session import Session
+from patchloom.pictures import inputs_with_pictures
 from patchloom.sim.interpret import Observer, execute
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ def run(
 ) -> Result:
     """Run one sample or a batch, frame by frame.
 
-    `inputs` is one tensor or array, a tuple in the order of the task's inputs, or a dictionary by name.
+    `inputs` is one tensor or array, a tuple in the order of the task's inputs, or a dictionary by name. Where the
+    Program keeps a preprocessing, the path of a PNG or JPEG picture, a list of paths, and arrays of type uint8 go
+    through it; floats are in the model's own units.
     `observe` sees the interpreter's state after each command; `simulation` goes to the RTL's `SimulatedDevice`.
     """
     verify_once(program)
     _check_options(engine, observe, simulation)
     chosen = task_of(program, task)
-    frames = input_frames(chosen, inputs)
+    frames = input_frames(chosen, inputs_with_pictures(chosen, inputs))
     with _engine(program, chosen, engine, observe, simulation) as run_frame:
         return run_frames(chosen, *frames, run_frame, progress)
 
@@ -104,7 +107,7 @@ def predict(program: Program, inputs: Any, *, task: str | None = None, **memory:
     with needed_by("patchloom.predict", "sim"):
         from patchloom.sim import cycles  # noqa: PLC0415 - an extra
     chosen = task_of(program, task)
-    frames, _ = input_frames(chosen, inputs)
+    frames, _ = input_frames(chosen, inputs_with_pictures(chosen, inputs))
     if len(frames) != 1:
         raise InputError(f"inputs must be one sample, not {len(frames)}")
     region, _ = input_region(chosen, frames[0])

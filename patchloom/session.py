@@ -5,10 +5,12 @@ from typing import Any
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.frames import Result, Tell, task_of
 from patchloom.compiler.machine.program import Program
 from patchloom.extras import needed_by
 from patchloom.host import session
 from patchloom.host.device import Device
+from patchloom.pictures import inputs_with_pictures
 
 
 def _simulated(config: Config, **options: Any) -> Device:
@@ -48,6 +50,18 @@ class Session(session.Session):
             if self._opened is not None:
                 self._opened.close()
             raise
+
+    def run(
+        self,
+        inputs: Any,
+        *,
+        task: str | None = None,
+        deadline: float = session.DEADLINE,
+        progress: Tell | None = None,
+    ) -> Result:
+        """As `patchloom.run` takes them, pictures too; `deadline` is seconds of the device's clock a frame."""
+        given = inputs_with_pictures(task_of(self.program, task), inputs)
+        return super().run(given, task=task, deadline=deadline, progress=progress)
 
     def close(self) -> None:
         if self._opened is None:

@@ -11,6 +11,7 @@ import json
 import resource
 import shutil
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import patchloom
@@ -29,6 +31,7 @@ from patchloom.compiler.machine.commands import COMMAND_BYTES
 from patchloom.compiler.machine.frames import input_frames
 from patchloom.design import load_design, load_module
 from patchloom.inspect import describe
+from patchloom.pictures import read_pictures
 from tests.campaign import Found, command_line, shown
 from tests.patchloom.models import Mlp
 
@@ -36,11 +39,15 @@ MEMORY = 1 << 30  # bytes that a mutation may need beyond what the process has w
 DESIGN = """module: models.py:Mlp
 arguments: {hidden: 32}
 checkpoint: {file: weights.safetensors, prefix: ""}
-calibration: {file: samples.npy, divide: 2, shape: [5, 16]}
+calibration: {file: samples.npy, shape: [5, 16]}
 precision: w8a8
 overrides: {fc2: w8a16, "fc*": w4a8}
+preprocessing: {size: [5, 16], mean: [0], std: [0.5], layout: HW}
 config: {preset: small, inputs: 32}
 """
+PREPROCESSING = {"size": (5, 16), "mean": (0.5,), "std": (0.25,), "layout": "HW", "resize": "crop", "crop_pct": 0.9,
+                 "interpolation": "bicubic"}  # fmt: skip
+ORIENTATION = 0x0112  # EXIF's
 WORDS = ["0", "-1", "1e99", ".nan", "null", "true", "[]", "{}", "''", "&a", "*a", "!!set", "? ", "<<", "\x00", "\ud7ff",
          "9" * 400, "2001-99-99", "../..", "[[[[", "a: b", "- ", "|", ">", "%", "\t", "=", "~"]  # fmt: skip
 JUNK: list[Any] = [0, -1, 1 << 31, 1 << 70, 1.5, float("nan"), "", "x", "../x", None, True, [], {}, [0] * 9, {"a": 0}]
@@ -59,7 +66,14 @@ class Fuzz:
         torch.manual_seed(0)
         samples = np.random.default_rng(0).normal(size=(4, 5, 16)).astype(np.float32)
         model = Mlp().eval()
-        self.program = patchloom.compile(model, torch.from_numpy(samples[:1]), calibration=samples)
+        self.program = patchloom.compile(
+            model, torch.from_numpy(samples[:1]), calibration=samples, preprocessing=PREPROCESSING
+        )
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        for name in ("picture.png", "picture.jpg"):
+            picture.save(self.folder / name, exif=exif)
         shutil.copy(Path(__file__).parent / "patchloom" / "models.py", self.folder)
         (self.folder / "design.yaml").write_text(DESIGN)
         save_file(model.state_dict(), self.folder / "weights.safetensors")
@@ -75,7 +89,7 @@ class Fuzz:
 
     def once(self, number: int) -> None:
         kinds: list[Callable[[], None]] = [self.program_bytes, self.program_meaning, self.commands, self.design,
-                                           self.checkpoint, self.inputs, self.command_line]  # fmt: skip
+                                           self.checkpoint, self.inputs, self.picture, self.command_line]  # fmt: skip
         kind = kinds[number % len(kinds)]
         before = contents(self.folder)
         try:
@@ -216,11 +230,20 @@ class Fuzz:
             arrays = read_arrays(file)
             input_frames(self.program.tasks[0], next(iter(arrays.values()), None))
 
+    def picture(self) -> None:
+        file = self.folder / self.pick(["picture.png", "picture.jpg"])
+        raw = file.read_bytes()
+        data = self.bytes_of(raw[:80]) + raw[80:] if self.rng.random() < 0.5 else self.bytes_of(raw)
+        with self.changed(file, data), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PictureWarning, and Pillow's of damaged EXIF
+            read_pictures("picture", file, self.program.tasks[0].inputs[0].preprocessing)
+
     def command_line(self) -> None:
         words = self.pick([
             ["run", "program", "--input", "samples.npy", "--output", "missing/../program"],
             ["run", "program", "--input", "design.yaml", "--output", "out.npz", "--engine", "interpreter"],
             ["run", "program", "--input", "samples.npy", "--task", "main", "--output", "program/out.txt"],
+            ["run", "program", "--input", "picture.png", "--input", "picture.jpg", "--output", "out.npz"],
             ["inspect", "program"],
             ["compile", "design.yaml", "-o", "models.py"],
             ["hls", "program", "program"],

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine.errors import Error, InputError
+from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Port, Program, Task, from_region, to_region
 
 Samples = dict[str, NDArray[np.floating[Any]]]
@@ -80,11 +81,14 @@ def task_of(program: Program, name: str | None) -> Task:
 
 
 def input_frames(task: Task, inputs: Any) -> tuple[list[Samples], bool]:
-    """The samples, each by input, and whether they came as a batch."""
+    """The samples, each by input, and whether they came as a batch.
+
+    Arrays of type uint8 are pictures for an input that has a preprocessing, and numbers for any other.
+    """
     given = by_name("inputs", inputs, [port.name for port in task.inputs])
     batches, counts = {}, {}
     for port in task.inputs:
-        value = as_floats(f"input '{port.name}'", given[port.name])
+        value = in_model_units(f"input '{port.name}'", given[port.name], port.preprocessing)
         if value.shape not in (port.shape, (len(value) if value.ndim else 0, *port.shape)) or not value.size:
             rule = f"have shape {list(port.shape)}, or that behind a batch dimension"
             raise InputError(f"input '{port.name}' must {rule}, not {list(value.shape)}")
@@ -114,9 +118,31 @@ def _raw(port: Port, region: Elements) -> Elements:
 # --- What a user may give ---
 
 
+def in_model_units(name: str, value: Any, preprocessing: Preprocessing | None) -> NDArray[np.floating[Any]]:
+    """As `as_floats`; what is of type uint8 is a picture if there is a preprocessing for it."""
+    if preprocessing is None:
+        return as_floats(name, value)
+    array = as_array(name, value)
+    if array.dtype == np.uint8:
+        return preprocessing.applied(name, array)
+    if array.dtype.kind in "iub":
+        raise InputError(
+            f"{name} must be of type uint8, which is a picture, or hold floats in the model's units, not {array.dtype}"
+        )
+    return as_floats(name, array)
+
+
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """Of a tensor or array, whatever it holds."""
+    try:
+        return _from_torch(value) if _is_tensor(value) else np.asarray(value)
+    except ValueError as error:  # of unequal lengths
+        raise InputError(f"{name} is no array: {error}") from error
+
+
 def as_floats(name: str, value: Any) -> NDArray[np.floating[Any]]:
     """A tensor or array of numbers as finite floats."""
-    array = _from_torch(value) if _is_tensor(value) else np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "fiu":
         raise InputError(f"{name} must hold numbers, not {array.dtype}")
     floats: NDArray[np.floating[Any]] = array if array.dtype.kind == "f" else array.astype(np.float32)

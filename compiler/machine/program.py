@@ -12,6 +12,7 @@ from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import Weights, unpack
+from patchloom.compiler.machine.preprocessing import Preprocessing
 
 
 class ProgramError(Error, ValueError):
@@ -43,6 +44,7 @@ class Port:
     fraction: int
     width: int  # bits, 8 or 16: saturation limits
     index: Ints = field(repr=False)
+    preprocessing: Preprocessing | None = None  # of an input that takes pictures
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 from patchloom.compiler.machine.commands import COMMAND_BYTES, Command, Kind
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.fixed import Ints
+from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Buffer, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify_once
 
@@ -153,10 +154,11 @@ class _Indices:
 
 def _task_document(task: Task, indices: _Indices) -> Json:
     def port(p: Port) -> Json:
-        return {
+        entry = {
             "name": p.name, "shape": list(p.shape), "offset": p.offset, "elements": p.elements,
             "fraction": p.fraction, "width": p.width, "index": indices.add(p.index),
         }  # fmt: skip
+        return entry if p.preprocessing is None else entry | {"preprocessing": asdict(p.preprocessing)}
 
     return {
         "name": task.name,
@@ -333,7 +335,13 @@ def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Table
         if array.size != math.prod(wanted):
             raise ValueError(f"{what} has {array.size} entries, not {math.prod(wanted)}")
         numbers: Json = {key: _typed(p[key], int) for key in ("offset", "elements", "fraction", "width")}
-        return Port(name=_typed(p["name"], str), shape=shape, index=array.reshape(wanted), **numbers)
+        return Port(
+            name=_typed(p["name"], str),
+            shape=shape,
+            index=array.reshape(wanted),
+            preprocessing=_preprocessing(p["preprocessing"]) if "preprocessing" in p else None,
+            **numbers,
+        )
 
     numbers: Json = {key: _typed(entry[key], int) for key in ("input_bytes", "output_bytes", "macs")}
     return Task(
@@ -349,6 +357,16 @@ def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Table
         experts=tuple(tuple(_typed(number, int) for number in numbers) for numbers in entry["experts"]),
         **numbers,
     )
+
+
+def _preprocessing(entry: Json) -> Preprocessing:
+    """Every field and no other; Programs of before have none."""
+    known = {field.name for field in fields(Preprocessing)}
+    if strange := sorted(known ^ set(_typed(entry, dict))):
+        raise ValueError(
+            f"a preprocessing has {', '.join(sorted(known))}, and {strange[0]!r} is missing or not one of them"
+        )
+    return Preprocessing(**entry)
 
 
 def _commands(image: bytes, task: int, depth: int, what: str) -> tuple[Command, ...]:

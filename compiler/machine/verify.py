@@ -109,6 +109,10 @@ def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
     yield end <= size, f"ends at byte {end} of a region of {size}"
     yield beats, f"must start at a multiple of {config.beat_bytes} bytes, not at {port.offset}"
     yield port.width in (8, ELEMENT_WIDTH), f"must have 8 or 16 bits, not {port.width}"
+    if port.preprocessing is not None:
+        yield what == "input", "has a preprocessing, which only inputs have"
+        made = port.preprocessing.shape
+        yield port.shape == made, f"must have the shape {list(made)} of its preprocessing, not {list(port.shape)}"
     shape, low, high = port.shape, 0, port.elements
     if what == "input":
         shape, low, high = (port.elements,), -1, int(np.prod(port.shape))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 from zipfile import Path as ZipPath
@@ -139,9 +140,20 @@ def test_everything_works(wheel, user, call, tmp_path, samples):
         np.testing.assert_array_equal(results["raw/main"], expected.raw["main"])
 
 
+def of_pictures(program: patchloom.Program) -> patchloom.Program:
+    """Its only input keeps a preprocessing."""
+    [task] = program.tasks
+    [port] = task.inputs
+    kept = patchloom.Preprocessing(
+        size=port.shape, mean=(0.5,), std=(0.25,), layout="HW", resize="squash", interpolation="box"
+    )
+    return replace(program, tasks=(replace(task, inputs=(replace(port, preprocessing=kept),)),))
+
+
 def test_base_alone_loads_and_runs(wheel, user, call, tmp_path, program, samples):
     commands = install(wheel, set(), tmp_path / "venv")
     patchloom.save(program, user / "program")
+    patchloom.save(of_pictures(program), user / "grey")
     np.save(user / "expected.npy", patchloom.run(program, samples[0]).raw["main"])
     told = call(commands, "python", "base.py")
     print(told)

@@ -28,16 +28,24 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Program, ProgramError, Task, command_table, from_region, to_region
 from patchloom.compiler.machine.store import load, save
 from patchloom.compiler.machine.verify import verify
 from patchloom.sim.interpret import execute
 from tests.compiler.graphs import compiled, run, samples, transformer
 
+PREPROCESSING = Preprocessing(
+    size=(20, 24), mean=(0.25,), std=(0.3,), divide=127, layout="HW", resize="crop", crop_pct=0.9, interpolation="box"
+)
+
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return compiled(transformer(layers=2, experts=3), "w8a8")
+    made = compiled(transformer(layers=2, experts=3), "w8a8")
+    [task] = made.tasks
+    inputs = tuple(replace(port, preprocessing=PREPROCESSING) for port in task.inputs)
+    return replace(made, tasks=(replace(task, inputs=inputs),), board="ulx3s_85f")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,8 @@ def test_round_trip(program: Program, saved: Path):
     again = load(saved)
     for (name, loaded), (_, stored) in zip(leaves(again, "program"), leaves(program, "program"), strict=True):
         assert loaded == stored, name
-    assert not list(defaults(program))
+    assert set(defaults(program)) == {"Port.preprocessing"}  # of outputs, which have none
+    assert all(port.preprocessing == PREPROCESSING for task in again.tasks for port in task.inputs)
     inputs = {name: array[0] for name, array in samples(transformer(), 1).items()}
     assert np.array_equal(run(again, inputs)["y"], run(program, inputs)["y"])
 
@@ -101,6 +110,13 @@ def test_saving_twice_gives_the_same_bytes(program: Program, saved: Path):
     save(load(saved), saved)
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_program_of_before_has_no_preprocessing(program: Program, saved: Path):
+    edited(saved, lambda d: d["tasks"][0]["inputs"][0].pop("preprocessing"))
+    again = load(saved)
+    assert again.tasks[0].inputs[0].preprocessing is None
+    assert (again.image, again.config.fingerprint) == (program.image, program.config.fingerprint)
 
 
 def test_a_program_without_segments(program: Program, tmp_path: Path):
@@ -276,6 +292,10 @@ def test_newer_version(saved: Path):
     refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 2; compile it again")
 
 
+def kept(document):
+    return document["tasks"][0]["inputs"][0]["preprocessing"]
+
+
 @pytest.mark.parametrize(("edit", "text"), [
     (lambda d: d.update(format="cake"), "is not the manifest of a Program: its format is 'cake'"),
     (lambda d: d.pop("tasks"), "is malformed: it has no 'tasks'"),
@@ -295,6 +315,15 @@ def test_newer_version(saved: Path):
     (lambda d: d["tasks"][0]["outputs"][0].update(width=12), "output 'y' must have 8 or 16 bits, not 12"),
     (lambda d: d["tasks"][0].update(output_bytes=64), "output 'y' ends at byte .* of a region of 64"),
     (lambda d: d.update(tasks=[]), "program: it has no task"),
+    (lambda d: kept(d).pop("mean"), "has crop_pct, divide, .*, and 'mean' is missing or not one of them"),
+    (lambda d: kept(d).update(gamma=2), "and 'gamma' is missing or not one of them"),
+    (lambda d: kept(d).update(std=[0.5, 0.5]), "preprocessing.std must be one number for grey, or three"),
+    (lambda d: kept(d).update(std=[0.5] * 3), "preprocessing.std must be as many numbers as mean has, 1"),
+    (lambda d: kept(d).update(std=[0]), "preprocessing.std must be positive"),
+    (lambda d: kept(d).update(mean=[float("nan")]), "preprocessing.mean must be one number"),
+    (lambda d: kept(d).update(size=[24, 20]), r"must have the shape \[24, 20\] of its preprocessing, not \[20, 24\]"),
+    (lambda d: d["tasks"][0]["inputs"][0].update(preprocessing=None), "is malformed: None is not of type dict"),
+    (lambda d: d["tasks"][0]["outputs"][0].update(preprocessing=kept(d)), "output 'y' has a preprocessing, which only"),
 ])  # fmt: skip
 def test_malformed_manifest(edit, text: str, saved: Path):
     edited(saved, edit)

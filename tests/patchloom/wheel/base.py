@@ -15,6 +15,11 @@ import numpy as np  # noqa: E402 - loading has imported it
 program, sample = load("program"), np.load("samples.npy")[0]
 np.testing.assert_array_equal(patchloom.run(program, sample).raw["main"], np.load("expected.npy"))
 
+grey = load("grey")  # the same, of pictures: their bytes need NumPy alone
+bytes_ = np.arange(sample.size, dtype=np.uint8).reshape(sample.shape)
+units = (bytes_.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+np.testing.assert_array_equal(patchloom.run(grey, bytes_).raw["main"], patchloom.run(program, units).raw["main"])
+
 NEEDS = {
     "compile": [lambda: patchloom.compile],
     "sim": [
@@ -22,6 +27,7 @@ NEEDS = {
         lambda: patchloom.predict(program, sample),
         lambda: session("sim", program),
     ],
+    "images": [lambda: patchloom.run(grey, "photo.png"), lambda: patchloom.run(grey, np.tile(bytes_, (2, 2)))],
     "hls4ml": [lambda: patchloom.run(program, sample, engine="hls"), lambda: patchloom.hls4ml.wrap],
 }
 import patchloom.hls4ml  # noqa: E402 - the package itself needs nothing
