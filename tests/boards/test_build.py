@@ -284,11 +284,15 @@ Info: Max frequency for clock '$glbnet$sys_clk': 53.85 MHz (PASS at 50.00 MHz)
 """
 
 
+def follow(watch, **placed):
+    progress = place._Progress(1, watch)
+    for line in LOG.format(**placed).splitlines():
+        progress(line)
+
+
 def test_progress_of_a_router():
     news = []
-    progress = place._Progress(1, lambda *told: news.append(told))
-    for line in LOG.format(level="Info", mhz="50.10", verdict="PASS").splitlines():
-        progress(line)
+    follow(lambda *told: news.append(told), level="Info", mhz="50.10", verdict="PASS")
     assert news == [
         ("pack", "MULT18X18D 1 of 156"),
         ("place", ""),
@@ -298,10 +302,8 @@ def test_progress_of_a_router():
         ("route", "iteration 1, 37 wires overused"),
         ("route", "sys_clk 53.9 MHz of 50 asked"),
     ]
-    progress = place._Progress(1, lambda *told: None)
-    with pytest.raises(place.Missed, match="seed 1, placed: sys_clk 48.2 MHz of 50 asked$"):
-        for line in LOG.format(level="Warning", mhz="48.20", verdict="FAIL").splitlines():
-            progress(line)
+    with pytest.raises(place.Missed, match=r"seed 1, placed: sys_clk 48\.2 MHz of 50 asked$"):
+        follow(lambda *told: None, level="Warning", mhz="48.20", verdict="FAIL")
 
 
 def test_a_router_that_does_not_end():
