@@ -99,14 +99,17 @@ class ParameterWrite(wiring.Signature):
 
 
 class ParameterSet(wiring.Signature):
-    """Epilogue parameters of a group of channels, side by side; they stand while the group passes."""
+    """Epilogue parameters of the channels that are finished in one cycle, side by side; with all of a group in one
+    they stand while the group passes.
+    """
 
     def __init__(self, config: Config):
+        n = config.channels_at_once
         super().__init__(
             {
-                "bias": Out(config.outputs * BIAS_WIDTH),
-                "multiplier": Out(config.outputs * MULTIPLIER_WIDTH),
-                "shift": Out(config.outputs * SHIFT_WIDTH),
+                "bias": Out(n * BIAS_WIDTH),
+                "multiplier": Out(n * MULTIPLIER_WIDTH),
+                "shift": Out(n * SHIFT_WIDTH),
             }
         )
 

@@ -13,6 +13,18 @@ CommandLayout = data.StructLayout({name: signed(bits) if s else unsigned(bits) f
 STEPS_WIDTH = FIELDS["a_stride"].width
 
 
+def pass_layout(config: Config) -> data.StructLayout:
+    """What travels through the epilogue beside some sums of a row: those of `Config.channels_at_once` channels."""
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "row": range(config.max_rows),
+            "group": STEPS_WIDTH,
+            "number": range(config.passes),  # of the row's passes
+        }
+    )
+
+
 def beat_layout(config: Config) -> data.StructLayout:
     """What travels down the datapath beside one token's slice."""
     return data.StructLayout(

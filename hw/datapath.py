@@ -1,6 +1,6 @@
 """The shared compute unit: scratchpad, streamed operand, array, accumulators and epilogue in one pipeline."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,11 +15,13 @@ from patchloom.hw.bundles import (
     ScratchpadWrite,
     StationaryRead,
     TileWrite,
+    Turn,
 )
 from patchloom.hw.epilogue import Epilogue, Parameters
 from patchloom.hw.operand import Operand
 from patchloom.hw.pipeline import delay, register
 from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.serialiser import ParameterQueue, Serialiser
 from patchloom.hw.statistics import Statistics
 
 
@@ -35,6 +37,10 @@ class Datapath(wiring.Component):
     beats of rows of a command that does add one must enter an even number of cycles apart: residuals are read an odd
     number of cycles ahead of writes. While no beat is on its way, others may use the scratchpad: `read`, if
     `external`, and `write`.
+
+    With `Config.epilogue_lanes` rows wait for the epilogue behind the array. Of rows whose last beat has entered, no
+    more than `Serialiser.depth` may not be `taken` yet; `latency` counts from there, and the last beats of rows may
+    enter in any cycle. Parameters take turns with whoever writes them, and are there when the epilogue needs them.
     """
 
     PERIOD = max(Accumulators.PERIOD, Epilogue.PERIOD, Statistics.GATHER_PERIOD)
@@ -56,8 +62,9 @@ class Datapath(wiring.Component):
                 "external": In(1),  # `read` and not the beats' own address
                 "read": In(ScratchpadRead(config)),
                 "write": In(ScratchpadWrite(config)),
-                "saturations": Out(range(config.inputs + 2 * config.outputs + 1)),
+                "saturations": Out(range(config.inputs + 2 * config.channels_at_once + 1)),
             }
+            | ({"parameters_turn": In(Turn()), "taken": Out(1)} if config.epilogue_lanes else {})
         )
 
     @staticmethod
@@ -67,13 +74,17 @@ class Datapath(wiring.Component):
 
     @staticmethod
     def write_latency(config: Config) -> int:
-        """Cycles until a row's last beat is written to the scratchpad."""
-        return Datapath.sums_latency(config) + Epilogue.LATENCY
+        """Cycles until a row's last beat, or the last pass of one that was taken, is written to the scratchpad."""
+        return Datapath._epilogue_at(config) + Epilogue.LATENCY
 
     @staticmethod
     def latency(config: Config) -> int:
         settled = max(Epilogue.settle(config), Epilogue.LATENCY + Statistics.gather_latency(config))
-        return Datapath.sums_latency(config) + settled
+        return Datapath._epilogue_at(config) + settled
+
+    @staticmethod
+    def _epilogue_at(config: Config) -> int:
+        return 1 if config.epilogue_lanes else Datapath.sums_latency(config)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -84,7 +95,8 @@ class Datapath(wiring.Component):
         m.submodules.tile = tile = Tile(config)
         m.submodules.multipliers = multipliers = Multipliers(config)
         m.submodules.accumulators = self.accumulators = Accumulators(config)
-        m.submodules.parameters = parameters = Parameters(config)
+        parameters = ParameterQueue(config) if config.epilogue_lanes else Parameters(config)
+        m.submodules.parameters = parameters
         m.submodules.epilogue = self.epilogue = Epilogue(config)
 
         self._fetch(m)
@@ -139,30 +151,29 @@ class Datapath(wiring.Component):
             self.operand.maximum.eq(register(m, self.epilogue.maximum, name="maximum")),
         ]
 
-    def _finish(self, m: Module, parameters: Parameters, parameters_at: int) -> None:
+    def _finish(self, m: Module, parameters: Parameters | ParameterQueue, parameters_at: int) -> None:
         """Accumulators to the scratchpad."""
-        config, epilogue, scratchpad = self.config, self.epilogue, self.scratchpad
-        before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
+        epilogue, scratchpad = self.epilogue, self.scratchpad
         command, external = self.beats.command, Signal.like(scratchpad.write.enable)
         adds = command.residual != Residual.NONE
         m.d.comb += external[:2].eq(self.write.enable)
-        written, ports = (Cat(w.index, w.words) for w in (self.parameters, parameters.write))
-        m.d.comb += [
-            parameters.write.load.eq(delay(m, self.parameters.load, parameters_at, name="parameters_load")),
-            ports.eq(delay(m, written, parameters_at, name="parameters_write")),
-        ]
+        swap, beat, totals, row_total = (
+            self._serialised(m, parameters, adds)
+            if self.config.epilogue_lanes
+            else self._at_once(m, parameters, parameters_at)
+        )
         wiring.connect(m, parameters.used, epilogue.parameters)
         wiring.connect(m, epilogue.target, wiring.flipped(self.target))
         m.d.comb += [
-            parameters.swap.eq(before.valid & before.channels),
+            parameters.swap.eq(swap),
             epilogue.command.eq(command),
-            epilogue.beat.eq(self.accumulators.done),
-            epilogue.totals.eq(self.accumulators.totals),
-            epilogue.row_total.eq(self.accumulators.row_total),
+            epilogue.beat.eq(beat),
+            epilogue.totals.eq(totals),
+            epilogue.row_total.eq(row_total),
             scratchpad.b.address.eq(Mux(adds, epilogue.residual.address, self.stationary.address)),
             epilogue.residual.data.eq(scratchpad.b.data),
             self.stationary.data.eq(scratchpad.b.data),
-            self.stationary.ready.eq(~epilogue.write.valid if Scratchpad.shares_port(config) else 1),
+            self.stationary.ready.eq(~epilogue.write.valid if Scratchpad.shares_port(self.config) else 1),
             scratchpad.write.valid.eq(self.write.valid | epilogue.write.valid),
             scratchpad.write.address.eq(Mux(self.write.valid, self.write.address, epilogue.write.address)),
             scratchpad.write.data.eq(Mux(self.write.valid, self.write.data, epilogue.write.data)),
@@ -173,3 +184,34 @@ class Datapath(wiring.Component):
             self.statistics.elements.eq(epilogue.elements),
         ]
         m.d.sync += self.saturations.eq(self.operand.saturations + epilogue.saturations)
+
+    def _at_once(self, m: Module, parameters: Parameters, late: int) -> tuple[Value, ...]:
+        """All sums of a row enter the epilogue as they leave the accumulators.
+
+        Returns what goes there (`swap` of the parameters, beat, totals, row total); parameters come `late`.
+        """
+        before = delay(m, self.accumulators.beat, Accumulators.LATENCY - 1, name="beat_before")
+        written, ports = (Cat(w.index, w.words) for w in (self.parameters, parameters.write))
+        m.d.comb += [
+            parameters.write.load.eq(delay(m, self.parameters.load, late, name="parameters_load")),
+            ports.eq(delay(m, written, late, name="parameters_write")),
+        ]
+        sums = self.accumulators
+        return before.valid & before.channels, sums.done, sums.totals, sums.row_total
+
+    def _serialised(self, m: Module, parameters: ParameterQueue, adds: Value) -> tuple[Value, ...]:
+        """The sums wait, and those of some channels of a row enter in a cycle. Returns the same."""
+        m.submodules.serialiser = serialiser = Serialiser(self.config)
+        wiring.connect(m, wiring.flipped(self.parameters), parameters.write)
+        wiring.connect(m, wiring.flipped(self.parameters_turn), parameters.turn)
+        m.d.comb += [
+            parameters.now.eq(serialiser.now),
+            serialiser.there.eq(parameters.there),
+            serialiser.adds.eq(adds),
+            serialiser.beat.eq(self.accumulators.done),
+            serialiser.totals.eq(self.accumulators.totals),
+            serialiser.row_total.eq(self.accumulators.row_total),
+            self.statistics.first.eq(self.epilogue.gather_first),
+            self.taken.eq(serialiser.taken),
+        ]
+        return serialiser.swap, serialiser.pass_, serialiser.pass_totals, serialiser.pass_row_total

@@ -5,7 +5,7 @@ several bursts on the way and move one beat a cycle, across requests too, as lon
 and bursts have two beats or more.
 """
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -13,8 +13,8 @@ from amaranth.utils import exact_log2
 
 from patchloom.compiler.machine.config import Config
 from patchloom.hw import axi
+from patchloom.hw.buffer import Buffer
 from patchloom.hw.bundles import BEATS_WIDTH, Request
-from patchloom.hw.pipeline import block_ram, look_up
 
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
 BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any memory's latency needs
@@ -77,46 +77,6 @@ class _Splitter(wiring.Component):
             m.d.sync += left.eq(self.request.p.beats)
         with m.If(self.flush):
             m.d.sync += [left.eq(0), cut.eq(0)]
-        return m
-
-
-class _Buffer(wiring.Component):
-    """A queue of words of `ratio` beats, never pushed when full: `depth` in a block RAM, one more behind it.
-
-    A word can be read when its last beat is there.
-    """
-
-    def __init__(self, width: int, depth: int, ratio: int):
-        self.width, self.depth, self.ratio = width, depth, ratio
-        words = stream.Signature(ratio * width)
-        super().__init__({"beat": In(width), "push": In(1), "clear": In(1), "data": Out(words)})
-
-    def elaborate(self, platform):
-        m = Module()
-        ram = m.submodules.ram = block_ram(unsigned(self.ratio * self.width), self.depth)
-        write, address = ram.write_port(granularity=self.width), Signal(range(self.depth))
-        level = Signal(range(self.depth + 1))  # words in the RAM
-        place = Signal(range(self.ratio))  # of the next beat in its word
-        whole = self.push & (place == self.ratio - 1)
-        do_read = (level != 0) & (~self.data.valid | self.data.ready)
-        m.d.comb += [
-            write.data.eq(self.beat.replicate(self.ratio)),
-            write.en.eq(self.push << place),
-            self.data.payload.eq(look_up(m, ram, address, do_read, name="word")),
-        ]
-        m.d.sync += [
-            write.addr.eq(write.addr + whole),
-            address.eq(address + do_read),
-            level.eq(level + whole - do_read),
-        ]
-        with m.If(self.push):
-            m.d.sync += place.eq(Mux(whole, 0, place + 1))
-        with m.If(do_read):
-            m.d.sync += self.data.valid.eq(1)
-        with m.Elif(self.data.ready):
-            m.d.sync += self.data.valid.eq(0)
-        with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), address.eq(0), level.eq(0), place.eq(0), self.data.valid.eq(0)]
         return m
 
 
@@ -208,7 +168,7 @@ class Reader(wiring.Component):
         do_leave = self.data.valid & self.data.ready
         asked = Mux(do_burst, splitter.burst.p.beats, 0)
 
-        m.submodules.buffer = buffer = _Buffer(len(bus.rdata), depth // ratio, ratio)
+        m.submodules.buffer = buffer = Buffer(len(bus.rdata), depth // ratio, ratio)
         m.d.comb += [
             splitter.flush.eq(discard),
             bus.rready.eq(1),

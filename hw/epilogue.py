@@ -1,10 +1,10 @@
 """Behind the array: bias, requantise, activation, row scale, residual, saturation, and what rows leave behind.
 
-One group of channels of one token passes each cycle; nothing stalls.
+One group of channels of one token passes each cycle, or takes `Config.passes` cycles; nothing stalls.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from patchloom.compiler.machine.commands import Queue, Residual, RowScale, Stationary
@@ -19,7 +19,7 @@ from patchloom.hw.bundles import (
     ScratchpadWrite,
     parameters_at_once,
 )
-from patchloom.hw.command import CommandLayout, beat_layout
+from patchloom.hw.command import CommandLayout, beat_layout, pass_layout
 from patchloom.hw.pipeline import (
     block_ram,
     clip,
@@ -30,6 +30,7 @@ from patchloom.hw.pipeline import (
     popcount,
     register,
     rounded,
+    running,
     shifted_in_two,
     tree,
     tree_latency,
@@ -79,6 +80,9 @@ class Epilogue(wiring.Component):
 
     A beat enters every cycle, but a row must not come back within `PERIOD` cycles. `parameters` are those of the
     beat's group and must be stable from its first beat on.
+
+    With `Config.epilogue_lanes` a beat is a pass, and `totals`, `parameters` and `elements` are of its channels alone.
+    The passes of a row and group come one after another without a gap; what a row leaves behind, it leaves in the last.
     """
 
     WORD = 6  # cycles until a channel is requantised
@@ -89,11 +93,11 @@ class Epilogue(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        n = config.outputs
+        n = config.channels_at_once
         super().__init__(
             {
                 "command": In(CommandLayout),
-                "beat": In(beat_layout(config)),
+                "beat": In(pass_layout(config) if config.epilogue_lanes else beat_layout(config)),
                 "totals": In(n * config.accumulator_width),
                 "row_total": In(SUM_WIDTH),
                 "parameters": In(ParameterSet(config)),
@@ -108,12 +112,24 @@ class Epilogue(wiring.Component):
                 "maximum": Out(signed(ELEMENT_WIDTH)),  # one cycle later
                 "saturations": Out(range(2 * n + 1)),
             }
+            | ({"gather_first": Out(1)} if config.epilogue_lanes else {})  # pass of a row
         )
 
     @staticmethod
     def settle(config: Config) -> int:
         """Cycles from `beat` until all that it leaves behind can be read."""
-        return Epilogue.LATENCY + max(Scratchpad.WRITE_LATENCY, tree_latency(config.outputs) + 5)
+        maxima = tree_latency(config.channels_at_once) + 5 + bool(config.epilogue_lanes)
+        return Epilogue.LATENCY + max(Scratchpad.WRITE_LATENCY, maxima)
+
+    @staticmethod
+    def residual_latency(config: Config) -> int:
+        """Cycles until a beat's residual is asked for; with passes, a cycle earlier, as it is kept for all of them."""
+        return Epilogue.TOTAL - 1 - Scratchpad.READ_LATENCY - bool(config.epilogue_lanes)
+
+    @staticmethod
+    def residual_lead(config: Config) -> int:
+        """Cycles from there until the beat is written."""
+        return Epilogue.LATENCY - Epilogue.residual_latency(config)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -142,7 +158,7 @@ class Epilogue(wiring.Component):
         other_row = register(m, output_row * Mux(again, c.o_stride, c.r_stride), name="other_row")
         other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
         residual = register(m, other + other_row + offset, name="other")
-        ahead = self.TOTAL - 1 - Scratchpad.READ_LATENCY
+        ahead = self.residual_latency(self.config)
         m.d.comb += self.residual.address.eq(delay(m, residual, ahead - 4, name="residual_address"))
         m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
         absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
@@ -157,10 +173,14 @@ class Epilogue(wiring.Component):
         self.factor = register(m, factor, name="factor")
 
     def _channels(self, m: Module) -> None:
-        c, n = self.command, self.config.outputs
+        c, n = self.command, self.config.channels_at_once
         beat = delay(m, self.beat, self.TOTAL - 2, name="beat")
-        left = register(m, c.columns - beat.group * n, name="left")
+        before = beat.group * self.config.outputs
+        if self.config.epilogue_lanes:
+            before += beat.number * n
+        left = register(m, c.columns - before, name="left")
         valid = delay(m, beat.valid, 1, name="valid")
+        added = self._residual(m, beat)
         outputs, limited = [], []
         for j in range(n):
             inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with the total
@@ -177,17 +197,19 @@ class Epilogue(wiring.Component):
                 name=f"halves_{j}",
             )
             # Until TOTAL: residual.
-            residual = Mux(self.absent, 0, self.residual.data.word_select(j, ELEMENT_WIDTH)).as_signed()
+            residual = Mux(self.absent, 0, added.word_select(j, ELEMENT_WIDTH)).as_signed()
             total = register(m, rounded(halves) + residual, name=f"total_{j}")
             # Last: limit, mask.
             narrow, narrowed = clip(total, -128, 127)
             wide, widened = clip(total, -(1 << 15), (1 << 15) - 1)
             limited.append(inside & Mux(c.o_wide, widened, narrowed))
             outputs.append(register(m, Mux(inside, Mux(c.o_wide, wide, narrow), 0), name=f"output_{j}"))
-        lanes = self.config.lanes
+        ends = delay(m, self._ends(beat), 1, name="ends") if self.config.epilogue_lanes else valid
+        passed = self.config.outputs - n  # channels before the last pass
+        firsts = [i * self.config.lanes - passed for i in range(self.config.output_chunks)]
         written = [
-            register(m, delay(m, valid & (left > i * lanes), 1, name=f"chunk_{i}"), name=f"write_{i}")
-            for i in range(n // lanes)
+            register(m, delay(m, ends & (left > first), 1, name=f"chunk_{i}"), name=f"write_{i}")
+            for i, first in enumerate(firsts)
         ]
         m.d.comb += self.elements.eq(Cat(out[:ELEMENT_WIDTH] for out in outputs))
         counts, _ = popcount(
@@ -198,26 +220,47 @@ class Epilogue(wiring.Component):
         last = delay(m, beat, 3, name="beat_out")
         self.out_beat, self.out_left = last, delay(m, left, 2, name="left")
         m.d.comb += [
-            self.write.valid.eq(last.valid),
-            self.gather.eq(last.valid & c.statistics),
+            self.write.valid.eq(self._ends(last)),
+            self.gather.eq(self._ends(last) & c.statistics),
             self.gather_begin.eq(last.group == 0),
             self.gather_row.eq(c.o_statistics + delay(m, self.output_row, self.LATENCY - 2, name="output_row")),
         ]
-        self._pack(m, written)
+        elements: Value = self.elements
+        if self.config.epilogue_lanes:
+            m.d.comb += self.gather_first.eq(last.number == 0)
+            earlier = Signal(passed * ELEMENT_WIDTH, name="earlier", reset_less=True)  # passes of the row
+            elements = Cat(earlier, self.elements)
+            m.d.sync += earlier.eq(elements[len(self.elements) :])
+        self._pack(m, elements, written)
 
-    def _pack(self, m: Module, written: list[Signal]) -> None:
+    def _ends(self, beat: data.View) -> Value:
+        """All of the row's group is there."""
+        if not self.config.epilogue_lanes:
+            return beat.valid
+        return beat.valid & (beat.number == self.config.passes - 1)
+
+    def _residual(self, m: Module, beat: data.View) -> Value:
+        """That of the channels of a beat, a cycle after `beat`; a row's is read once, for all of its passes."""
+        if not self.config.epilogue_lanes:
+            return self.residual.data
+        held = Signal.like(self.residual.data, name="held", reset_less=True)
+        with m.If(beat.number == 0):
+            m.d.sync += held.eq(self.residual.data)
+        return held.word_select(register(m, beat.number, name="number"), len(self.elements))
+
+    def _pack(self, m: Module, elements: Value, written: list[Signal]) -> None:
         """Chunks as they are, or half as many packed ones, which may begin in the middle of one."""
         c, lanes, count = self.command, self.config.lanes, self.config.output_chunks
-        packed = Cat(self.elements.word_select(j, ELEMENT_WIDTH)[:8] for j in range(self.config.outputs))
+        packed = Cat(elements.word_select(j, ELEMENT_WIDTH)[:8] for j in range(self.config.outputs))
         late = self.out_beat.group[0] if count % 2 else Const(0)
-        data, enables = [], []
+        halves, enables = [], []
         for half in range(2 * count):
             early, before = min(half, count - 1), min(max(half - 1, 0), count - 1)
             piece = Mux(late, packed.word_select(before, lanes * 8), packed.word_select(early, lanes * 8))
             taken = Mux(late, written[before] & (0 < half <= count), written[early] & (half < count))
-            data.append(Mux(c.o_packed, piece, self.elements.word_select(half, lanes * 8)))
+            halves.append(Mux(c.o_packed, piece, elements.word_select(half, lanes * 8)))
             enables.append(Mux(c.o_packed, taken, written[half // 2]))
-        m.d.comb += [self.write.data.eq(Cat(data)), self.write.enable.eq(Cat(enables))]
+        m.d.comb += [self.write.data.eq(Cat(halves)), self.write.enable.eq(Cat(enables))]
 
     def _requantise(self, m: Module, j: int) -> tuple[Signal, Signal]:
         c, width = self.command, self.config.accumulator_width
@@ -250,16 +293,19 @@ class Epilogue(wiring.Component):
                 Mux(self.out_left > j, self.elements.word_select(j, ELEMENT_WIDTH).as_signed(), lowest),
                 name=f"score_{j}",
             )
-            for j in range(config.outputs)
+            for j in range(config.channels_at_once)
         ]
         highest, latency = tree(m, scores, maximum, name="highest")
         beat = delay(m, self.out_beat, latency, name="beat_maximum")
+        if config.epilogue_lanes:
+            beat = delay(m, beat, 1, name="beat_running")
+            highest = running(m, highest, beat.number == 0, maximum, lowest.shape(), name="running")
         later = delay(m, beat, 1, name="beat_maximum_read")
         m.submodules.maxima = store = block_ram(signed(ELEMENT_WIDTH), config.max_rows)
         write, old = store.write_port(), look_up(m, store, beat.row, name="old")
         m.d.comb += self.maximum.eq(look_up(m, store, self.maximum_row, name="asked"))
         m.d.comb += [
-            write.en.eq(register(m, later.valid & c.row_maximum, name="write")),
+            write.en.eq(register(m, self._ends(later) & c.row_maximum, name="write")),
             write.addr.eq(register(m, later.row, name="write_row")),
             write.data.eq(register(m, Mux((later.group == 0) | (highest > old), highest, old), name="write_data")),
         ]

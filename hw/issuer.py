@@ -1,6 +1,6 @@
 """Runs the datapath, the router and the storer."""
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,6 +11,7 @@ from patchloom.hw.bundles import Bases, Beats, CommandRead, Execution, Failure, 
 from patchloom.hw.command import STEPS_WIDTH
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.serialiser import Serialiser
 from patchloom.hw.walker import Walker, dma_address
 
 
@@ -21,6 +22,9 @@ class Issuer(wiring.Component):
     back too soon, or the scratchpad's one port is taken. A command begins when all that the one before left behind can
     be read: the first beat `Datapath.latency` + 2 cycles after the last. `stall_writes` while it waits for memory to
     take results.
+
+    With `Config.epilogue_lanes` no beat is issued that ends a row beyond those for which there is room behind the array
+    (the rows issued and not yet `taken`), the datapath waits for parameters, and it has left when the last row has.
     """
 
     def __init__(self, config: Config):
@@ -44,7 +48,7 @@ class Issuer(wiring.Component):
                 # loader
                 "allowed": Out(1),  # to use the scratchpad for the stager's command
                 "tile": In(Turn()),
-                "parameters": In(Turn()),
+                **({"taken": In(1)} if config.epilogue_lanes else {"parameters": In(Turn())}),
                 # what executes
                 "beats": Out(Beats(config)),
                 "router": Out(Execution()),
@@ -61,14 +65,20 @@ class Issuer(wiring.Component):
         c = walker.command
         settle = Signal(range(Datapath.latency(config) + 1))  # cycles until the last beat has left
         drained = settle == 0
-        with m.If(~drained):
+        waiting = Signal(range(Serialiser.depth(config) + 1))  # rows issued and not yet taken
+        with m.If(~drained & (waiting == 0) if config.epilogue_lanes else ~drained):
             m.d.sync += settle.eq(settle - 1)
         self.reached, self.final_row = Signal(), Signal.like(c.rows)  # of the MATMUL being issued
         self.begins = Signal()  # a MATMUL
-        # Sums that are written a cycle apart would meet the reads of residuals at a shared port of the scratchpad.
-        odd, adds, self.avoids_port = Signal(), Signal(), Signal()
-        m.d.sync += [odd.eq(~odd & ~self.begins), adds.eq(c.residual != Residual.NONE)]
-        m.d.comb += self.avoids_port.eq(odd & adds & Scratchpad.shares_port(config))
+        if config.epilogue_lanes:
+            self.ends_row = Signal()
+            m.d.sync += waiting.eq(waiting + self.ends_row - self.taken)
+            self.no_end = waiting == Serialiser.depth(config)  # of a row, in this cycle
+        else:
+            # Sums that are written a cycle apart would meet the reads of residuals at a shared port of the scratchpad.
+            odd, adds, self.no_end = Signal(), Signal(), Signal()
+            m.d.sync += [odd.eq(~odd & ~self.begins), adds.eq(c.residual != Residual.NONE)]
+            m.d.comb += self.no_end.eq(odd & adds & Scratchpad.shares_port(config))
         self.walks = (
             self._along(m, c.depth, config.inputs, "slice"),
             self._along(m, c.columns, config.outputs, "group"),
@@ -80,7 +90,9 @@ class Issuer(wiring.Component):
             self.storer.command.eq(self.beats.command),
         ]
         self.tile_there, self.use_tile = self._next(m, self.tile)
-        self.parameters_there, self.use_parameters = self._next(m, self.parameters)
+        self.parameters_there: Value = Const(1)  # with a queue it is the datapath that waits for them
+        if not config.epilogue_lanes:
+            self.parameters_there, self.use_parameters = self._next(m, self.parameters)
         with m.FSM():
             walker.begin_states(self.begun)
             with m.State("RUN"), m.If(drained):
@@ -175,7 +187,7 @@ class Issuer(wiring.Component):
         fills = first_digit & first_slice
         ends = last_digit & last_slice
         first_row, last_row = Signal(init=1), row == final_row
-        holds = ends & self.avoids_port
+        holds = ends & self.no_end
         new_tile, new_channels = first_row & (streamed == 0), first_row & ends & stored
         waits = (new_tile & ~self.tile_there) | (new_channels & ~self.parameters_there)
         issue = ~waits & (gap == 0) & ~holds
@@ -193,7 +205,7 @@ class Issuer(wiring.Component):
             beat.last.eq(ends),
             beat.fresh.eq(first_digit),
             self.use_tile.eq(issue & new_tile),
-            self.use_parameters.eq(issue & new_channels),
+            (self.ends_row.eq(issue & ends) if config.epilogue_lanes else self.use_parameters.eq(issue & new_channels)),
         ]
         with m.If(gap != 0):
             m.d.sync += gap.eq(gap - 1)

@@ -142,6 +142,15 @@ def square(m: Module, value: Value, *, name: str) -> Signal:
     return register(m, total, name=name)
 
 
+def running(
+    m: Module, value: Value, first: Value, combine: Callable[[Value, Value], Value], shape: ShapeLike, *, name: str
+) -> Signal:
+    """All values from the last `first` on combined, a cycle later."""
+    total = Signal(shape, name=name, reset_less=True)
+    m.d.sync += total.eq(Mux(first, value, combine(total, value)))
+    return total
+
+
 def add(a: Value, b: Value) -> Value:
     return a + b
 

@@ -23,6 +23,8 @@ class Sequencer(wiring.Component):
 
     After a failure, or to abandon a task, reset the component. `stall_weights` is high while the datapath
     could go on but for the next tile, `stall_writes` while it waits for memory to take results.
+
+    With `Config.epilogue_lanes` it need not know of parameters, but of rows that the epilogue has taken.
     """
 
     def __init__(self, config: Config):
@@ -47,7 +49,7 @@ class Sequencer(wiring.Component):
                 "loader": Out(Loading()),
                 "weights": Out(stream.Signature(config.word_width)),
                 "tile": In(Turn()),
-                "parameters": In(Turn()),
+                **({"taken": In(1)} if config.epilogue_lanes else {"parameters": In(Turn())}),
                 # what executes
                 "lengths": In(lengths_width(config)),  # of the queues
                 "beats": Out(Beats(config)),
@@ -93,8 +95,11 @@ class Sequencer(wiring.Component):
         connect(m, flipped(self.read_data), boot.read_data)
         connect(m, boot.weights, flipped(self.weights))
         connect(m, flipped(self.bases), issuer.bases, fetcher.bases)
-        for name in ("tile", "parameters"):
-            connect(m, flipped(getattr(self, name)), getattr(issuer, name))
+        connect(m, flipped(self.tile), issuer.tile)
+        if self.config.epilogue_lanes:
+            m.d.comb += issuer.taken.eq(self.taken)
+        else:
+            connect(m, flipped(self.parameters), issuer.parameters)
         for name in ("beats", "router", "storer", "write_request"):
             connect(m, getattr(issuer, name), flipped(getattr(self, name)))
         m.d.comb += [

@@ -26,6 +26,7 @@ from patchloom.hw.pipeline import (
     multiply,
     register,
     rounded,
+    running,
     shift_round,
     shifted,
     square,
@@ -43,7 +44,8 @@ class Statistics(wiring.Component):
     """One row is read and one gathered each cycle; neither side stalls.
 
     `mean`, `scale` and `shift` follow `read_row` by `READ_LATENCY` cycles. A row gathered in several pieces
-    must not come again within `GATHER_PERIOD` cycles.
+    must not come again within `GATHER_PERIOD` cycles. With `Config.epilogue_lanes` the elements of a piece come in as
+    many cycles in a row, from `first` on; `gather`, `begin` and `gather_row` are looked at in the last of them.
     """
 
     READ_LATENCY = 5 + Rsqrt.LATENCY + 3
@@ -61,14 +63,15 @@ class Statistics(wiring.Component):
                 "gather": In(1),
                 "begin": In(1),  # forget what was gathered for this row
                 "gather_row": In(range(config.statistics_rows)),
-                "elements": In(config.outputs * ELEMENT_WIDTH),
+                "elements": In(config.channels_at_once * ELEMENT_WIDTH),
             }
+            | ({"first": In(1)} if config.epilogue_lanes else {})
         )
 
     @staticmethod
     def gather_latency(config: Config) -> int:
         """Cycles until a gathered row can be read."""
-        return tree_latency(config.outputs) + 5
+        return tree_latency(config.channels_at_once) + 5 + bool(config.epilogue_lanes)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -108,12 +111,17 @@ class Statistics(wiring.Component):
 
     def _gather(self, m: Module, rows: memory.Memory) -> None:
         write = rows.write_port()
-        lanes = [self.elements.word_select(i, ELEMENT_WIDTH).as_signed() for i in range(self.config.outputs)]
+        lanes = [self.elements.word_select(i, ELEMENT_WIDTH).as_signed() for i in range(self.config.channels_at_once)]
         lanes = [register(m, x, name="element") for x in lanes]
 
         # Cycle 2: square. Then the trees.
         squares, latency = tree(m, [register(m, x * x, name="square") for x in lanes], add, name="squares")
         total, _ = tree(m, [register(m, x, name="element") for x in lanes], add, name="total")
+        if self.config.epilogue_lanes:
+            first = delay(m, self.first, latency + 2, name="first")
+            squares = running(m, squares, first, add, signed(SQUARES_WIDTH), name="running_squares")
+            total = running(m, total, first, add, signed(TOTAL_WIDTH), name="running_total")
+            latency += 1
         valid = delay(m, self.gather, latency + 2, name="gather")
         begin = delay(m, self.begin, latency + 2, name="begin")
         row = delay(m, self.gather_row, latency + 1, name="gather_row")

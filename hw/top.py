@@ -71,7 +71,7 @@ class Top(wiring.Component):
             (sequencer.weights, loader.weights),
             (sequencer.loader, loader.order),
             (loader.tile_turn, sequencer.tile),
-            (loader.parameters_turn, sequencer.parameters),
+            (loader.parameters_turn, datapath.parameters_turn if config.epilogue_lanes else sequencer.parameters),
             (loader.tile, datapath.tile),
             (loader.parameters, datapath.parameters),
             (loader.stationary, datapath.stationary),
@@ -104,14 +104,17 @@ class Top(wiring.Component):
             queues.clear.eq(sequencer.router.start),
             queues.expert.eq(sequencer.beats.command.expert),
         ]
-        self._supervise(m, registers, sequencer, reader, writer, hold, loader, router)
+        progress = sequencer.beats.beat.valid | loader.write.valid | loader.tile.load | router.push.valid
+        if config.epilogue_lanes:
+            m.d.comb += sequencer.taken.eq(datapath.taken)
+            progress |= datapath.taken
+        progress |= (reader.data.valid & reader.data.ready) | (writer.data.valid & writer.data.ready)
+        self._supervise(m, registers, sequencer, reader, writer, hold, progress)
         return m
 
-    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold, loader, router) -> None:
+    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold, progress) -> None:
         """Errors and the watchdog stop the machine until the soft reset."""
         failed, idle_cycles = Signal(), Signal(32)
-        progress = sequencer.beats.beat.valid | loader.write.valid | loader.tile.load | router.push.valid
-        progress |= (reader.data.valid & reader.data.ready) | (writer.data.valid & writer.data.ready)
         late = sequencer.busy & (registers.watchdog_limit != 0) & (idle_cycles >= registers.watchdog_limit)
         m.d.sync += idle_cycles.eq(Mux(progress | ~sequencer.busy, 0, idle_cycles + 1))
 

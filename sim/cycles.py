@@ -46,8 +46,10 @@ from patchloom.hw import cache, dma
 from patchloom.hw.boot import command_beats
 from patchloom.hw.bundles import ROUTES_WIDTH, chunk_width, columns_width, parameters_at_once, parameters_width
 from patchloom.hw.datapath import Datapath
+from patchloom.hw.epilogue import Epilogue
 from patchloom.hw.router import Router
 from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.serialiser import ParameterQueue, Serialiser
 from patchloom.hw.storer import Storer
 from patchloom.sim import toolchain
 from patchloom.sim.device import NATIVE, SimulatedDevice, check_memory
@@ -63,6 +65,7 @@ WAITS = {
     "issuer.stager": "a tile or parameters, which the stager has not asked the loader for",
     "issuer.gap": "a row of few to come back no sooner than it may",
     "issuer.port": "the scratchpad's port, which reads the residual of the row before",
+    "issuer.room": "room behind the array, where rows wait for the epilogue",
     "issuer.load": "a LOAD",
     "issuer.route": "a ROUTE",
     "issuer.store": "a STORE",
@@ -148,7 +151,13 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
         "routes": 1 << ROUTES_WIDTH,
         "datapath_latency": Datapath.latency(config),
         "datapath_write": Datapath.write_latency(config),
+        "sums_latency": Datapath.sums_latency(config),
+        "passes": config.passes,
+        "rows_waiting": Serialiser.depth(config),
+        "parameter_sets": ParameterQueue.SETS,
+        "residual_lead": Epilogue.residual_lead(config),
         "period": Datapath.PERIOD,
+        "epilogue_period": Epilogue.PERIOD,
         "shared_port": int(Scratchpad.shares_port(config)),
         "read_latency": Scratchpad.READ_LATENCY,
         "write_latency": Scratchpad.WRITE_LATENCY,
@@ -292,10 +301,30 @@ MACHINES = (
     replace(_SMALL, inputs=8, outputs=4, lanes=4, scratchpad_copies=1),
     replace(_SMALL, inputs=4, outputs=8, lanes=4, bus_width=512, fifo_beats=64),
     replace(_SMALL, inputs=8, outputs=8, lanes=8, bus_width=32, weight_width=16, activation_width=16, max_experts=10),
-    replace(_SMALL, inputs=12, outputs=4, lanes=4, bus_width=32, fifo_beats=32, max_top_k=2, scratchpad_copies=1),
+    replace(
+        _SMALL,
+        inputs=12,
+        outputs=4,
+        lanes=4,
+        bus_width=32,
+        fifo_beats=32,
+        max_top_k=2,
+        scratchpad_copies=1,
+        epilogue_lanes=1,
+    ),
     replace(_SMALL, inputs=16, outputs=8, lanes=8, bus_width=256, activation_width=16, max_rows=24, max_experts=12),
     replace(_SMALL, inputs=8, outputs=12, lanes=4, bus_width=128, weight_width=16, fifo_beats=32, max_experts=16),
-    replace(_SMALL, inputs=16, outputs=16, lanes=8, bus_width=128, word_beats=4, fifo_beats=1024, max_experts=10),
+    replace(
+        _SMALL,
+        inputs=16,
+        outputs=16,
+        lanes=8,
+        bus_width=128,
+        word_beats=4,
+        fifo_beats=1024,
+        max_experts=10,
+        epilogue_lanes=8,
+    ),
     replace(
         _SMALL,
         inputs=8,
@@ -306,6 +335,7 @@ MACHINES = (
         fifo_beats=128,
         max_experts=8,
         scratchpad_copies=1,
+        epilogue_lanes=2,
     ),
 )
 MEMORIES = {"latency": (0, 1, 2, 20, 60, 200), "cycles_per_beat": (1, 1, 2, 3, 7), "outstanding": (1, 2, 3, 8, 32)}

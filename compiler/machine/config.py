@@ -64,6 +64,7 @@ class Config:
     word_beats: int = 1  # beats that the prefetch buffer hands over at once: how fast a tile can be written
     fifo_beats: int = 512  # weight prefetch buffer, in bus beats
     multipliers_packed: bool = False  # two 8-bit products in one 27x18 multiplier
+    epilogue_lanes: int = added(0, absent=0)  # sums of a row that are finished in one cycle; 0: all, without a queue
 
     def __post_init__(self) -> None:
         broken = [f"Config.{name} must be {rule}, not {getattr(self, name)!r}" for name, rule in self._broken()]
@@ -75,7 +76,7 @@ class Config:
             value = getattr(self, known.name)
             if type(value) is not known.type:
                 return [(known.name, f"of type {getattr(known.type, '__name__', known.type)}")]
-            if known.type is int and value < 1:
+            if known.type is int and value < 1 and value != known.metadata.get(ABSENT):
                 return [(known.name, "positive")]
         return [(name, rule) for name, rule, holds in self.rules() if not holds]
 
@@ -121,6 +122,12 @@ class Config:
             ),
             ("word_beats", "1, 2, 4 or 8", self.word_beats in (1, 2, 4, 8)),
             ("fifo_beats", "a power of two, 32 to 65536", self.fifo_beats in [1 << i for i in range(5, 17)]),
+            (
+                "epilogue_lanes",
+                f"0, or a divisor of lanes ({self.lanes}) that is less than outputs",
+                not self.epilogue_lanes
+                or (self.lanes % self.epilogue_lanes == 0 and self.epilogue_lanes < self.outputs),
+            ),
         ]
 
     @property
@@ -130,6 +137,16 @@ class Config:
     @property
     def output_chunks(self) -> int:
         return self.outputs // self.lanes
+
+    @property
+    def channels_at_once(self) -> int:
+        """Sums of a row that are finished in one cycle."""
+        return self.epilogue_lanes or self.outputs
+
+    @property
+    def passes(self) -> int:
+        """Cycles in which a row's sums are finished."""
+        return self.outputs // self.channels_at_once
 
     @property
     def banks(self) -> int:

@@ -14,6 +14,7 @@
 #include "cycles/queues.hpp"
 #include "cycles/reader.hpp"
 #include "cycles/router.hpp"
+#include "cycles/serialiser.hpp"
 #include "cycles/stager.hpp"
 #include "cycles/storer.hpp"
 #include "cycles/writer.hpp"
@@ -47,7 +48,7 @@ public:
         for (bool done = false; !done; cycle++) {
             const Wires w = step();
             done = w.done;
-            const bool progress = w.beat || w.tile_load || w.push || w.do_data() || w.do_beat();
+            const bool progress = w.beat || w.row_taken || w.tile_load || w.push || w.do_data() || w.do_beat();
             idle = progress ? 0 : idle + 1;
             if (idle < STANDSTILL) continue;
             job.stuck_at = boot.state == Boot::RUN ? issuer.index : 0;
@@ -67,6 +68,7 @@ private:
         issuer.step(w, m);
         stager.step(w, m);
         loader.step(w, m);
+        serialiser.step(w, m);
         issuer.exchange(w);
         fetcher.step(w, m);
         boot.step(w, m);
@@ -90,6 +92,7 @@ private:
         stager.offer(w);
         fetcher.offer(w);
         loader.offer(w);
+        serialiser.offer(w, m);
         router.offer(w);
         storer.offer(w);
     }
@@ -122,6 +125,7 @@ private:
     Stager stager;
     Fetcher fetcher;
     Loader loader;
+    Serialiser serialiser;
     Router router;
     Storer storer;
     Reader reader;

@@ -19,6 +19,7 @@ from patchloom.hw.bundles import parameters_at_once, queue_entry
 from patchloom.hw.command import beat_layout
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.serialiser import Serialiser
 from patchloom.sim.bench import case, cycles, pack, save, start
 from patchloom.sim.interpret import Entry, State, execute, stationary
 from tests.hw.pipelines import command_bits, config_of, joined, parted
@@ -78,10 +79,13 @@ class Writer:
         self.written = self.used = 0  # whole sets
         self.place, self.since = 0, lead  # cycles since the last set came to use
 
-    def piece(self):
+    def free(self) -> bool:
+        """Whether a set may be begun in this cycle."""
+        return self.written == 0 or (self.used == self.written and self.since >= self.lead)
+
+    def piece(self, *, free: bool):
         """What to write in this cycle, or nothing."""
-        free = self.written == 0 or (self.used == self.written and self.since >= self.lead)
-        if self.written == len(self.sets) or not free or RNG.random() < 0.2:
+        if self.written == len(self.sets) or not (free or self.place) or RNG.random() < 0.2:
             return None
         piece = self.sets[self.written][self.place]
         self.place += 1
@@ -181,7 +185,7 @@ class Bench:
             matrix, words = weights.matrix, self.words(c)
         else:
             matrix = await self.stationary(c)
-        apart = CONFIG.scratchpad_copies == 1 and c.residual != Residual.NONE
+        apart = CONFIG.scratchpad_copies == 1 and c.residual != Residual.NONE and not CONFIG.epilogue_lanes
         await self.issue(deque(beats(c, rows)), Writer(loads(c, matrix), 1), Writer(words, 0), 2 if apart else 1)
         await cycles(self.dut, Datapath.latency(CONFIG))
 
@@ -195,12 +199,17 @@ class Bench:
     async def issue(self, waiting: deque[Beat], tiles: Writer, words: Writer, apart: int) -> None:
         """A beat a cycle if nothing is in its way; a tile's last write may be in its first beat's cycle.
 
-        Last beats of rows enter at multiples of `apart` cycles.
+        Last beats of rows enter at multiples of `apart` cycles, and no more than there is room for behind the array.
         """
         dut, last = self.dut, dict[int, int]()
+        queues, behind = bool(CONFIG.epilogue_lanes), 0  # rows that are not taken yet
+        free = True  # for a set of parameters
         for cycle in range(100_000):
             there = words.written
-            piece, word = tiles.piece(), words.piece()
+            piece, word = tiles.piece(free=tiles.free()), words.piece(free=free if queues else words.free())
+            done = words.written > there
+            if queues:
+                dut.parameters_turn_done.value = int(done)
             dut.tile_load.value, dut.parameters_load.value = piece is not None, word is not None
             if piece is not None:
                 dut.tile_by_row.value, dut.tile_index.value, dut.tile_columns.value, dut.tile_data.value = piece
@@ -210,12 +219,14 @@ class Bench:
             beat = waiting[0] if waiting else None
             if beat is not None:
                 early = cycle - last.get(beat["row"], -100) < Datapath.PERIOD
-                lacks = (beat["tile"] and tiles.written == tiles.used) or (beat["channels"] and there == words.used)
-                early |= beat["last"] and cycle % apart != 0
+                lacks = beat["tile"] and tiles.written == tiles.used
+                lacks |= beat["channels"] and there == words.used and not queues
+                early |= beat["last"] and (cycle % apart != 0 or behind == Serialiser.depth(CONFIG))
                 if early or lacks or RNG.random() < 0.2:
                     beat = beat | {"valid": 0}
                 else:
                     waiting.popleft()
+                    behind += beat["last"] and queues
                     last[beat["row"]] = cycle
                     if beat["tile"]:
                         tiles.use()
@@ -223,7 +234,10 @@ class Bench:
                         words.use()
             dut.beats_beat.value = pack(beat_layout(CONFIG), **{k: int(v) for k, v in beat.items()}) if beat else 0
             await cycles(dut, 1)
-            if not waiting:
+            if queues:
+                behind -= int(dut.taken.value)
+                free = bool(dut.parameters_turn_free.value) and not done
+            if not waiting and not behind and words.written == len(words.sets):
                 break
         dut.beats_beat.value = dut.tile_load.value = dut.parameters_load.value = 0
 

@@ -12,7 +12,7 @@ from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMET
 from patchloom.compiler.machine.encoding import parted as parted_fields
 from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH, Ints
 from patchloom.hw.bundles import MULTIPLIER_WIDTH, parameters_at_once, queue_entry
-from patchloom.hw.command import beat_layout
+from patchloom.hw.command import beat_layout, pass_layout
 from patchloom.hw.epilogue import Epilogue, Parameters
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import pack
@@ -25,7 +25,11 @@ CONFIGS = {
         inputs=8, outputs=12, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64, accumulator_width=32
     ),
 }
-RESIDUAL_AT = Epilogue.TOTAL - 1  # cycle in which the residual is at its port
+PASSES = {
+    "12 channels in 3 passes": Config(
+        inputs=8, outputs=12, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64, epilogue_lanes=4
+    ),
+}
 
 
 @dataclass
@@ -79,47 +83,67 @@ OTHERS = ["elements", "residual.address", "maximum", "saturations", "target.row"
 def rtl(cases: Sequence[Case]) -> list[Result]:
     """(address, enable, half chunks, elements, gathered (begin, row)) of every beat; the rows' maxima; saturations."""
     settle, config = Epilogue.settle(cases[0].config), cases[0].config
-    runs = [(inputs(case), len(case.row) + settle + case.rows + 1) for case in cases]
+    runs = [(inputs(case), len(case.row) * config.passes + settle + case.rows + 1) for case in cases]
     seen = drive_each(Epilogue(config), runs, WRITES + OTHERS)
     return [result(case, outputs) for case, outputs in zip(cases, seen, strict=True)]
 
 
 def inputs(case: Case) -> Inputs:
     config = case.config
+    passes, n = config.passes, config.channels_at_once
     entries = zip(case.token, case.score, case.first, strict=True)
     beats = [
-        pack(beat_layout(config), valid=v, row=r, group=g)
+        {"valid": v, "row": r, "group": g} | ({"number": k} if passes > 1 else {})
         for r, g, v in zip(case.row, case.group, case.valid, strict=True)
+        for k in range(passes)
     ]
+    layout = pass_layout(config) if passes > 1 else beat_layout(config)
+
+    def parts(values: Ints, width: int) -> list[int]:
+        """What each pass sees of [beats, outputs]."""
+        return [joined(part, width) for part in values.reshape(-1, n)]
+
+    residuals = [joined(x, ELEMENT_WIDTH) for x in case.residual]
+    others = [~x & ((1 << config.outputs * ELEMENT_WIDTH) - 1) for x in residuals]  # in passes that must not look
     return {
         "command": command_bits(case.command),
-        "beat": beats,
-        "totals": [joined(x, config.accumulator_width) for x in case.totals],
-        "row_total": case.row_total.tolist(),
-        "parameters.bias": [joined(case.bias[g], BIAS_WIDTH) for g in case.group],
-        "parameters.multiplier": [joined(case.multiplier[g], MULTIPLIER_WIDTH) for g in case.group],
-        "parameters.shift": [joined(case.shift[g], SHIFT_WIDTH) for g in case.group],
-        "target.entry": [0] + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries],
-        "residual.data": [0] * RESIDUAL_AT + [joined(x, ELEMENT_WIDTH) for x in case.residual],
-        "maximum_row": [0] * (len(case.row) + Epilogue.settle(config)) + list(range(case.rows)),
+        "beat": [pack(layout, **beat) for beat in beats],
+        "totals": parts(case.totals, config.accumulator_width),
+        "row_total": case.row_total.repeat(passes).tolist(),
+        "parameters.bias": parts(case.bias[case.group], BIAS_WIDTH),
+        "parameters.multiplier": parts(case.multiplier[case.group], MULTIPLIER_WIDTH),
+        "parameters.shift": parts(case.shift[case.group], SHIFT_WIDTH),
+        "target.entry": [0]
+        + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries for _ in range(passes)],
+        "residual.data": [0] * residual_at(config)
+        + [x if k == 0 else y for x, y in zip(residuals, others, strict=True) for k in range(passes)],
+        "maximum_row": [0] * (len(beats) + Epilogue.settle(config)) + list(range(case.rows)),
     }
 
 
+def residual_at(config: Config) -> int:
+    """Cycle in which the residual is at its port."""
+    return Epilogue.residual_latency(config) + Scratchpad.READ_LATENCY
+
+
 def result(case: Case, seen: Seen) -> Result:
-    c, late, count = case.command, Epilogue.LATENCY, len(case.row)
+    c, late, passes = case.command, Epilogue.LATENCY, case.config.passes
+    count, n = len(case.row) * passes, case.config.channels_at_once
     written: list[Written] = []
-    for i in np.flatnonzero(case.valid):
+    for i in np.flatnonzero(case.valid) * passes + passes - 1:  # in the last pass
         address, enable, data, gather, begin, row = (seen[name][i + late] for name in WRITES)
         pieces = parted(data, case.config.lanes * ELEMENT_WIDTH // 2, 2 * case.config.output_chunks, signed=False)
         pieces = [piece if enable >> k & 1 else 0 for k, piece in enumerate(pieces)]
-        elements = parted(seen["elements"][i + late], ELEMENT_WIDTH, case.config.outputs)
-        written.append((address, enable, pieces, elements, (begin, row) if gather else None))
-    idle = np.flatnonzero(case.valid == 0) + late
+        elements = joined(seen["elements"][i + late - passes + 1 : i + late + 1], n * ELEMENT_WIDTH)
+        words = parted(elements, ELEMENT_WIDTH, case.config.outputs)
+        written.append((address, enable, pieces, words, (begin, row) if gather else None))
+    last = np.arange(count) % passes == passes - 1
+    idle = np.flatnonzero((case.valid.repeat(passes) == 0) | ~last) + late
     assert not any(seen["write.enable"][i] or seen["gather"][i] for i in idle)
-    assert seen["target.row"][:count] == case.row.tolist()
+    assert seen["target.row"][:count] == case.row.repeat(passes).tolist()
     if c.residual:
-        at = RESIDUAL_AT - Scratchpad.READ_LATENCY
-        assert [seen["residual.address"][i + at] for i in range(count)] == residual_addresses(case)
+        at = Epilogue.residual_latency(case.config)
+        assert seen["residual.address"][at : count + at : passes] == residual_addresses(case)
     asked = count + Epilogue.settle(case.config) + 1
     return written, seen["maximum"][asked:][: case.rows] if c.row_maximum else [], sum(seen["saturations"])
 
@@ -185,6 +209,7 @@ def check(cases: Sequence[Case]) -> None:
 
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+with_passes = pytest.mark.parametrize("config", (CONFIGS | PASSES).values(), ids=CONFIGS | PASSES)
 
 
 @every_config
@@ -226,7 +251,7 @@ def test_softmax(config):
     )
 
 
-@every_config
+@with_passes
 def test_groups(config):
     """Channels beyond the tensor's, statistics and maxima over groups, rows that come again at the least distance."""
     fields = {"statistics": 1, "o_statistics": 40, "row_maximum": 1, "o_address": 500}
@@ -238,7 +263,7 @@ def test_groups(config):
     )
 
 
-@every_config
+@with_passes
 def test_packed(config):
     """Half chunks of a group of channels, in the order of the elements; what is gathered is not packed."""
     fields = {"statistics": 1, "o_statistics": 40, "row_maximum": 1, "o_packed": 1, "r_address": 200, "r_stride": 9}

@@ -32,8 +32,9 @@ from patchloom.sim.device import SimulatedDevice
 from tests.compiler.golden import matches
 from tests.compiler.graphs import compiled, random_graph, transformer
 
-# A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column.
-BUILT = dict(zip(("bus64", "bus512", "native16"), MACHINES[:3], strict=True))
+# A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column;
+# rows that wait for the epilogue.
+BUILT = dict(zip(("bus64", "bus512", "native16", "1 lane"), MACHINES[:4], strict=True))
 MEMORIES = [
     {"latency": latency, "cycles_per_beat": per_beat, "outstanding": outstanding}
     for (latency, per_beat), outstanding in zip(product((1, 20, 200), (1, 3)), (2, 32, 1, 8, 32, 3), strict=True)

@@ -35,8 +35,11 @@ SQUARE = Config(inputs=8, outputs=8, lanes=4, bus_width=64, **SIZES)
 CONFIGS = {
     "8 x 8, bus of 64": SQUARE,
     "16 x 8, bus of 32, 1 copy": Config(inputs=16, outputs=8, lanes=8, bus_width=32, scratchpad_copies=1, **SIZES),
-    "8 x 16 of 16 bits, bus of 128": Config(
-        inputs=8, outputs=16, lanes=8, bus_width=128, weight_width=16, activation_width=16, **SIZES
+    "8 x 16 of 16 bits, 8 lanes, bus of 128": Config(
+        inputs=8, outputs=16, lanes=8, bus_width=128, weight_width=16, activation_width=16, epilogue_lanes=8, **SIZES
+    ),
+    "8 x 4, 1 lane, bus of 64, 1 copy": Config(
+        inputs=8, outputs=4, lanes=4, bus_width=64, scratchpad_copies=1, epilogue_lanes=1, **SIZES
     ),
 }
 PRECISIONS = ("w8a8", "w8a16", "w16a16")

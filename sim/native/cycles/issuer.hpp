@@ -9,6 +9,8 @@ struct Issuer : Walker {
     Count routes = 0, routes_begun = 0, settle = 0;
     Count row = 0, feature = 0, channel = 0, streamed = 0, stationary = 0, gap = 0;
     bool odd = false;
+    const Command* executing = nullptr;
+    bool one_row = false;  // of the command executed
     Delay written;
 
     using Walker::Walker;
@@ -21,14 +23,16 @@ struct Issuer : Walker {
         w.routes_begun = routes_begun;
         w.tile_free = !tile_written;
         w.parameters_free = !parameters_written;
-        w.writes_result = written.out(m.datapath_write);
+        w.executing = executing;
+        w.one_row = one_row;
+        if (m.passes == 1) w.writes_result = written.out(m.datapath_write);
     }
 
     void step(Wires& w, const Machine& m) {
         const Issuer r = *this;
         Issuer& n = *this;
         const bool drained = r.settle == 0, same = r.index == w.stager_index;
-        if (!drained) n.settle = r.settle - 1;
+        if (!drained && !w.rows_waiting) n.settle = r.settle - 1;
         n.odd = !r.odd;
         r.walk(n, w, true);
         switch (r.state) {
@@ -38,7 +42,10 @@ struct Issuer : Walker {
         case DECODE: w.issuer_waits = ISSUER_COMMAND; break;
         case RUN:
             w.issuer_waits = ISSUER_SETTLE;
-            if (drained) r.begin(n, w, m, same);
+            if (!drained) break;
+            n.executing = r.command;
+            n.one_row = r.length() == 1;
+            r.begin(n, w, m, same);
             break;
         case MATMUL:
             w.loader_allowed = drained && same;
@@ -116,15 +123,18 @@ private:
         const bool new_tile = row == 0 && streamed == 0;
         const bool ends = last_digit && last_slice;
         const bool new_channels = row == 0 && ends && c.b_source == STATIONARY_MEMORY;
-        const bool waits = (new_tile && !tile_written) || (new_channels && !parameters_written);
-        const bool holds = m.shared_port && ends && c.residual && odd;
+        const bool queues = m.passes > 1;
+        const bool waits = (new_tile && !tile_written) || (new_channels && !queues && !parameters_written);
+        const bool port = m.shared_port && !queues && ends && c.residual && odd;
+        const bool full = queues && ends && w.rows_waiting == m.rows_waiting;
         if (gap) n.gap = gap - 1;
-        if (waits || gap || holds) {
-            w.issuer_waits = waits ? ISSUER_TILE : gap ? ISSUER_GAP : ISSUER_PORT;
+        if (waits || gap || port || full) {
+            w.issuer_waits = waits ? ISSUER_TILE : gap ? ISSUER_GAP : port ? ISSUER_PORT : ISSUER_ROOM;
             return false;
         }
         w.beat = true;
         w.row_done = ends;
+        w.new_channels = new_channels;
         w.use_tile = new_tile;
         w.use_parameters = new_channels;
         n.row = last_row ? 0 : row + 1;

@@ -13,7 +13,7 @@ struct Delay {
     void shift(bool in) { (line <<= 1)[0] = in; }
 };
 
-// amaranth.lib.fifo.SyncFIFOBuffered; hw.dma._Buffer is one whose depth is one more than its RAM's.
+// amaranth.lib.fifo.SyncFIFOBuffered; hw.buffer.Buffer is one whose depth is one more than its RAM's.
 struct Buffer {
     Count inner_level = 0;
     bool r_rdy = false;

@@ -30,12 +30,15 @@ struct Wires {
     bool tile_free, parameters_free, writes_result;
     // others
     bool loader_busy, router_busy, storer_busy;
+    const Command* executing;  // by the datapath
+    bool one_row;              // whether the command has no more
+    Count rows_waiting;        // issued and not yet taken by an epilogue of few lanes
 
     Request asked;       // of the request's register
     Request writes;      // to the writer
     bool data_ready, beats_valid;
     bool done;
-    bool beat, row_done, use_tile, use_parameters;
+    bool beat, row_done, new_channels, row_taken, use_tile, use_parameters;
     bool loader_start, loader_drop, loader_allowed;
     bool weights_ready, starved, tile_load, tile_done, parameters_done;
     bool router_start, push, storer_start;

@@ -10,13 +10,13 @@ OTHER = {
     "inputs": 32, "outputs": 32, "lanes": 8, "weight_width": 16, "activation_width": 16, "accumulator_width": 32,
     "max_rows": 128, "scratchpad_chunks": 8192, "scratchpad_copies": 1, "statistics_rows": 256, "max_experts": 8,
     "max_top_k": 2, "command_depth": 128, "bus_width": 128, "fifo_beats": 256, "word_beats": 2,
-    "multipliers_packed": True,
+    "multipliers_packed": True, "epilogue_lanes": 2,
 }  # fmt: skip
 
 BROKEN = {
     "inputs": 24, "outputs": 0, "lanes": 12, "weight_width": 4, "activation_width": 12, "accumulator_width": 48,
     "max_rows": 8, "scratchpad_chunks": 1, "scratchpad_copies": 3, "statistics_rows": 1, "max_experts": 1,
-    "max_top_k": 9, "command_depth": 1, "bus_width": 48, "word_beats": 3, "fifo_beats": 33,
+    "max_top_k": 9, "command_depth": 1, "bus_width": 48, "word_beats": 3, "fifo_beats": 33, "epilogue_lanes": 3,
 }  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def test_types(name, value):
 @pytest.mark.parametrize("name", [name for name in BROKEN if name != "multipliers_packed"])
 @pytest.mark.parametrize("value", [0, -16])
 def test_sizes_are_positive(name, value):
+    if (name, value) == ("epilogue_lanes", 0):
+        return  # all
     with pytest.raises(ConfigError, match=f"^Config.{name} must be positive, not {value}$"):
         Config(**{name: value})
 
@@ -104,6 +106,17 @@ def test_fields_that_a_manifest_does_not_state():
     assert Wider.stated(asdict(Wider(ports=4))) == Wider(ports=4)
     with pytest.raises(KeyError, match="inputs"):
         Config.stated({name: value for name, value in asdict(old).items() if name != "inputs"})
+
+
+def test_lanes_of_the_epilogue():
+    """Fewer than there are outputs, or all."""
+    config = Config(outputs=32, epilogue_lanes=16)
+    assert (config.channels_at_once, config.passes) == (16, 2)
+    assert (Config().channels_at_once, Config().passes) == (16, 1)
+    with pytest.raises(
+        ConfigError, match=r"Config.epilogue_lanes must be 0, or a divisor of lanes \(16\) that is less"
+    ):
+        Config(epilogue_lanes=16)
 
 
 def test_derived_sizes():
