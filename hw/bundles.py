@@ -117,7 +117,8 @@ class ParameterSet(wiring.Signature):
 class Turn(wiring.Signature):
     """Of tiles, or of sets of parameters: who writes the next one waits until `free`, then pulses `done`.
 
-    `free` falls a cycle after `done`, and rises a cycle after the first beat that uses what was written.
+    `free` falls a cycle after `done`, and rises a cycle after the first beat that uses what was written. Where several
+    sets can be written ahead (`ParameterQueue`) it falls only with the last that there is room for.
     """
 
     def __init__(self) -> None:
@@ -210,7 +211,7 @@ class Loading(wiring.Signature):
 class Beats(wiring.Signature):
     """Beats of one MATMUL, a row's slice each, in every cycle with `beat.valid`.
 
-    `command` stands until `Datapath.latency` cycles after the last beat. A row must not come back within
+    `command` stands until all has left the datapath (`Datapath.latency`). A row must not come back within
     `Datapath.PERIOD` cycles.
     """
 
