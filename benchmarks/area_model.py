@@ -59,7 +59,16 @@ POINTS["8x8 packed"] = {
 
 FAMILIES: tuple[Family, ...] = ("ecp5", "xc7", "xcup")
 # Units of ECP5, where no hierarchy is kept, are in proportion to those of the others, by group.
-GROUPS = {"operand": 0, "epilogue": 1, "accumulators": 1, "statistics": 1, "parameters": 1, "multipliers": 2, "tile": 2}
+GROUPS = {
+    "operand": 0,
+    "epilogue": 1,
+    "accumulators": 1,
+    "statistics": 1,
+    "parameters": 1,
+    "multipliers": 2,
+    "tile": 2,
+    "scratchpad": 3,
+}
 RIDGE = 3e-3  # of a factor whose size explains a whole unit by itself, against errors as shares of the unit
 STEPS = 4000
 
@@ -146,15 +155,15 @@ def _in_proportion(chosen: list[dict[str, Any]], kind: str, like: dict[str, list
     """Another family's factors, those of each group scaled alike, near to the scale of the whole."""
     rows = []
     for p in chosen:
-        row = [0.0] * 4
+        row = [0.0] * 5
         for unit, sizes in features(Config(**p["config"]), p["family"]).items():
-            row[GROUPS.get(unit, 3)] += float(np.dot(sizes, like[unit]))
+            row[GROUPS.get(unit, 4)] += float(np.dot(sizes, like[unit]))
         rows.append(row)
     matrix, found = np.array(rows), np.array([p["area"][kind] for p in chosen], float)
     whole = float(np.mean(found / matrix.sum(axis=1)))
     scales = whole + _ridge(matrix / found[:, None], 1 - matrix.sum(axis=1) * whole / found, 2e-3)
     return {
-        unit: [factor * max(scales[GROUPS.get(unit, 3)], 0) for factor in factors] for unit, factors in like.items()
+        unit: [factor * max(scales[GROUPS.get(unit, 4)], 0) for factor in factors] for unit, factors in like.items()
     }
 
 

@@ -95,7 +95,9 @@ def multipliers(config: Config) -> int:
     # router's score; two reciprocals and the root interpolate.
     rows = -(-TOTAL_WIDTH // limb) + -(-SQUARES_WIDTH // limb) + 3 + 1 + 2 + 1 + 1 + 1 + 3
     tasks = int(config.command_depth & (config.command_depth - 1) != 0)  # a task's first command
-    return int(array + config.outputs * channel + squares + config.inputs + rows + tasks)
+    # Places of slices and groups: three products each with a size that is no power of two.
+    places = sum(3 for size in (config.inputs, config.outputs) if size & (size - 1) != 0)
+    return int(array + config.outputs * channel + squares + config.inputs + rows + tasks + places)
 
 
 # --- Block RAMs ---
@@ -166,6 +168,9 @@ def features(config: Config, family: Family) -> dict[str, tuple[float, ...]]:
     width, ports = c.lanes * ELEMENT_WIDTH, c.input_chunks + c.banks
     turns = c.banks - 1  # of what a chunk's place is chosen from
     blocks = -(-c.scratchpad_chunks // c.banks // Scratchpad.BLOCK)
+    # Registers behind the block RAMs; a chain of them with nothing to choose between is a shift register on Xilinx.
+    chain = family != "ecp5" and c.banks == blocks == 1
+    registers = width if chain else width * (2 * c.banks * (blocks + 1) + ports + c.banks)
     shallow = -(-c.max_rows // 64) if family != "ecp5" and c.max_rows <= SHALLOW["xilinx"] else 0
     expert = (c.max_experts - 1).bit_length()
     return {
@@ -176,7 +181,7 @@ def features(config: Config, family: Family) -> dict[str, tuple[float, ...]]:
         "statistics": (c.outputs, 1),
         "parameters": (c.outputs,),
         "epilogue": (c.outputs, c.outputs * c.multipliers_packed, 1),
-        "scratchpad": (width * ports * turns, width * c.banks * (blocks - 1), width * (ports + c.banks), 1),
+        "scratchpad": (width * ports * turns, width * c.banks * (blocks - 1), registers, 1),
         "datapath": (tile_word(c) + parameters_width(c), 1),
         "loader": (max(c.inputs, c.outputs), columns_width(c), 1),
         "reader": (c.bus_width, 1),

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks import vendor
 from benchmarks.bitstreams import RESULTS
+from benchmarks.boards import RESULTS as SIZED
 from docs.page import DOCS, replaced
 from patchloom.boards.board import BOARDS
 
@@ -74,11 +75,36 @@ def vendor_table() -> Iterator[str]:
         yield f"| `{name}` | `{made['top']}` | {used} | {made['pyosys']} | {made['date']} |"
 
 
+def frames_table() -> Iterator[str]:
+    """Frames a second; the memory's figures are those of the table of sources."""
+    models: dict[str, Any] = json.loads(SIZED.read_text())["models"]
+    yield "| board | memory: latency, cycles a beat, and where they are from | " + " | ".join(models) + " |"
+    yield "|---|---|" + "---|" * len(models)
+    for name, found in BOARDS.items():
+        memory = found.memory
+        figures = (
+            f"{memory.latency}: {memory.latency_source}; {memory.cycles_per_beat}: {memory.cycles_per_beat_source}"
+        )
+        yield f"| `{name}` | {figures} | " + " | ".join(_frames(boards.get(name)) for boards in models.values()) + " |"
+
+
+def _frames(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "not measured"
+    if "refused" in result:
+        return result["refused"].partition("; try")[0]
+    config, rates = result["config"], result["frames_per_second"]
+    each = ", ".join(f"{rate:.3g}" + (f" {task}" if len(rates) > 1 else "") for task, rate in rates.items())
+    array = f"{config.get('inputs', 16)} x {config.get('outputs', 16)}"
+    return f"**{each}** ({array}; {result['limit'].partition(':')[0]})"
+
+
 TABLES = {
     "boards": board_table,
     "sources": source_table,
     "bitstreams": bitstream_table,
     "vendor": vendor_table,
+    "frames": frames_table,
 }
 
 

@@ -61,6 +61,9 @@ def compile_command(
     board: Annotated[
         str | None, typer.Option(help="Size the machine for this board and the model, whatever the design says of it.")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Yosys says what the machine takes of the board, in minutes.")
+    ] = False,
 ) -> None:
     """Compile the model of a design file to a Program.
 
@@ -69,7 +72,7 @@ def compile_command(
     with needed_by("patchloom compile", "compile"):
         from patchloom.design import compile_design, load_design  # noqa: PLC0415 - an extra
     with progress_bar() as tell:
-        program = compile_design(load_design(design, board), tell, tell_budget)
+        program = compile_design(load_design(design, board), tell, tell_budget, measure=measure)
     save(program, output)
     out.print(f"{output}: {len(program.image)} bytes, tasks {', '.join(task.name for task in program.tasks)}")
 

@@ -42,6 +42,7 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     tasks: Sequence[str] | None = None,
     config: Config | None = None,
     board: str | None = None,
+    measure: bool = False,
     precision: str = "w8a8",
     overrides: Mapping[str, str] | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
@@ -56,7 +57,8 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     layers, by pattern of their name, another precision than `precision`.
 
     `board` names one of `patchloom boards`: the machine is sized for it and the model, or `config` must suit it;
-    `budget` is told what it takes of the board and what limits it, before the Program is returned.
+    `budget` is told what it takes of the board and what limits it, before the Program is returned. With `measure` Yosys
+    says what it takes, in minutes, and not the area model.
 
     `preprocessing`, which the Program keeps, makes the model's input of pictures: a `Preprocessing`, a dictionary of
     its fields, or timm's `resolve_data_config(model=model)`; by name where there are several inputs. It applies to
@@ -88,7 +90,7 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
     if board is None:
         return _keeping(schedule(quantised, config or preset_for(bits)), kept)
-    program, made = _sized(quantised, samples, board, config, progress)
+    program, made = _sized(quantised, samples, board, config, progress, measured=measure)
     if budget:
         budget(made)
     return _keeping(program, kept)
@@ -106,12 +108,12 @@ def _keeping(program: Program, preprocessing: Mapping[str, Preprocessing]) -> Pr
 
 
 def _sized(
-    quantised: Quantised, samples: Samples, name: str, config: Config | None, progress: Tell | None
+    quantised: Quantised, samples: Samples, name: str, config: Config | None, progress: Tell | None, *, measured: bool
 ) -> "tuple[Program, Budget]":
     """For a board."""
     sizing, found = _sizing(), board_of(name)
     if config is None:
-        program, made = sizing.size(quantised, samples, found, progress)
+        program, made = sizing.size(quantised, samples, found, progress, measured=measured)
     else:
         program = schedule(quantised, config)
         made = sizing.budget(quantised, samples, program, found)

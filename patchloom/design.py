@@ -439,7 +439,11 @@ def _preset(reader: Reader, node: yaml.Node) -> str:
 
 
 def compile_design(
-    design: Design, progress: Tell | None = None, budget: "Callable[[Budget], None] | None" = None
+    design: Design,
+    progress: Tell | None = None,
+    budget: "Callable[[Budget], None] | None" = None,
+    *,
+    measure: bool = False,
 ) -> Program:
     """Raises `DesignError` with all that cannot be loaded."""
     problems: list[str] = []
@@ -458,6 +462,7 @@ def compile_design(
         tasks=design.tasks,
         config=design.config,
         board=design.board,
+        measure=measure,
         precision=design.precision,
         overrides=design.overrides,
         preprocessing=kept.get("", kept) or None,

@@ -7,7 +7,7 @@ until no roofline is below what was found. Memories are as large as the model ne
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchloom.boards.area import measure
 from patchloom.boards.board import BOARDS, Board
 from patchloom.boards.estimate import Area, device_area, estimate, exceeds, soc_area, usable
 from patchloom.compiler.machine.commands import Kind, Queue, Stationary
@@ -28,6 +29,7 @@ from patchloom.compiler.schedule.buffers import aligned
 from patchloom.sim.cycles import Prediction, Routed, predict, queue_lengths
 
 Floats = NDArray[np.float64]
+CUT = 512  # commands that the smallest memory for them holds on most devices
 TRIES = 12  # Configs that are scheduled before the best of them is taken
 VARIANTS = 2  # of one shape: with other lanes or rows
 SLACK = 0.98  # a roofline is this sure: padding differs a little from Config to Config
@@ -269,14 +271,22 @@ def attempt(model: Model, config: Config, board: Board) -> Tried:
 
     Raises `FitError` where the model does not fit that, or `SizeError` where the device or its memory has no room.
     """
-    while True:
-        roomy = _with_scratchpad(config, board)
+    short, depth = None, max(config.command_depth, _power_of_two(model.commands), CUT)
+    while depth <= ROOMY.command_depth:
+        try:
+            roomy = _with_scratchpad(replace(config, command_depth=depth), board)
+        except SizeError:
+            if short:
+                break
+            raise
         try:
             return _tried(model, _shrunk(schedule(model.quantised, roomy)), board)
         except FitError as error:  # cut so often that there are too many commands?
-            if "scratchpad_chunks" in error.sizes or error.sizes.get("command_depth", 1 << 16) > ROOMY.command_depth:
+            if error.sizes.keys().isdisjoint({"scratchpad_chunks", "command_depth"}):
                 raise
-            config = replace(config, command_depth=_power_of_two(error.sizes["command_depth"]))
+            short, depth = error, 2 * depth
+    assert short is not None
+    raise short
 
 
 def _with_scratchpad(config: Config, board: Board) -> Config:
@@ -296,10 +306,11 @@ def _with_scratchpad(config: Config, board: Board) -> Config:
 
 
 def _shrunk(program: Program) -> Config:
-    """The program's Config with no more chunks than are used."""
+    """The program's Config with no more chunks and commands than are used."""
     used = max((buffer.address + buffer.chunks for task in program.tasks for buffer in task.buffers), default=64)
-    config = program.config
-    return replace(config, scratchpad_chunks=max(aligned(used, config.banks), _fewest_chunks(config)))
+    config, commands = program.config, max(len(task.commands) for task in program.tasks)
+    chunks = max(aligned(used, config.banks), _fewest_chunks(config))
+    return replace(config, scratchpad_chunks=chunks, command_depth=_power_of_two(commands))
 
 
 def _tried(model: Model, config: Config, board: Board) -> Tried:
@@ -329,21 +340,55 @@ def check_memory(program: Program, board: Board) -> None:
 # --- The search ---
 
 
-def size(quantised: Quantised, samples: Samples, board: Board, progress: Tell | None = None) -> tuple[Program, Budget]:
+def size(
+    quantised: Quantised, samples: Samples, board: Board, progress: Tell | None = None, *, measured: bool = False
+) -> tuple[Program, Budget]:
     """The fastest Program for a board, all tasks counted once; `samples` are its inputs, as calibration had them.
 
-    Raises `SizeError` with what is missing where none fits.
+    `measured` by Yosys, which takes minutes, an array that does not fit is put aside. Raises `SizeError` with what is
+    missing where none fits.
     """
     model = read_model(quantised, samples)
-    found, limit = search(model, board, progress)
-    larger = _larger(model, board)
-    return found.program, _budget(found, board, limit, larger)
+    program, made = _measured(model, board, progress) if measured else sized(model, board, progress)
+    return program, replace(made, larger=_larger(model, board))
 
 
-def search(model: Model, board: Board, progress: Tell | None = None, tries: int = TRIES) -> tuple[Tried, str]:
-    """The fastest of `tries`, and what keeps it from being faster."""
+def _measured(model: Model, board: Board, progress: Tell | None) -> tuple[Program, Budget]:
+    """The fastest that fits by Yosys."""
+    aside: set[tuple[int, int]] = set()
+    while True:
+        program, made = sized(model, board, progress, aside=aside)
+        if progress:
+            progress("Yosys", len(aside), len(aside) + 1)
+        area = measure(made.config, board.device.family)
+        if not exceeds(area, usable(board)):
+            return program, replace(made, machine=area, measured=True)
+        aside.add((made.config.inputs, made.config.outputs))
+
+
+def sized(
+    model: Model,
+    board: Board,
+    progress: Tell | None = None,
+    tries: int = TRIES,
+    aside: Collection[tuple[int, int]] = (),
+) -> tuple[Program, Budget]:
+    """The same of a model that was read, by the area model, without a look at larger devices."""
+    found, limit = search(model, board, progress, tries, aside)
+    return found.program, _budget(found, board, limit)
+
+
+def search(
+    model: Model,
+    board: Board,
+    progress: Tell | None = None,
+    tries: int = TRIES,
+    aside: Collection[tuple[int, int]] = (),
+) -> tuple[Tried, str]:
+    """The fastest of `tries`, but for the arrays put `aside`; and what keeps it from being faster."""
     every = candidates(model, board)
-    best, short, tried_already, failed = None, _Short(), 0, None
+    best, short, tried_already = None, _Short(), 0
+    failed: FitError | SizeError | None = None
     shapes: Counter[tuple[int, int]] = Counter()
     for candidate in every:
         if tried_already == tries:
@@ -351,7 +396,7 @@ def search(model: Model, board: Board, progress: Tell | None = None, tries: int 
         if candidate.lacks or (best and candidate.roofline * SLACK >= best.total):
             continue
         shape = candidate.config.inputs, candidate.config.outputs
-        if short.of(candidate.config, board) or shapes[shape] == VARIANTS:
+        if shape in aside or shapes[shape] == VARIANTS or short.of(candidate.config, board):
             continue
         shapes[shape] += 1
         tried_already += 1
@@ -359,7 +404,7 @@ def search(model: Model, board: Board, progress: Tell | None = None, tries: int 
             progress(f"size for {board.name}", tried_already, tries)
         try:
             tried = attempt(model, candidate.config, board)
-        except FitError as error:
+        except (FitError, SizeError) as error:
             failed = error
             short.remember(candidate.config, error)
             continue
@@ -378,8 +423,8 @@ class _Short:
     def __init__(self) -> None:
         self.least: dict[int, int] = {}  # bytes that are needed, by lanes
 
-    def remember(self, config: Config, error: FitError) -> None:
-        if "scratchpad_chunks" in error.sizes:
+    def remember(self, config: Config, error: FitError | SizeError) -> None:
+        if isinstance(error, FitError) and "scratchpad_chunks" in error.sizes:
             need = error.sizes["scratchpad_chunks"] * config.lanes * CHUNK_BYTES
             self.least[config.lanes] = min(need, self.least.get(config.lanes, need))
 
@@ -453,7 +498,7 @@ def _limit(model: Model, best: Tried, board: Board, every: Sequence[Candidate]) 
     if not nearest.lacks:
         return f"block RAMs: beside an array of {shape} the scratchpad is too small"
     wants = (f"{want:g} {KINDS[kind]} of {getattr(room, kind):g}" for kind, want in nearest.lacks.items())
-    return f"{' and '.join(KINDS[kind] for kind in nearest.lacks)}: an array of {shape} wants {', '.join(wants)}"
+    return f"{', '.join(KINDS[kind] for kind in nearest.lacks)}: an array of {shape} wants {', '.join(wants)}"
 
 
 def _larger(model: Model, board: Board) -> Budget | None:
@@ -461,19 +506,16 @@ def _larger(model: Model, board: Board) -> Budget | None:
     larger = [other for other in BOARDS.values() if other.device.dsps > board.device.dsps]
     if not larger:
         return None
-    other = min(larger, key=lambda one: one.device.dsps)
-    try:
-        found, limit = search(model, other, tries=2)
-    except (SizeError, FitError):
-        return None
-    return _budget(found, other, limit)
+    with suppress(SizeError, FitError):
+        return sized(model, min(larger, key=lambda one: one.device.dsps), tries=2)[1]
+    return None
 
 
-def _budget(found: Tried, board: Board, limit: str, larger: Budget | None = None) -> Budget:
+def _budget(found: Tried, board: Board, limit: str) -> Budget:
     config = found.program.config
     read = {task: made.beats_read * config.beat_bytes for task, made in found.predictions.items()}
     machine = estimate(config, board.device.family)
-    return Budget(board, config, machine, False, found.cycles, read, limit, larger)
+    return Budget(board, config, machine, False, found.cycles, read, limit)
 
 
 # --- A Config that is given ---

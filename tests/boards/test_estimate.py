@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.area_model import FAMILIES, POINTS, errors, fitted, points
+from benchmarks.boards import RESULTS as SIZED
 from benchmarks.configs import CONFIGS
 from patchloom.boards.area import FAMILIES as RULES
 from patchloom.boards.area import _holes
@@ -68,6 +69,15 @@ def test_what_a_board_has_left():
         assert 0 < room.lut + soc.lut <= 0.8 * board.device.luts + 1
         assert room.dsp + soc.dsp == board.device.dsps
         assert exceeds(Area(room.dsp + 1, 0, 0, room.ff), room) == {"dsp": room.dsp + 1}
+
+
+def test_the_machines_of_the_table_fit_their_boards():
+    """Of docs/boards.md, chosen when the factors may have been others."""
+    for boards in json.loads(SIZED.read_text())["models"].values():
+        for name, result in boards.items():
+            if "config" in result:
+                config, board = Config(**result["config"]), BOARDS[name]
+                assert not exceeds(estimate(config, board.device.family), usable(board)), (name, config)
 
 
 def test_cells_are_counted_by_the_places_they_take():

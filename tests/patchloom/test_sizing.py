@@ -147,3 +147,19 @@ def test_rooflines_are_below_what_is_predicted(mlp, samples):
     for candidate in sizing.candidates(model, BOARD):
         if not candidate.lacks:
             assert candidate.roofline * sizing.SLACK <= sizing.attempt(model, candidate.config, BOARD).total
+
+
+def test_an_array_that_yosys_finds_too_large_is_put_aside(mlp, samples, monkeypatch):
+    """The first two are; Yosys itself is not run."""
+    asked = []
+
+    def measure(config, family):
+        asked.append((config.inputs, config.outputs))
+        area = estimate(config, family)
+        return replace(area, lut=80_000) if len(asked) < 3 else replace(area, lut=12_345)
+
+    monkeypatch.setattr(sizing, "measure", measure)
+    program, budget = sizing.size(quantised(mlp, samples), {"x": samples}, BOARD, measured=True)
+    assert len(set(asked)) == 3
+    assert (program.config.inputs, program.config.outputs) == asked[-1]
+    assert (budget.measured, budget.machine.lut) == (True, 12_345)
