@@ -38,6 +38,7 @@ bench: $(READY)  ## the reference workload on four machines, the HLS side, scali
 	$(BIN)/python -m benchmarks.hls
 	$(BIN)/python -m benchmarks.core
 	$(BIN)/python -m benchmarks.vendor
+	$(BIN)/python -m benchmarks.soc
 
 bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results
 	$(BIN)/python -m benchmarks.bitstreams

@@ -56,7 +56,7 @@ def build(
     found = board(board_name)
     check_program(found, program)
     check_replaceable(output)
-    tools.need_packages()
+    tools.need_packages("patchloom build")
     routing = found.tools == "open" and not sources_only
     if routing:
         tools.ecp5()

@@ -33,6 +33,7 @@ from patchloom.boards.sources import DIGEST, MACHINE, SOC
 from patchloom.compiler.machine.config import Config
 from patchloom.host.device import Region
 from patchloom.host.transports.soc import SocMap, Step
+from patchloom.host.transports.uartbone import GIVES_UP
 from patchloom.hw.axi import LITE_ADDRESS_WIDTH
 
 PHYS: dict[str, tuple[str, dict[str, Any]]] = {  # pads, and arguments beside them and the clock
@@ -120,7 +121,10 @@ class Soc(SoCCore):
         pads = platform.request("serial")
         phy = RS232PHYModel(pads) if simulated else RS232PHY(pads, found.clock_hz, found.baud)
         self.add_module("uart_phy", phy)
-        self.uart = UARTBone(phy, found.clock_hz, address_width=self.bus.address_width)
+        # Nobody wants to simulate a tenth of a second of silence.
+        self.gives_up = GIVES_UP / 100 if simulated else GIVES_UP
+        clock = found.clock_hz * self.gives_up / GIVES_UP
+        self.uart = UARTBone(phy, clock, address_width=self.bus.address_width)
         self.bus.add_master("uart", self.uart.wishbone)
         if found.link == "etherbone" and not simulated:
             self._add_etherbone(found.built_by_litex(), platform)
@@ -177,7 +181,19 @@ def start_of_memory(soc: Soc) -> list[Step]:
 def host_map(soc: Soc, found: Board) -> SocMap:
     region = soc.bus.regions["main_ram"]
     memory = Region(region.origin, region.size)
-    return SocMap(found.name, found.clock_hz, found.registers, memory, tuple(start_of_memory(soc)))
+    return SocMap(
+        board=found.name,
+        clock_hz=found.clock_hz,
+        registers=found.registers,
+        memory=memory,
+        setup=tuple(start_of_memory(soc)),
+        gives_up=soc.gives_up,
+    )
+
+
+def row_bytes(soc: Soc) -> int:
+    """Of the memory, over all its chips."""
+    return int(soc.phy.settings.databits // 8 << soc.dram.geom_settings.colbits)
 
 
 def write(folder: Path, name: str, config: Config, *, simulated: bool) -> None:
@@ -186,14 +202,14 @@ def write(folder: Path, name: str, config: Config, *, simulated: bool) -> None:
     soc = Soc(found, config, simulated=simulated)
     if simulated:
         soc.finalize()
-        soc.platform.get_verilog(soc, name=SOC).write(str(folder / f"{SOC}.v"))
+        soc.platform.get_verilog(soc, name=SOC, regular_comb=False).write(str(folder / f"{SOC}.v"))
     else:
         if found.tools == "vivado":
             for module in (MACHINE, DIGEST):
                 soc.platform.add_source(str(folder / f"{module}.v"))
         soc.platform.build(soc, build_dir=str(folder), build_name=SOC, run=False)
     host_map(soc, found).save(folder / "soc.json")
-    (folder / "csrs.json").write_text(json.dumps(csrs(soc)))
+    (folder / "litex.json").write_text(json.dumps({"csrs": csrs(soc), "row_bytes": row_bytes(soc)}))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class SocSources:
     script: str  # Vivado's; nothing with open tools
     map: SocMap  # for the host's driver
     csrs: dict[str, int]  # addresses of LiteX's own registers
+    row_bytes: int  # of the memory; how a model of it is filled
 
 
 def header(config: Config, build: int) -> str:
@@ -97,7 +98,7 @@ def soc(found: Board, config: Config, *, simulated: bool = False) -> SocSources:
             constraints="" if simulated else (folder / CONSTRAINTS[found.device.family]).read_text() + "\n",
             script=_script(folder) if found.tools == "vivado" and not simulated else "",
             map=SocMap.load(folder / "soc.json"),
-            csrs=json.loads((folder / "csrs.json").read_text()),
+            **json.loads((folder / "litex.json").read_text()),
         )
 
 

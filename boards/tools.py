@@ -57,11 +57,11 @@ def _web_assembly(name: str) -> Tool | None:
         return None
 
 
-def need_packages() -> None:
-    """Raises `MissingExtraError` for the first Python package that sources cannot be made without."""
+def need_packages(what: str) -> None:
+    """Raises `MissingExtraError` for the first Python package that a board's sources cannot be made without."""
     for module in ("amaranth", "pyosys", "migen", "litex", "litedram", "liteeth", "litex_boards"):
         if find_spec(module) is None:
-            raise MissingExtraError("patchloom build", "boards", module)
+            raise MissingExtraError(what, "boards", module)
 
 
 def package_versions() -> dict[str, str]:

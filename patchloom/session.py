@@ -19,14 +19,21 @@ def _simulated(config: Config, **options: Any) -> Device:
     return SimulatedDevice(config, **options)
 
 
-# Name -> what opens a machine of a Config.
-HOMES: Mapping[str, Callable[..., Device]] = {"sim": _simulated}
+def _simulated_soc(config: Config, board: str) -> Device:
+    with needed_by("a Session on a simulated SoC", "boards"):
+        from patchloom.boards.simulated import simulate  # noqa: PLC0415 - an extra
+    return simulate(board, config).device()
+
+
+# Name -> what opens a machine of a Config; of a name with `:`, the second argument stands behind it.
+HOMES: Mapping[str, Callable[..., Device]] = {"sim": _simulated, "soc:BOARD": _simulated_soc}
 
 
 class Session(session.Session):
     """A Program on a machine: a `Device`, or the name of one, which is opened and closed with the session.
 
-    "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`.
+    "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`. "soc:BOARD" is the
+    whole SoC of a board, simulated with its memory, over its own link.
 
         with patchloom.Session("sim", program) as session:
             depth = session.run(image, task="depth").outputs["depth"]
@@ -71,6 +78,8 @@ class Session(session.Session):
 
 
 def _open(name: str, config: Config, options: dict[str, Any]) -> Device:
-    if name not in HOMES:
-        raise InputError(f"device must be a Device or one of {', '.join(HOMES)}, not {name!r}")
-    return HOMES[name](config, **options)
+    kind, colon, which = name.partition(":")
+    for home, opened in HOMES.items():
+        if home.partition(":")[:2] == (kind, colon):
+            return opened(config, *([which] if colon else []), **options)
+    raise InputError(f"device must be a Device or one of {', '.join(HOMES)}, not {name!r}")

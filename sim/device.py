@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +73,7 @@ def build(verilog: str, trace: Trace = "") -> Path:
 
     def make(directory: Path) -> None:
         objects = toolchain.runtime(["verilated", "verilated_threads", *([f"verilated_{trace}_c"] if trace else [])])
-        _compile_model(directory, verilog, verilate)
+        compile_model(directory, verilog, verilate)
         include = toolchain.verilator_root() / "include"
         kinds = [f"-DVM_TRACE={int(bool(trace))}", f"-DVM_TRACE_FST={int(trace == 'fst')}"]
         compile_ = ["g++", "-O3", "-Wall", "-Wextra", *toolchain.SHARED, *kinds, "-I.", "-isystem", include]
@@ -85,7 +85,8 @@ def build(verilog: str, trace: Trace = "") -> Path:
     return cache.entry("native", key, make) / "device.so"
 
 
-def _compile_model(directory: Path, verilog: str, verilate: list[str]) -> None:
+def compile_model(directory: Path, verilog: str, verilate: Sequence[str]) -> None:
+    """The archive Vtop__ALL.a of a module `top`."""
     (directory / "top.v").write_text(verilog)
     names = ["--prefix", "Vtop", "--top-module", "top", "-Mdir", "."]  # a path could hold spaces
     toolchain.call([toolchain.verilator(), *verilate, *names, "top.v"], directory)

@@ -12,7 +12,7 @@ from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Access
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import CapacityError, RegisterError
 from patchloom.host.transports.stream import Stream
-from patchloom.host.transports.uartbone import UartBone, Words
+from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
 
 PAGE = 4096
 PATIENCE = 1 / 16  # a wait looks again after this share of the time that it has taken,
@@ -38,6 +38,7 @@ class SocMap:
     registers: int  # address of the machine's
     memory: Region  # as the machine and the link see it
     setup: tuple[Step, ...]  # initialises the memory's controller; the last word reads as it was written if it was run
+    gives_up: float = GIVES_UP  # seconds from a command's first byte, after which UARTBone waits for another
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -82,7 +83,7 @@ class SocDevice(Device):
     @classmethod
     def uart(cls, soc: SocMap, stream: Stream) -> Self:
         """Over UARTBone."""
-        return cls(soc, UartBone(stream, (soc.registers + REGISTERS["magic"].offset, MAGIC)))
+        return cls(soc, UartBone(stream, (soc.registers + REGISTERS["magic"].offset, MAGIC), soc.gives_up))
 
     def _set_up(self) -> None:
         steps = self.soc.setup

@@ -11,6 +11,7 @@ class Stream(Protocol):
     """
 
     rate: float  # bytes a second, in each direction
+    delay: float  # seconds after which nothing more will come, beside the time that bytes take
 
     @abstractmethod
     def send(self, data: bytes, seconds: float) -> None:

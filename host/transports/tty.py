@@ -12,6 +12,7 @@ from patchloom.host.errors import LinkError
 from patchloom.host.transports.stream import Stream
 
 BITS = 10  # of a byte on the line: start, 8 data, stop
+DELAY = 1.0  # seconds: of the line's drivers on both sides, at the very worst
 SPEEDS = {int(name[1:]): int(getattr(termios, name)) for name in dir(termios) if name[:1] == "B" and name[1:].isdigit()}
 
 
@@ -22,7 +23,7 @@ class Tty(Stream):
         if baud not in SPEEDS or baud == 0:
             known = ", ".join(str(speed) for speed in sorted(SPEEDS) if speed >= 9600)
             raise InputError(f"baud must be one of {known}, not {baud!r}")
-        self.path, self.rate = str(path), baud / BITS
+        self.path, self.rate, self.delay = str(path), baud / BITS, DELAY
         try:
             self._file: int | None = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:

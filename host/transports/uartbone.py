@@ -19,8 +19,7 @@ from patchloom.host.transports.stream import Stream
 WRITE, READ = 1, 2  # commands: bursts at rising addresses
 MOST_WORDS = 255  # of a burst
 GIVES_UP = 0.1  # seconds from a command's first byte, after which the bridge waits for another command
-SILENCE = 1.5 * GIVES_UP  # after which it certainly does
-ANSWER = 1.0  # seconds, beside the time that the bytes take
+SILENCE = 1.5  # of that, after which it certainly does
 TRIES = 4
 
 Words = NDArray[np.uint32]
@@ -32,16 +31,16 @@ class UartBone:
 
     Whatever is read is read twice, and whatever is stored is read back. What differs, or is not answered, is done
     again after a silence that brings the bridge back into step. `witness` is the address of a word that never changes,
-    and its value, by which a bridge in step is known.
+    and its value, by which a bridge in step is known; `gives_up` is in seconds.
 
     A request that was changed on its way may write words to anywhere: only a checksum of the memory, taken afterwards,
     tells that nothing else was overwritten.
     """
 
-    def __init__(self, stream: Stream, witness: tuple[int, int]) -> None:
-        self.stream, self.witness = stream, witness
+    def __init__(self, stream: Stream, witness: tuple[int, int], gives_up: float = GIVES_UP) -> None:
+        self.stream, self.witness, self._silence = stream, witness, SILENCE * gives_up
         # A burst must be over in half the time after which the bridge gives up, each way.
-        self.words = int(max(1, min(MOST_WORDS, stream.rate * GIVES_UP / 2 / 4)))
+        self.words = int(max(1, min(MOST_WORDS, stream.rate * gives_up / 2 / 4)))
         self._in_step = False  # nobody knows what was sent before
 
     def read(self, address: int) -> int:
@@ -74,7 +73,7 @@ class UartBone:
         """Whatever the bridge took its input for, it waits for a command afterwards."""
         self._in_step = True
         self.stream.discard()
-        self.stream.sleep(SILENCE)
+        self.stream.sleep(self._silence)
         self.stream.discard()
         self._check_witness()
 
@@ -109,11 +108,12 @@ class UartBone:
 
     def _read(self, address: int, count: int, before: bytes = b"") -> Words:
         """Behind other requests, which have no answer. At most one read may be on its way."""
-        request, size, rate = before + _request(READ, address, count), 4 * count, self.stream.rate
+        request, size = before + _request(READ, address, count), 4 * count
+        rate, delay = self.stream.rate, self.stream.delay
         try:
             unasked = self.stream.receive(1, 0)
-            self.stream.send(request, ANSWER + 2 * len(request) / rate)
-            answer = self.stream.receive(size, ANSWER + 2 * (size + len(request)) / rate)
+            self.stream.send(request, delay + 2 * len(request) / rate)
+            answer = self.stream.receive(size, delay + 2 * (size + len(request)) / rate)
         except LinkError as error:
             raise self._out_of_step(error) from None
         if unasked:

@@ -127,7 +127,7 @@ def test_the_same_project_in_another_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def _quick_sources(monkeypatch):
     """Texts that depend on the Config alone, at no cost."""
-    soc = sources.SocSources("module soc; endmodule\n", "constraints", "", SocMap("", 0, 0, Region(0, 0), ()), {})
+    soc = sources.SocSources("module soc; endmodule\n", "constraints", "", SocMap("", 0, 0, Region(0, 0), ()), {}, 0)
     monkeypatch.setattr(sources, "soc", lambda found, config: soc)
     monkeypatch.setattr(sources, "machine_verilog", repr)
     monkeypatch.setattr(sources, "machine_rtlil", repr)

@@ -81,7 +81,7 @@ class FakeStream(Stream):
 
     def __init__(self, config: Config, size: int, rate: float = 300_000) -> None:
         self.machine = FakeDevice(config, size)
-        self.bridge, self.rate, self.gone, self.sent = Bridge(self.machine), rate, False, 0
+        self.bridge, self.rate, self.delay, self.gone, self.sent = Bridge(self.machine), rate, 1.0, False, 0
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.garble: Callable[[bytes], bytes] = lambda data: data
         self.answer, self.late = bytearray(), 0

@@ -1,0 +1,117 @@
+"""The SoC of a board, simulated with its memory: sessions over its own link, in this process and on a terminal."""
+
+import numpy as np
+import pytest
+
+import patchloom
+from patchloom.boards.board import BoardError, board
+from patchloom.boards.simulated import simulate
+from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.registers import ErrorCode
+from patchloom.host.errors import LinkError
+from patchloom.host.transports.soc import SocDevice
+from patchloom.host.transports.tty import Tty
+from patchloom.sim.cycles import predict, queue_lengths
+from patchloom.sim.interpret import execute
+from tests.sim.models import TASKS, Model
+
+BOARD = board("ulx3s_85f")
+CONFIG = Config(
+    inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024, max_rows=16, statistics_rows=128, max_experts=6, max_top_k=3,
+    command_depth=128, fifo_beats=64, bus_width=BOARD.memory.bus_width,
+)  # fmt: skip
+MODEL = Model(3)
+BASE = BOARD.memory.base
+
+
+@pytest.fixture(scope="module")
+def program():
+    return MODEL.compiled(CONFIG, "w8a8")
+
+
+@pytest.fixture(scope="module")
+def soc():
+    """One for all tests but the last: a driver finds it as the one before has left it."""
+    with simulate(BOARD.name, CONFIG) as opened:
+        yield opened
+
+
+def check_frames(session, program):
+    """Both tasks in turns, whole frames."""
+    for sample, task in enumerate((*TASKS, *TASKS)):
+        region = MODEL.region(program, TASKS.index(task), sample)
+        output, _, saturations = session.frame(region, task)
+        expected, expected_saturations = execute(program, task, region)
+        np.testing.assert_array_equal(output, expected)
+        assert saturations == expected_saturations
+
+
+def test_session(soc, program):
+    with patchloom.Session(soc.device(), program) as session:
+        assert session.identity.fingerprint == CONFIG.fingerprint
+        assert session.identity.digest != 0
+        check_frames(session, program)
+
+
+def test_session_on_a_terminal(soc, program):
+    with soc.terminal() as path, SocDevice.uart(soc.map, Tty(path, 3_000_000)) as device:
+        check_frames(patchloom.Session(device, program), program)
+
+
+def test_cycles(soc, program):
+    """As predicted with the memory that the board states."""
+    session, memory = patchloom.Session(soc.device(), program), BOARD.memory
+    settings = {"latency": memory.latency, "cycles_per_beat": memory.cycles_per_beat}
+    for number, task in enumerate(TASKS):
+        region = MODEL.region(program, number, 0)
+        _, cycles, _ = session.frame(region, task)
+        predicted = predict(program, task, queues=queue_lengths(program, task, region), **settings).cycles
+        assert abs(cycles - predicted) < 0.03 * predicted
+
+
+def test_errors_of_the_bus(soc, program):
+    """An address outside the memory ends the frame, which the next one does not notice."""
+    session = patchloom.Session(soc.device(), program)
+    device = session.device
+    device.write("program_base_lo", BASE + BOARD.memory.bytes)
+    device.write("control", 1)
+    device.wait(1)
+    assert device.read("error_code") == ErrorCode.READ_DECERR
+    check_frames(session, program)
+
+
+def test_cut_in_the_middle_of_a_burst(soc, program):
+    """Half a request; the bridge gives up, and the link goes on behind it."""
+    session = patchloom.Session(soc.device(), program)
+    unused = BASE + BOARD.memory.bytes // 2
+    soc.send(bytes([1, 255]) + (unused // 4).to_bytes(4, "big") + bytes(range(10)))
+    check_frames(session, program)
+
+
+def test_preload(soc):
+    device, data = soc.device(), np.random.default_rng(0).bytes(20_000)
+    for address in (BASE, BASE + 0x12_3450, BASE + BOARD.memory.bytes - len(data)):
+        soc.preload(address, data)
+        assert device.get(address, len(data)) == data
+    device.put(BASE + 96, data[:4000])
+    soc.preload(BASE + 96, data[4000:8000])
+    assert device.get(BASE + 92, 4008) == data[92:96] + data[4000:8000] + data[4096:4100]
+    for address, size in ((BASE - 4, 4), (BASE + BOARD.memory.bytes, 4), (BASE, 3)):
+        with pytest.raises(InputError, match="preloaded"):
+            soc.preload(address, bytes(size))
+
+
+def test_by_name(program):
+    """As the front door gives it, with the numbers of `patchloom.run`; afterwards it is closed."""
+    image = MODEL.calibration["image"][:2]
+    expected = patchloom.run(program, image, task=TASKS[1])
+    with patchloom.Session(f"soc:{BOARD.name}", program) as session:
+        result = session.run(image, task=TASKS[1])
+        for name, raw in expected.raw.items():
+            np.testing.assert_array_equal(result.raw[name], raw)
+        device = session.device
+    with pytest.raises(LinkError, match="the simulated SoC is closed"):
+        device.read("magic")
+    with pytest.raises(BoardError, match="board must be"):
+        patchloom.Session("soc:ulx3s", program)
