@@ -32,7 +32,8 @@ class Site:
     def view(self, value: View | Tensor) -> View:
         if isinstance(value, View):
             return value
-        return whole(Constant(origin=self.origin, value=float32(value.detach())))
+        made = whole(Constant(origin=self.origin, value=float32(value.detach())))
+        return made.reshape(*value.shape)  # a scalar is none in a node
 
 
 def operation_name(target: Any) -> str:

@@ -85,6 +85,9 @@ WRITES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "halves": lambda m, x: into(into(x.new_empty(1, 6, 32), (..., slice(16)), m.a(x)), (..., slice(16, 32)), x),
     "every other feature": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., slice(0, None, 2)), m.b(x)),
     "a feature": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., 3), 2.0),
+    "a feature of a row": lambda m, x: torch.select_scatter(torch.cat([x, m.a(x)], -1)[0, 0], torch.tensor(2), 0, 5)[
+        None
+    ],
     "some features": lambda m, x: into(torch.cat([x, m.a(x)], -1), (..., [3, 5, 30]), x[..., :3]),
     "zeros": lambda m, x: let(torch.cat([x, m.a(x)], -1), lambda y: y[..., 4:8].zero_() * 0 + y[..., 4:8] + y[..., :4]),
     "all": lambda m, x: torch.zeros(1, 6, 32).copy_(torch.cat([x, m.b(x)], -1)),
