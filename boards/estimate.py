@@ -17,8 +17,9 @@ from patchloom.boards.description import Board, Family
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH
 from patchloom.hw.bundles import columns_width, lengths_width, parameters_width, queue_entry, tile_word
-from patchloom.hw.command import CommandLayout
+from patchloom.hw.command import STEPS_WIDTH, CommandLayout
 from patchloom.hw.scratchpad import Scratchpad
+from patchloom.hw.serialiser import Serialiser
 from patchloom.hw.statistics import SQUARES_WIDTH, TOTAL_WIDTH
 
 Factors = dict[str, dict[str, dict[str, list[float]]]]  # by family, "lut" or "ff", unit
@@ -90,14 +91,14 @@ def multipliers(config: Config) -> int:
     array = config.inputs * config.outputs // (2 if config.multipliers_packed else 1)
     # Of a channel: the sum and its bias, the activated word by the row's factor, GELU's slope.
     channel = -(-(BIAS_WIDTH + 1) // limb) + -(-EPILOGUE_WIDTH // limb) + 1
-    squares = config.outputs
+    at_once = config.channels_at_once  # and as many squares
     # Mean, features by squares, sum squared, norm; addresses of a row and its residual, of an operand, of a tile; the
     # router's score; two reciprocals and the root interpolate.
     rows = -(-TOTAL_WIDTH // limb) + -(-SQUARES_WIDTH // limb) + 3 + 1 + 2 + 1 + 1 + 1 + 3
     tasks = int(config.command_depth & (config.command_depth - 1) != 0)  # a task's first command
     # Places of slices and groups: three products each with a size that is no power of two.
     places = sum(3 for size in (config.inputs, config.outputs) if size & (size - 1) != 0)
-    return int(array + config.outputs * channel + squares + config.inputs + rows + tasks + places)
+    return int(array + at_once * (channel + 1) + config.inputs + rows + tasks + places)
 
 
 # --- Block RAMs ---
@@ -125,6 +126,8 @@ def memories(config: Config) -> list[tuple[int, int, int, bool]]:
     halves = 2 * c.banks * c.scratchpad_copies  # a write takes half a chunk
     queues = c.max_experts << (c.max_rows - 1).bit_length()
     entry = int(queue_entry(c).size)
+    row = (c.max_rows - 1).bit_length() + STEPS_WIDTH + 1 + SUM_WIDTH + c.outputs * c.accumulator_width
+    queue = [(Serialiser.depth(c), row, 1, False)] if c.epilogue_lanes else []
     return [
         *((words, c.lanes * ELEMENT_WIDTH // 2, halves, shared) for words in blocks),
         (c.max_rows, c.outputs * c.accumulator_width + SUM_WIDTH, 1, False),
@@ -133,7 +136,8 @@ def memories(config: Config) -> list[tuple[int, int, int, bool]]:
         (queues, entry, 2, False),
         (c.command_depth, CommandLayout.size, 1, False),
         (c.fifo_beats // c.word_beats, c.bus_width, c.word_beats, False),
-        (512, 24, c.outputs, False),  # GELU
+        (512, 24, c.channels_at_once, False),  # GELU
+        *queue,
     ]
 
 
@@ -173,14 +177,16 @@ def features(config: Config, family: Family) -> dict[str, tuple[float, ...]]:
     registers = width if chain else width * (2 * c.banks * (blocks + 1) + ports + c.banks)
     shallow = -(-c.max_rows // 64) if family != "ecp5" and c.max_rows <= SHALLOW["xilinx"] else 0
     expert = (c.max_experts - 1).bit_length()
+    # Rows that wait for few lanes are taken to cost as much as their accumulators; no such machine is measured yet.
+    waiting = 2 if c.epilogue_lanes else 1
     return {
         "operand": (c.inputs, c.inputs * (c.input_chunks % 2), 1),
         "multipliers": (c.outputs * tree, array * c.multipliers_packed),
         "tile": (array * c.weight_width,),
-        "accumulators": (c.outputs * c.accumulator_width, shallow * c.outputs * c.accumulator_width, 1),
-        "statistics": (c.outputs, 1),
+        "accumulators": (waiting * c.outputs * c.accumulator_width, shallow * c.outputs * c.accumulator_width, 1),
+        "statistics": (c.channels_at_once, 1),
         "parameters": (c.outputs,),
-        "epilogue": (c.outputs, c.outputs * c.multipliers_packed, 1),
+        "epilogue": (c.channels_at_once, c.channels_at_once * c.multipliers_packed, 1),
         "scratchpad": (width * ports * turns, width * c.banks * (blocks - 1), registers, 1),
         "datapath": (tile_word(c) + parameters_width(c), 1),
         "loader": (max(c.inputs, c.outputs), columns_width(c), 1),

@@ -34,6 +34,7 @@ TRIES = 12  # Configs that are scheduled before the best of them is taken
 VARIANTS = 2  # of one shape: with other lanes or rows
 SLACK = 0.98  # a roofline is this sure: padding differs a little from Config to Config
 WORTH = 0.995  # of the cycles: what a larger buffer must bring at least
+EPILOGUE_LANES = (0, 4, 2, 1)  # that are tried behind the array, the fastest first
 LANES = (4, 8, 16, 32, 64)
 CHUNK_BYTES = ELEMENT_WIDTH // 8  # of each lane
 WIDEST = 256  # inputs or outputs that are tried
@@ -181,7 +182,7 @@ def candidates(model: Model, board: Board) -> list[Candidate]:
         config = replace(base, scratchpad_chunks=_fewest_chunks(base))
         shape = config.inputs, config.outputs, config.lanes, config.max_rows
         if shape in found and not found[shape].lacks:
-            continue  # packed multipliers are as fast, and take more look-up tables
+            continue  # packed multipliers are no faster and take more look-up tables, fewer lanes behind are slower
         area = estimate(config, family)
         array, memory = products(model, config, board)
         roofline, likely = max(array.sum(), memory.sum()), np.maximum(array, memory).sum()
@@ -198,12 +199,12 @@ def _arrays(model: Model, board: Board) -> Iterator[Config]:
         most = board.device.dsps * (2 if packed else 1)
         for inputs in _multiples(lanes, most):
             beats = _word_beats(inputs * widths["weight_width"], bus)
-            for outputs in _multiples(lanes, most // inputs):
+            for outputs, behind in itertools.product(_multiples(lanes, most // inputs), EPILOGUE_LANES):
                 with suppress(ConfigError):
                     yield Config(
                         inputs=inputs, outputs=outputs, lanes=lanes, multipliers_packed=packed, bus_width=bus,
                         word_beats=beats, max_rows=rows, scratchpad_copies=1, scratchpad_chunks=4096 * lanes,
-                        command_depth=depth, **widths, **model.sizes,
+                        command_depth=depth, epilogue_lanes=behind, **widths, **model.sizes,
                     )  # fmt: skip
 
 
@@ -243,7 +244,8 @@ def products(model: Model, config: Config, board: Board) -> tuple[Floats, Floats
     digits = np.ceil(stationary / config.weight_width)
     tiles = groups * np.ceil(depth / config.inputs) * digits
     beats = np.ceil(rows / config.max_rows) * (tiles * config.tile_beats + groups * config.parameter_beats)
-    array = rows * tiles * np.ceil(streamed / config.activation_width)
+    beats_of_row = tiles / groups * np.ceil(streamed / config.activation_width)
+    array = rows * groups * np.maximum(beats_of_row, config.passes)
     return array, beats * stored * board.memory.cycles_per_beat
 
 

@@ -45,6 +45,10 @@ def test_multipliers_are_counted(name, dsps):
     assert estimate(CONFIGS[name], "xcup").dsp == dsps
 
 
+def test_one_lane_behind_the_array_saves_the_multipliers_of_seven():
+    assert estimate(replace(CONFIGS["ulx3s"], epilogue_lanes=1), "ecp5").dsp == 97
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_more_of_anything_takes_no_less(family):
     base = POINTS["8x8"][family]
