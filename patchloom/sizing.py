@@ -30,6 +30,7 @@ from patchloom.sim.cycles import Prediction, Routed, predict, queue_lengths
 
 Floats = NDArray[np.float64]
 CUT = 512  # commands that the smallest memory for them holds on most devices
+HOPELESS = 8  # times too small a scratchpad is, that more cuts do not help
 TRIES = 12  # Configs that are scheduled before the best of them is taken
 VARIANTS = 2  # of one shape: with other lanes or rows
 SLACK = 0.98  # a roofline is this sure: padding differs a little from Config to Config
@@ -282,9 +283,11 @@ def attempt(model: Model, config: Config, board: Board) -> Tried:
                 break
             raise
         try:
+            room = roomy.scratchpad_chunks
             return _tried(model, _shrunk(schedule(model.quantised, roomy)), board)
         except FitError as error:  # cut so often that there are too many commands?
-            if error.sizes.keys().isdisjoint({"scratchpad_chunks", "command_depth"}):
+            need = error.sizes.get("scratchpad_chunks", 0)
+            if error.sizes.keys().isdisjoint({"scratchpad_chunks", "command_depth"}) or need > HOPELESS * room:
                 raise
             short, depth = error, 2 * depth
     assert short is not None
