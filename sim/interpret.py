@@ -264,8 +264,9 @@ def _stationary(s: State, program: Program, c: Command) -> Ints:
 def _added(s: State, c: Command, rows: Ints, entry: Entry | None) -> Ints | int:
     if not c.residual:
         return 0
-    added = s.read(c.r_address, c.r_stride, rows, c.columns)
-    before = added if entry is None else s.read(c.o_address, c.o_stride, rows, c.columns)
+    before = s.read(c.o_address, c.o_stride, rows, c.columns) if entry else np.zeros((len(rows), c.columns), np.int64)
+    # Nothing but a residual that is added says where one lies: verify admits any r of CHAIN_ZERO.
+    added = before if c.residual == Residual.CHAIN_ZERO else s.read(c.r_address, c.r_stride, rows, c.columns)
     return residual(c, added, before, entry.first if entry else None)
 
 
