@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
 
 from patchloom.compiler.machine.errors import InputError
 
@@ -16,7 +15,7 @@ Arrays = dict[str, NDArray[Any]]
 # What readers of damaged files raise; NumPy parses headers as Python.
 UNREADABLE = (
     OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError,
-    NotImplementedError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, SafetensorError,
+    NotImplementedError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -27,8 +26,7 @@ def read_arrays(path: Path) -> Arrays:
         raise InputError(f"{path} must be a file that ends in {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
-            parts: Any = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-            return {name: _decoded(**stored) for name, stored in parts}
+            return _safetensors(path.read_bytes())
         if path.suffix == ".npy":
             return {"": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}  # mapped: it cannot claim more
         with np.load(path, allow_pickle=False) as loaded:
@@ -36,6 +34,16 @@ def read_arrays(path: Path) -> Arrays:
     except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path} cannot be read: {reason}") from error
+
+
+def _safetensors(data: bytes) -> Arrays:
+    from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - a driver that reads none starts without
+
+    try:
+        parts: Any = deserialize(data)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return {name: _decoded(**stored) for name, stored in parts}
 
 
 # Of safetensors' element types; NumPy has no bfloat16.

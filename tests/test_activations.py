@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import patchloom
 from patchloom.compiler.activations import ACTIVATIONS
+from tests.machine import MACHINE
 
 FUNCTIONS = [row.name for row in ACTIVATIONS.values() if row.forms]
 BOUNDS = {"w8a8": 28, "w16a16": 60}  # dB
@@ -40,8 +41,7 @@ def signal_to_noise(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]
 def test_function(name: str, precision: str):
     torch.manual_seed(0)
     model, x = Model(name).eval(), torch.randn(16, 6, 16)
-    config = patchloom.PRESETS["small"]
-    program = patchloom.compile(model, x[:1], calibration=x, config=config, precision=precision)
+    program = patchloom.compile(model, x[:1], calibration=x, config=MACHINE, precision=precision)
     results = {engine: patchloom.run(program, x[:2], engine=engine) for engine in ("interpreter", "hls", "rtl")}
     with torch.no_grad():
         expected = model(x[:2]).numpy()

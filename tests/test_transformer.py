@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import patchloom
+from tests.machine import MACHINE
 
 DIM, LAYERS, FRAMES = 64, 4, 4
 
@@ -33,8 +34,8 @@ def sqnr(actual: np.ndarray, expected: np.ndarray) -> float:
 def test_encoder(precision: str, decibels: float):
     torch.manual_seed(0)
     model, images = Encoder().eval(), torch.randn(16 + FRAMES, 3, 32, 64)
-    config = patchloom.PRESETS["small"]  # its 8-bit array does 16 bits in digits
-    program = patchloom.compile(model, (images[:1],), calibration=images[FRAMES:], config=config, precision=precision)
+    # MACHINE's 8-bit array does 16 bits in digits.
+    program = patchloom.compile(model, (images[:1],), calibration=images[FRAMES:], config=MACHINE, precision=precision)
     results = {engine: patchloom.run(program, images[:FRAMES], engine=engine) for engine in ("interpreter", "rtl")}
     [name] = results["rtl"].raw
     with torch.no_grad():

@@ -19,14 +19,11 @@ from patchloom.hw.top import Top
 from patchloom.hw.verilog import ResetRegister, digest, emit
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
+from tests.machine import MACHINE
 from tests.sim.copier import Copier
 from tests.sim.models import TASKS, Model
 
 CONFIG = Config(fifo_beats=64)
-WHOLE = Config(
-    inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024, max_rows=16, statistics_rows=128, max_experts=6, max_top_k=3,
-    command_depth=128, fifo_beats=64,
-)  # fmt: skip
 BEATS = 100
 
 
@@ -97,7 +94,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def compiled(model):
-    return model.compiled(WHOLE, "w8a8")
+    return model.compiled(MACHINE, "w8a8")
 
 
 def test_by_name(model, compiled):
@@ -119,9 +116,9 @@ def test_by_name(model, compiled):
 
 def test_identity(compiled):
     """The registers tell the build, which is that of the Verilog."""
-    with SimulatedDevice(WHOLE) as device, Session(device, compiled, build=device.digest) as session:
-        assert session.identity.digest == device.digest == digest(emit(ResetRegister(Top(WHOLE)))) != 0
-        assert session.identity.fingerprint == WHOLE.fingerprint
+    with SimulatedDevice(MACHINE) as device, Session(device, compiled, build=device.digest) as session:
+        assert session.identity.digest == device.digest == digest(emit(ResetRegister(Top(MACHINE)))) != 0
+        assert session.identity.fingerprint == MACHINE.fingerprint
         with pytest.raises(IdentityError, match="the machine must be of build"):
             Session(device, compiled, build=device.digest ^ 1)
     with SimulatedDevice(CONFIG, top=Copier) as device:
@@ -131,7 +128,7 @@ def test_identity(compiled):
 def test_errors_of_the_bus(model, compiled):
     """The next frame is as if nothing had been."""
     region, _ = input_region(compiled.task(TASKS[0]), {"image": model.calibration["image"][0]})
-    with SimulatedDevice(WHOLE) as device, Session(device, compiled) as session:
+    with SimulatedDevice(MACHINE) as device, Session(device, compiled) as session:
         expected, _ = execute(compiled, TASKS[0], region)
         np.testing.assert_array_equal(session.frame(region, TASKS[0])[0], expected)
         device.inject(device.base, 1, axi.Response.SLVERR)

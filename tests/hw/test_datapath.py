@@ -16,7 +16,6 @@ from tests.sim.programs import random_program
 SIZES = {"scratchpad_chunks": 1024, "max_rows": 16, "statistics_rows": 64, "max_experts": 6, "max_top_k": 3}
 CONFIGS = {
     "8 x 4": Config(inputs=8, outputs=4, lanes=4, bus_width=64, **SIZES),
-    "8 x 4, 1 copy": Config(inputs=8, outputs=4, lanes=4, bus_width=64, scratchpad_copies=1, **SIZES),
     "4 x 12, 2 columns at once": Config(inputs=4, outputs=12, lanes=4, bus_width=32, word_beats=2, **SIZES),
     "4 x 12, 16-bit weights, 2 at once": Config(
         inputs=4, outputs=12, lanes=4, bus_width=32, weight_width=16, epilogue_lanes=2, **SIZES

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -32,11 +31,7 @@ every_kernel = pytest.mark.parametrize("name", KERNELS)
 
 
 def clang():
-    if shutil.which("clang++"):
-        return ["clang++"]
-    if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
-    pytest.skip("no clang: pip install ziglang")
+    return ["clang++"] if shutil.which("clang++") else [sys.executable, "-m", "ziglang", "c++"]
 
 
 def code(name):
@@ -120,7 +115,7 @@ def test_every_constant_is_used():
     """Those that only the RTL, the driver or the cycle model reads are named here."""
     text = "\n".join(KERNELS.values())
     unused = {name for name in emit.constants(CONFIG) if not re.search(rf"\b{name}\b", text)}
-    assert unused <= {"FIFO_BEATS", "MULTIPLIERS_PACKED", "SCRATCHPAD_COPIES", "WORD_BEATS"}
+    assert unused <= {"EPILOGUE_LANES", "FIFO_BEATS", "MULTIPLIERS_PACKED", "SCRATCHPAD_COPIES", "WORD_BEATS"}
 
 
 # --- Projects ---
@@ -162,8 +157,13 @@ def test_sanitizers_find_nothing(made):
 
 
 def test_clang_is_content(made):
-    done = compiled(made, [*clang(), "-std=c++17", "-O1", *CLANG_DEFINES])
-    assert done.returncode == 0
+    """Of the sources: linking would build a C++ library first, for a minute."""
+    for source in ("testbench.cpp", "top.cpp"):
+        done = subprocess.run(
+            [*clang(), "-std=c++17", "-c", *CLANG_DEFINES, *WARNINGS, "-isystem", "ap_types", "-o", "object", source],
+            cwd=made, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("broken", ["output1.bin", "input0.bin", "goldens.hpp", "program.bin"])
