@@ -64,6 +64,14 @@ BUDGET = {
 }
 
 
+# What the small machine is beside each board's memory controller; as much scratchpad as M3ViT-T needs, in whole block
+# RAMs. The slower memory of the ULX3S leaves time for more multipliers: a few lanes behind the array make room for them.
+BOARDS = {
+    "ulx3s_85f": {"outputs": 12, "epilogue_lanes": 4, "word_beats": 2, "fifo_beats": 16384, "scratchpad_chunks": 20480},
+    "ecpix5_85f": {"scratchpad_chunks": 20480},
+}
+
+
 def on_board(name: str) -> Config:
-    """The small machine beside a board's memory controller; with as much memory as examples/fashion_scenes needs."""
-    return replace(CONFIGS["ulx3s"], bus_width=board(name).memory.bus_width, scratchpad_chunks=24592)
+    """The machine that examples/fashion_scenes and M3ViT-T share on a board that open tools build for."""
+    return replace(CONFIGS["ulx3s"], bus_width=board(name).memory.bus_width, **BOARDS[name])

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.configs import CONFIGS
+from benchmarks.configs import BOARDS, on_board
 from benchmarks.run import workload
 from examples.fashion_scenes.evaluate import HERE, load_scenes, network_input
 from patchloom.boards.board import Board, board
@@ -34,9 +34,7 @@ from patchloom.sim.interpret import execute
 from patchloom.sim.soc import SimulatedSoc
 
 RESULTS = Path(__file__).parent / "results" / "soc.json"
-BOARDS = ("ulx3s_85f", "ecpix5_85f")
 WORKLOADS = ("fashion_scenes", "m3vit_t")
-CHUNKS = 24592  # of scratchpad: as many as the example needs
 PRELOADED = 1 << 20  # bytes of an image that is not sent over the link
 
 Elements = NDArray[np.int16]
@@ -62,10 +60,6 @@ class Preloading(SocDevice):
             self.simulated.preload(address, data + bytes(-len(data) % 64))
 
 
-def config(found: Board) -> Config:
-    return replace(CONFIGS["ulx3s"], bus_width=found.memory.bus_width, scratchpad_chunks=CHUNKS)
-
-
 def fashion_scenes(machine: Config) -> tuple[Program, NDArray[np.float32]]:
     """The example, and one of its scenes."""
     design = replace(load_design(HERE / "design.yaml"), config=machine)
@@ -80,7 +74,7 @@ def m3vit_t(machine: Config) -> tuple[Program, NDArray[np.float32]]:
 
 def measure(found: Board, name: str) -> Iterator[Row]:
     """A row per task, one after another on one SoC."""
-    program, image = {"fashion_scenes": fashion_scenes, "m3vit_t": m3vit_t}[name](config(found))
+    program, image = {"fashion_scenes": fashion_scenes, "m3vit_t": m3vit_t}[name](on_board(found.name))
     with simulate(found.name, program.config) as soc:
         begin, at = time.process_time(), soc.cycles
         session = Session(Preloading.on(soc), program)

@@ -23,6 +23,8 @@ ITERATION = re.compile(r"iter=(?P<iteration>\d+) .*overused=(?P<overused>\d+)")
 USED = re.compile(r"(?P<kind>TRELLIS_COMB|TRELLIS_FF|DP16KD|MULT18X18D): +(?P<used>\d+)/ *(?P<of>\d+)")
 STAGES = {"Packing": "pack", "placer": "place", "Routing": "route", "router2": "route"}
 
+HOPE = 0.93  # of the clock asked for, that a placed design must have by nextpnr's estimate: routed ones had 7 % more
+
 Watch = Callable[[str, str], None]  # stage, and what is new of it
 
 
@@ -72,7 +74,7 @@ def device_options(part: str) -> list[str]:
 def route(folder: Path, part: str, seed: int, watch: Watch) -> Routed:
     """netlist.json and soc.lpf of a folder to soc.config, report.json and nextpnr.log there.
 
-    Raises `Missed` before routing where a clock's estimate says so, as the router would not end.
+    Raises `Missed` before routing where a clock's estimate is far below what is asked, as the router would not end.
     """
     files = ("--json", "netlist.json", "--lpf", "soc.lpf", "--textcfg", "soc.config", "--report", "report.json")
     command = [tools.ecp5()["nextpnr-ecp5"].command, *device_options(part), *files, *OPTIONS, "--seed", str(seed)]
@@ -118,7 +120,7 @@ class _Progress:
             self._iteration(int(found["iteration"]), int(found["overused"]))
 
     def _enter(self, stage: str) -> None:
-        if stage == "route" and not all(clock.met for clock in self.estimates.values()):
+        if stage == "route" and any(clock.mhz < HOPE * clock.asked for clock in self.estimates.values()):
             raise Missed(self.seed, list(self.estimates.values()), "placed")
         self.stage = stage
         self.watch(stage, "")

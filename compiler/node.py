@@ -307,6 +307,10 @@ class Node(ABC):
         """Whether it can have x, an input, loaded part by part as it reads it: see `transfers.load_rows`."""
         return False
 
+    def leaves(self) -> bool:
+        """Whether its rows can be computed and stored part by part: see `transfers.leave`."""
+        return False
+
     def packs(self, lanes: int) -> bool:
         """Whether its commands can write a result of 8 bits two to an element."""
         return False

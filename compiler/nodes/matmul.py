@@ -16,7 +16,7 @@ from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised_dema
 from patchloom.compiler.schedule.columns import spread
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
 from patchloom.compiler.schedule.products import product, products
-from patchloom.compiler.schedule.transfers import load_rows
+from patchloom.compiler.schedule.transfers import leave, load_rows
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,6 +112,9 @@ class Matmul(Node):
     def loads(self, x: Node) -> bool:
         return self.streams(x)
 
+    def leaves(self) -> bool:
+        return self.residual is None
+
     def packs(self, lanes: int) -> bool:
         return self.residual is None
 
@@ -120,14 +123,18 @@ class Matmul(Node):
         residual = None if self.residual is None else self.residual.node
         x = None if self.x.node in d.waiting else d.operand(self, self.x.node)
         added = None if residual is None else d.tensors[residual]
-        out = d.tensor(self, gathers=True, over=d.free(residual, x))
-        if x is not None:
+        out = None if self in d.cuts else d.tensor(self, gathers=True, over=d.free(residual, x))
+        if x is not None and out is not None:
             products(d, self.name, linear, x, out, first=self.rows[0], added=added)
             return
-        for first, rows in blocks(out.rows, min(d.most_rows(self.x.node), d.config.max_rows)):
-            part = load_rows(d, self.x.node, self.rows[0] + first, rows)
-            note = f"{self.name}: rows {first} to {first + rows - 1}"
-            product(d, note, linear, part, out, rows=rows, o_first=first, added=added)
+        cut = [node for node in (self, self.x.node) if node in d.cuts]
+        for first, rows in blocks(self.shape[0], min(d.config.max_rows, *map(d.most_rows, cut))):
+            note, begin = f"{self.name}: rows {first} to {first + rows - 1}", self.rows[0] + first
+            operand, a_first = (load_rows(d, self.x.node, begin, rows), 0) if x is None else (x, begin)
+            result, o_first = (d.rows(self, note, rows), 0) if out is None else (out, first)
+            product(d, note, linear, operand, result, rows=rows, first=a_first, o_first=o_first, added=added)
+            if out is None:
+                leave(d, self, result, first)
 
     def draft_columns(self, d: Drafting, note: str, columns: Indices) -> Tensor:
         linear: Linear = d.quantised.numbers[self]

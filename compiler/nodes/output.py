@@ -51,7 +51,13 @@ class Output(Node):
             d.stored[key], note, rows = d.output_bytes, f"{self.name}: store", last - first + 1
             size = transfer(d, Kind.STORE, note, tensor, Space.OUTPUT, d.output_bytes, first=first, rows=rows)
             d.output_bytes = aligned(d.output_bytes + size, ALIGNMENT)
+            if x.leaves() and rows == x.shape[0] and self._alone(d) and tensor.stride == d.whole_beats(tensor.stride):
+                d.cuttable(x, tensor)
         index = (row - first) * tensor.stride * d.config.lanes + tensor.positions[column]
         elements = d.whole_beats((last - first + 1) * tensor.stride) * d.config.lanes
         form = d.quantised.formats[x]
         d.outputs.append(Port(self.name, self.x.shape, d.stored[key], elements, form.fraction, form.width, index))
+
+    def _alone(self, d: Drafting) -> bool:
+        """Nothing else reads the node."""
+        return sum(self.x.node in node.inputs for node in d.graph.nodes()) == 1

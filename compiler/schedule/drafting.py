@@ -75,7 +75,7 @@ class Drafting:
     """Drafts the commands of one task.
 
     Where memory is short, `cuts` says how often something is cut: a node that reads heads into these if they can be
-    computed one by one, then each time its rows in two; an input's rows in two.
+    computed one by one, then each time its rows in two; an input's rows in two, and those of what only an output reads.
     """
 
     quantised: Quantised
@@ -173,6 +173,11 @@ class Drafting:
             self.gather(node, out)
         self.tensors[node] = out
         return out
+
+    def rows(self, node: Node, note: str, rows: int) -> Tensor:
+        """A buffer of so many rows, as good as the node's for all that asks for its layout."""
+        self.tensors[node] = self.buffer(note, rows, self.layouts[node], self.quantised.formats[node].width)
+        return self.tensors[node]
 
     def operand(self, node: Node, x: Node) -> Tensor:
         """What the node reads of x: with statistics, if it normalises it."""

@@ -2,7 +2,9 @@
 
 from patchloom.compiler.machine.commands import FIELDS, Kind, Space
 from patchloom.compiler.node import Node
+from patchloom.compiler.schedule.buffers import aligned
 from patchloom.compiler.schedule.drafting import Drafting, Tensor
+from patchloom.compiler.schedule.image import ALIGNMENT
 
 MOST_CHUNKS = 1 << (FIELDS["rows"][0] - 1)  # of one command
 
@@ -38,3 +40,13 @@ def load_rows(d: Drafting, node: Node, first: int, rows: int) -> Tensor:
     if rows > 1:
         d.cuttable(node, part)
     return part
+
+
+def leave(d: Drafting, node: Node, part: Tensor, first: int) -> None:
+    """Rows of a result that nothing but one output reads go to memory, where all its rows have their place."""
+    begin = d.stored.setdefault((node, 0, node.shape[0] - 1), d.output_bytes)
+    address, note = begin + d.chunk_bytes * first * part.stride, f"{node.name}: rows from {first}: store"
+    size = transfer(d, Kind.STORE, note, part, Space.OUTPUT, address, first=0, rows=part.rows)
+    d.output_bytes = aligned(address + size, ALIGNMENT)
+    if part.rows > 1:
+        d.cuttable(node, part)
