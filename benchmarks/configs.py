@@ -64,10 +64,16 @@ BUDGET = {
 }
 
 
-# What the small machine is beside each board's memory controller; as much scratchpad as M3ViT-T needs, in whole block
-# RAMs. The slower memory of the ULX3S leaves time for more multipliers: a few lanes behind the array make room for them.
+# The small machine beside each board's memory, with as much scratchpad as M3ViT-T needs, in whole block RAMs. More
+# multipliers make up for the ULX3S's slower clock: a few lanes behind the array leave room for them.
 BOARDS = {
-    "ulx3s_85f": {"outputs": 12, "epilogue_lanes": 4, "word_beats": 2, "fifo_beats": 16384, "scratchpad_chunks": 20480},
+    "ulx3s_85f": {
+        "outputs": 12,
+        "epilogue_lanes": 4,
+        "word_beats": 2,
+        "fifo_beats": 16384,
+        "scratchpad_chunks": 20480,
+    },
     "ecpix5_85f": {"scratchpad_chunks": 20480},
 }
 

@@ -69,7 +69,12 @@ def build(
 
 
 def check_program(found: Board, program: Program) -> None:
-    """That this board's machine can be made for this Program, and that its memory holds it."""
+    """That this board can have the machine of the Program, which is no other board's, and that its memory holds it."""
+    if program.board not in ("", found.name):
+        raise BoardError(
+            f"board must be {program.board}, which the Program's machine was sized for, not {found.name}: compile it "
+            "for this board, or with a Config of its own for any"
+        )
     check(found, program.config)
     needed = len(program.image) + max(task.input_bytes + task.output_bytes for task in program.tasks)
     if needed > found.memory.bytes:

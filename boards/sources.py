@@ -103,7 +103,9 @@ def soc(found: Board, config: Config, *, simulated: bool = False) -> SocSources:
 
 
 def _script(folder: Path) -> str:
-    return (folder / f"{SOC}.tcl").read_text().replace(f"{folder.resolve()}/", "")
+    """LiteX's, to be run in the folder of products."""
+    text = (folder / f"{SOC}.tcl").read_text()
+    return text.replace(f"{folder.resolve()}/", "../").replace("read_xdc ", "read_xdc ../")
 
 
 def without_comments(verilog: str) -> str:

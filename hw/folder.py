@@ -11,6 +11,7 @@ from typing import Any
 from patchloom.compiler.machine.errors import Error
 
 MANIFEST = "manifest.json"
+PRODUCTS = "build"  # what tools make in a project's folder by its scripts: theirs, never checked, moved along
 Files = Mapping[str, str | bytes]  # by path within the folder
 
 
@@ -28,6 +29,8 @@ def write_folder(path: Path, files: Files) -> None:
 
 def write_project(path: Path, files: Files, facts: Mapping[str, Any]) -> None:
     """As `write_folder`, with a manifest of `facts` and of every file's SHA-256. Its own work, unaltered, it replaces.
+
+    What lies in `PRODUCTS` stays.
 
     Killed in between, it leaves the old folder, none, or the new one, and perhaps a hidden one beside it.
     """
@@ -52,10 +55,12 @@ def files_under(path: Path) -> Iterator[Path]:
 
 
 def is_unaltered(path: Path) -> bool:
-    """Whether the folder holds what its manifest says, and no more."""
+    """Whether the folder holds what its manifest says, and no more but `PRODUCTS`."""
     try:
         stated = json.loads((path / MANIFEST).read_bytes())["sha256"]
-        found = {file.relative_to(path).as_posix(): file for file in files_under(path)}
+        found = {
+            file.relative_to(path).as_posix(): file for file in files_under(path) if path / PRODUCTS not in file.parents
+        }
         del found[MANIFEST]
         return {name: _sha256(file.read_bytes()) for name, file in found.items()} == stated
     except (OSError, ValueError, KeyError, TypeError):
@@ -86,6 +91,8 @@ def _replace(path: Path, files: Files) -> None:
             (new / name).write_bytes(_raw(content))
         if path.exists() and not _is_empty(path):
             path.replace(temporary / "old")
+            if (temporary / "old" / PRODUCTS).is_dir():
+                (temporary / "old" / PRODUCTS).replace(new / PRODUCTS)
         new.replace(path)
     finally:
         shutil.rmtree(temporary)

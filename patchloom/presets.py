@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The file's one mapping; a lone text is a preset's name."""
     try:
         text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else _yaml(path, text)
+        values = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(path, text)
     except ValueError as error:  # json's and Unicode's errors
         raise InputError(f"{path} cannot be read: {error}") from error
     if isinstance(values, dict) and "module" in values:
@@ -64,10 +64,20 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Raises ValueError for a name that stands twice: the last one would count without a word."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"'{twice}' stands twice")
+    return dict(pairs)
+
+
 def _yaml(path: Path, text: str) -> Any:
     with needed_by(f"{path}, as it is no .json,", "compile"):
         import yaml  # noqa: PLC0415 - an extra
     try:
+        if isinstance(root := yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
+            _once([(key.value, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)])
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error

@@ -244,6 +244,8 @@ def test_of_a_program(call, tmp_path):
         ("rtl torn.json -o c", "torn.json cannot be read: "),
         ("rtl torn.yaml -o c", "torn.yaml cannot be read: "),
         ("rtl preset.yaml -o c", "preset must be one of small, wide, not 'large'"),
+        ("rtl twice.yaml -o c", "twice.yaml cannot be read: 'inputs' stands twice"),
+        ("rtl twice.json -o c", "twice.json cannot be read: 'lanes' stands twice"),
         ("rtl design.yaml -o c", "design.yaml is a design, whose machine follows from its precision and board, too"),
         ("rtl small -o c --input x.npy", "--input must be left out with a Config"),
     ],
@@ -255,6 +257,8 @@ def test_failure(call, tmp_path, line, told):
     (tmp_path / "torn.json").write_text('{"inputs": ')
     (tmp_path / "torn.yaml").write_text("inputs: [8")
     (tmp_path / "design.yaml").write_text("module: models.py:Mlp\nconfig: {inputs: 32}\n")
+    (tmp_path / "twice.yaml").write_text("inputs: 8\ninputs: 16\n")
+    (tmp_path / "twice.json").write_text('{"lanes": 4, "lanes": 8}')
     (tmp_path / "preset.yaml").write_text("preset: large\n")
     code, _, err = call(*line.split())
     assert code == 1

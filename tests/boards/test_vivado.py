@@ -57,7 +57,9 @@ def test_script_runs_whole(project):
     assert made.part == found.device.part
     assert made.properties["project"] == {"board_part": found.zynq.board_part}
     assert {file.name for file in made.files} == {f"{MACHINE}.v", f"{MACHINE}_axi.v", vivado.CONSTRAINTS}
-    assert made.made == ["utilization.rpt", "timing.rpt", "patchloom.bit", "patchloom.xsa"]
+    assert made.made == [
+        f"build/{name}" for name in ("utilization.rpt", "timing.rpt", "patchloom.bit", "patchloom.xsa")
+    ]
     assert made.addresses["ps/Data"] == ("machine/s_axil/reg0", found.registers, regmap.WINDOW)
     assert made.addresses["machine/m_axi"][1:] == (found.memory.base, found.memory.bytes)
     assert made._through(f"ps/{found.zynq.register_port}") == "machine/s_axil"
@@ -125,7 +127,7 @@ def test_a_missed_clock_is_an_error(project):
     made = Vivado(folder, properties={"path": {"SLACK": "-0.1"}})
     with pytest.raises(TclError, match="timing is missed"):
         made.run((folder / vivado.SCRIPT).read_text())
-    assert "patchloom.bit" not in made.made
+    assert "build/patchloom.bit" not in made.made
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_build_writes_the_project(tmp_path, monkeypatch):
         *("build.tcl", "patchloom.xdc", "patchloom.v", "patchloom_axi.v", "README.md", "manifest.json"),
         *("patchloom_regs.h", "patchloom_regs.json", "patchloom_regs.svd"),
     }
-    assert run(folder).made[-1] == "patchloom.xsa"
+    assert run(folder).made[-1] == "build/patchloom.xsa"
     assert f"{found.project.digest:032x}" in (folder / "patchloom_axi.v").read_text()
     for text in (file.read_text() for file in folder.iterdir()):
         assert str(tmp_path) not in text
@@ -191,8 +193,8 @@ def test_artys_script_runs_whole(arty):
 @pytest.mark.parametrize(
     ("file", "pattern", "instead", "told"),
     [
-        ("soc.tcl", r"read_verilog \{build_digest.v\}\n", "", "no module build_digest in the sources"),
-        ("soc.tcl", r"read_xdc soc\.xdc", "read_xdc top.xdc", "no file top.xdc"),
+        ("soc.tcl", r"read_verilog \{../build_digest.v\}\n", "", "no module build_digest in the sources"),
+        ("soc.tcl", r"read_xdc ../soc\.xdc", "read_xdc ../top.xdc", "no file ../top.xdc"),
         ("soc.tcl", r"-top soc", "-top top", "no module top in the sources"),
         ("soc.tcl", r"place_design[^\n]*\n", "", "route_design after"),
         ("soc.tcl", r"opt_design", "optimise_design", "invalid command name"),

@@ -362,7 +362,7 @@ class Vivado:
 
     def _writes(self, *words: str) -> None:
         self._after("opened", Path(words[-1]).name)
-        self.made.append(Path(words[-1]).name)
+        self.made.append(Path(words[-1]).relative_to(self.folder).as_posix())
 
     do_report_utilization = do_report_timing_summary = do_write_bitstream = do_write_hw_platform = _writes
 
@@ -422,9 +422,10 @@ class Batch:
         self.tcl.eval(self._file(name))
 
     def _file(self, name: str) -> str:
-        if name not in self.files:
+        """By its path from the folder of products."""
+        if not name.startswith("../") or name[3:] not in self.files:
             raise Refused(f"no file {name}")
-        return self.files[name]
+        return self.files[name[3:]]
 
     @functools.cached_property
     def ports(self) -> set[str]:

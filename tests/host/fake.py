@@ -60,7 +60,7 @@ class FakeDevice(Device):
             self.time += seconds
             raise self.overdue(f"{seconds:g} s")
         self.time = max(self.time, self.ends)
-        self.registers |= {"status": Status.DONE, "irq_status": 1, "cycles_lo": 77, "saturations": 3}
+        self.registers |= {"status": Status.DONE, "irq_status": 1, "cycles_lo": 77, "cycles_hi": 3, "saturations": 3}
         self.fate(self)
 
     def close(self):

@@ -1,11 +1,12 @@
 # Patchloom on $title. Generated, and never run in Vivado: names of the vendor's pins and properties are from its
-# documentation. `vivado -mode batch -source build.tcl` leaves patchloom.bit, patchloom.xsa and reports beside it.
+# documentation. `vivado -mode batch -source build.tcl` leaves patchloom.bit, patchloom.xsa and reports in build.
 
 set here [file dirname [file normalize [info script]]]
+set products [file join $$here build]
 
 # --- Sources ---
 
-create_project patchloom [file join $$here build] -part $part -force
+create_project patchloom [file join $$products vivado] -part $part -force
 set_property board_part $board_part [current_project]
 add_files -norecurse [list [file join $$here $machine.v] [file join $$here $wrapper.v]]
 add_files -fileset constrs_1 -norecurse [file join $$here $constraints]
@@ -61,8 +62,8 @@ if {[get_property PROGRESS [get_runs impl_1]] ne "100%"} {
   error "implementation stopped: [get_property STATUS [get_runs impl_1]]"
 }
 open_run impl_1
-report_utilization -file [file join $$here utilization.rpt]
-report_timing_summary -file [file join $$here timing.rpt]
+report_utilization -file [file join $$products utilization.rpt]
+report_timing_summary -file [file join $$products timing.rpt]
 if {[get_property SLACK [lindex [get_timing_paths] 0]] < 0} { error "timing is missed: see timing.rpt" }
-write_bitstream -force [file join $$here patchloom.bit]
-write_hw_platform -fixed -include_bit -force -file [file join $$here patchloom.xsa]
+write_bitstream -force [file join $$products patchloom.bit]
+write_hw_platform -fixed -include_bit -force -file [file join $$products patchloom.xsa]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from patchloom.compiler.graph import Graph
+from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
-from patchloom.compiler.node import heads_of
-from patchloom.compiler.nodes import Attention
+from patchloom.compiler.node import heads_of, rows_of
+from patchloom.compiler.nodes import Attention, Output
 from tests.compiler.graphs import Builder, compiled, fit_error, in_place, one, run, samples
 
 
@@ -114,3 +115,36 @@ def test_an_input_of_queries_stays_whole():
     q, k, v = heads_of(b.input(60, 16), [0], 16), heads_of(kv, [0], 16), heads_of(kv, [16], 16)
     attention = Attention(name="attention", q=q, k=k, v=v, scale=0.25)
     assert "scratchpad (chunks) needs 136, has 128" in fit_error(one(attention), scratchpad_chunks=128)
+
+
+@pytest.mark.parametrize("bus_width", [64, 512])
+def test_a_result_is_stored_part_by_part(bus_width):
+    b = Builder()
+    graph = one(b.matmul("y", b.matmul("x", b.input(50, 16), 32), 128, rows=(3, 47)))
+    config = Config(inputs=8, outputs=8, lanes=4, bus_width=bus_width)
+    halved = shrunk(graph, config, 904)
+    assert "y: rows from 22: store" in halved.tasks[0].notes
+    quarter = shrunk(graph, config, 552)
+    assert "y: rows from 33: store" in quarter.tasks[0].notes
+    streamed = [sum(c.dma_beats for c in p.tasks[0].commands if c.kind == Kind.STORE) for p in (quarter, halved)]
+    assert streamed[0] == streamed[1]
+
+
+def test_what_is_loaded_and_stored_part_by_part():
+    b = Builder()
+    graph, config = one(b.matmul("y", b.input(64, 64), 64, rows=(8, 60))), Config(inputs=8, outputs=8, lanes=4)
+    small = shrunk(graph, config, 256)
+    assert {"x: rows 8 to 14: load", "y: rows from 7: store"} <= set(small.tasks[0].notes)
+
+
+@pytest.mark.parametrize("reader", ["output", "rows", "residual"])
+def test_a_result_that_stays_whole(reader):
+    """Read by something else, read in part, or made of what lies in its place."""
+    b = Builder()
+    x = b.matmul("x", b.input(64, 8), 64)
+    y = b.matmul("y", x, 64, residual=x if reader == "residual" else None)
+    outputs = {"output": [b.output("y", y), b.output("z", y)], "rows": [Output(name="y", x=rows_of(y, 0, 63))]}
+    graph = Graph("main", tuple(outputs.get(reader, [b.output("y", y)])))
+    text = fit_error(graph, inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024)
+    needs = 2048 if reader == "residual" else 1536
+    assert f"scratchpad (chunks) needs {needs}, has 1024" in text

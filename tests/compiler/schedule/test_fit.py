@@ -54,19 +54,20 @@ def test_commands():
 
 def test_scratchpad():
     b = Builder()
-    graph = one(b.matmul("a", b.input(100, 16), 16))
+    x = b.input(100, 16)
+    graph = one(b.matmul("a", x, 16, residual=x))
     assert fit_error(graph, scratchpad_chunks=64) == (
-        "does not fit: task 'main': scratchpad (chunks) needs 101, has 64; try Config(scratchpad_chunks=101)"
+        "does not fit: task 'main': scratchpad (chunks) needs 200, has 64; try Config(scratchpad_chunks=200)"
     )
-    assert chunks(compiled(graph, "w8a8", Config(scratchpad_chunks=101))) == 101
+    assert chunks(compiled(graph, "w8a8", Config(scratchpad_chunks=200))) == 200
 
 
 def test_scratchpad_that_more_commands_would_spare():
     b = Builder()
     graph = one(b.matmul("a", b.input(100, 16), 16))
-    assert fit_error(graph, scratchpad_chunks=140, command_depth=8) == (
-        "does not fit: task 'main': scratchpad (chunks) needs 150, has 140; "
-        "try Config(scratchpad_chunks=150) or Config(command_depth=64)"
+    assert fit_error(graph, scratchpad_chunks=70, command_depth=8) == (
+        "does not fit: task 'main': scratchpad (chunks) needs 100, has 70; "
+        "try Config(scratchpad_chunks=100) or Config(command_depth=64)"
     )
 
 
