@@ -187,6 +187,7 @@ def host_map(soc: Soc, found: Board) -> SocMap:
         registers=found.registers,
         memory=memory,
         setup=tuple(start_of_memory(soc)),
+        baud=found.baud,
         gives_up=soc.gives_up,
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchloom import __version__, arrays, pictures, running
+from patchloom import __version__, arrays, pictures, running, session
 from patchloom.boards.board import BOARDS
 from patchloom.compiler.machine.errors import Error, InputError
-from patchloom.compiler.machine.frames import ClippedWarning, Result, input_frames, input_region, task_of
-from patchloom.compiler.machine.program import Task
+from patchloom.compiler.machine.frames import ClippedWarning, Result, Tell, input_frames, input_region, task_of
+from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
@@ -127,29 +128,59 @@ def run(
     output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
     task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
     engine: Annotated[
-        running.Engine,
+        running.Engine | None,
         typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
-    ] = "interpreter",
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help=f"In the place of an engine, a machine: {', '.join(session.HOMES)}.")
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option(help="The folder that `patchloom build` wrote for the board on the other end.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Inputs that do not fit or were converted are an error.")
     ] = False,
 ) -> None:
-    """Run a Program on inputs from a file, or on pictures.
+    """Run a Program on inputs from a file, or on pictures; on an engine, or on a machine.
 
     Pictures, and arrays of bytes (uint8), go through the preprocessing that the Program keeps; floats are in the
     model's own units.
     """
     if output.suffix != ".npz":
         raise InputError(f"--output must end in .npz, not '{output.name}'")
+    if device and engine:
+        raise InputError(f"--engine must be left out with --device: '{device}' is what runs the Program")
+    if project and not device:
+        raise InputError("--project must be left out without --device: no engine asks for a board's project")
     loaded = load(program)
     inputs = inputs_for(task_of(loaded, task), input_)
     with progress_bar() as tell, warnings_told(strict=strict):
-        result = running.run(loaded, inputs, task=task, engine=engine, progress=tell)
+        if device:
+            result = on_device(loaded, inputs, task, device, project, tell)
+        else:
+            result = running.run(loaded, inputs, task=task, engine=engine or "interpreter", progress=tell)
     raw = {f"raw/{name}": array for name, array in result.raw.items()}
     if clash := sorted(raw.keys() & result.outputs.keys()):
         raise InputError(f"{output} cannot hold {clash[0]!r} twice: as an output, and as the integers of one")
     write_arrays(output, result.outputs | raw)
     report(result, output)
+
+
+def on_device(
+    program: Program, inputs: dict[str, Any], task: str | None, device: str, project: Path | None, tell: Tell
+) -> Result:
+    """Uploads, runs, and says how fast that was."""
+    begin = time.monotonic()
+    with session.Session(device, program, project=project) as opened:
+        uploaded = time.monotonic()
+        result = opened.run(inputs, task=task, progress=tell)
+    seconds = time.monotonic() - uploaded
+    size, frames = len(program.image), len(result.cycles or ())
+    err.print(
+        f"{size:,} bytes uploaded in {uploaded - begin:.1f} s; {frames} frames in {seconds:.1f} s, input and result "
+        "included"
+    )
+    return result
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """`patchloom.Session`: the driver's, on a device or on the name of one."""
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from patchloom.compiler.machine.config import Config
@@ -10,30 +12,46 @@ from patchloom.compiler.machine.program import Program
 from patchloom.extras import needed_by
 from patchloom.host import session
 from patchloom.host.device import Device
+from patchloom.host.transports.soc import SocDevice, SocMap
+from patchloom.host.transports.tty import Tty
 from patchloom.pictures import inputs_with_pictures
 
 
-def _simulated(config: Config, **options: Any) -> Device:
+def _simulated(config: Config, which: str, project: Path | None, **options: Any) -> Device:
     with needed_by("a Session on 'sim'", "sim"):
         from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
     return SimulatedDevice(config, **options)
 
 
-def _simulated_soc(config: Config, board: str) -> Device:
+def _simulated_soc(config: Config, which: str, project: Path | None) -> Device:
     with needed_by("a Session on a simulated SoC", "boards"):
         from patchloom.boards.simulated import simulate  # noqa: PLC0415 - an extra
-    return simulate(board, config).device()
+    return simulate(which, config).device()
 
 
-# Name -> what opens a machine of a Config; of a name with `:`, the second argument stands behind it.
-HOMES: Mapping[str, Callable[..., Device]] = {"sim": _simulated, "soc:BOARD": _simulated_soc}
+def _board(config: Config, which: str, project: Path | None) -> Device:
+    if project is None:
+        raise InputError(f"device 'uart:{which}' needs the project that `patchloom build` wrote for the board")
+    soc, (port, _, baud) = SocMap.load(project / "soc.json"), which.partition("@")
+    if baud and not baud.isdecimal():
+        raise InputError(f"device must be uart:PORT or uart:PORT@BAUD, not 'uart:{which}'")
+    return SocDevice.uart(soc, Tty(port, int(baud) if baud else soc.baud))
+
+
+# Name -> what opens a machine of a Config, by what stands behind the colon and the board's project.
+HOMES: Mapping[str, Callable[..., Device]] = {
+    "sim": _simulated,
+    "soc:BOARD": _simulated_soc,
+    "uart:PORT[@BAUD]": _board,
+}
 
 
 class Session(session.Session):
     """A Program on a machine: a `Device`, or the name of one, which is opened and closed with the session.
 
     "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`. "soc:BOARD" is the
-    whole SoC of a board, simulated with its memory, over its own link.
+    whole SoC of a board, simulated with its memory, over its own link. "uart:PORT[@BAUD]" is a board on a serial port.
+    `project` is the folder that `patchloom build` wrote for it: where things are, and which build the machine must be.
 
         with patchloom.Session("sim", program) as session:
             depth = session.run(image, task="depth").outputs["depth"]
@@ -44,13 +62,17 @@ class Session(session.Session):
         device: Device | str,
         program: Program,
         *,
+        project: Path | str | None = None,
         build: int = 0,
         watchdog: int = session.WATCHDOG,
         **options: Any,
     ) -> None:
         self._opened: Device | None = None
+        folder = None if project is None else Path(project)
+        if folder is not None:
+            build = build or _digest(folder)
         if isinstance(device, str):
-            device = self._opened = _open(device, program.config, options)
+            device = self._opened = _open(device, program.config, folder, options)
         try:
             super().__init__(device, program, build=build, watchdog=watchdog)
         except BaseException:
@@ -77,9 +99,22 @@ class Session(session.Session):
             self._opened.close()
 
 
-def _open(name: str, config: Config, options: dict[str, Any]) -> Device:
+def _open(name: str, config: Config, project: Path | None, options: dict[str, Any]) -> Device:
     kind, colon, which = name.partition(":")
     for home, opened in HOMES.items():
         if home.partition(":")[:2] == (kind, colon):
-            return opened(config, *([which] if colon else []), **options)
+            return opened(config, which, project, **options)
     raise InputError(f"device must be a Device or one of {', '.join(HOMES)}, not {name!r}")
+
+
+def _digest(project: Path) -> int:
+    """Of the build that the project's bitstream is."""
+    path = project / "manifest.json"
+    try:
+        return int(json.loads(path.read_bytes())["digest"], 16)
+    except OSError as error:
+        raise InputError(f"{path} must be the manifest of a project, and cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} must be the manifest of a project as `patchloom build` wrote it: {error!r}"
+        ) from error

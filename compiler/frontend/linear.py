@@ -33,8 +33,13 @@ def need_constants(*values: Any) -> None:
 
 
 def linear(site: Site, a: Args) -> View:
-    need_constants(a["weight"], a["bias"])
-    return apply_linear(site, a["input"], a["weight"], a["bias"])
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    need_constants(weight, bias)
+    if weight.dim() == 2:
+        return apply_linear(site, x, weight, bias)
+    if bias is not None:
+        raise UnsupportedError("has a bias and a weight that is a vector", "make the weight a matrix of one row")
+    return apply_linear(site, x, weight[None], None).reshape(*x.shape[:-1])
 
 
 def matmul(site: Site, a: Args) -> View:
@@ -46,14 +51,21 @@ def product(site: Site, first: View | Tensor, second: View | Tensor) -> View:
     if isinstance(first, View) and isinstance(second, View):
         return batched_product(site, first, second)
     if isinstance(first, View) and isinstance(second, Tensor):
-        while second.dim() > 2 and second.shape[0] == 1:
-            second = second[0]
-        if second.dim() == 2:
-            return apply_linear(site, first, second.T, None)
+        shape, matrices = _shape(first, second), second
+        while matrices.dim() > 2 and matrices.shape[0] == 1:
+            matrices = matrices[0]
+        if matrices.dim() == 2:
+            return apply_linear(site, first, matrices.T, None).reshape(*shape)
     if isinstance(second, View) and isinstance(first, Tensor) and first.dim() == 2 and len(second.shape) >= 2:
         result = apply_linear(site, second.pick(second.index.swapaxes(-1, -2)), first, None)
         return result.pick(result.index.swapaxes(-1, -2))
     raise UnsupportedError("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")
+
+
+def _shape(first: View | Tensor, second: View | Tensor) -> tuple[int, ...]:
+    """Of the product, as torch has it."""
+    one, other = (torch.empty(tuple(x.shape), device="meta") for x in (first, second))
+    return tuple((one @ other).shape)
 
 
 def batched_product(site: Site, first: View, second: View) -> View:

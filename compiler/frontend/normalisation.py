@@ -17,6 +17,8 @@ def layer_norm(site: Site, a: Args) -> View:
     features = x.shape[-1]
     if list(a["normalized_shape"]) != [features]:
         raise UnsupportedError(f"normalises over {a['normalized_shape']}", "normalise over the last dimension only")
+    if a["eps"] < 0:
+        raise UnsupportedError(f"has eps {a['eps']:g}", "it must not be negative: it is added to a variance")
     x, factor = without_factors(x)
     if factor == 0:
         raise UnsupportedError("normalises what was multiplied by zero", "such rows say nothing: leave the branch out")

@@ -38,6 +38,7 @@ class SocMap:
     registers: int  # address of the machine's
     memory: Region  # as the machine and the link see it
     setup: tuple[Step, ...]  # initialises the memory's controller; the last word reads as it was written if it was run
+    baud: int = 0  # of its UART
     gives_up: float = GIVES_UP  # seconds from a command's first byte, after which UARTBone waits for another
 
     def save(self, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A serial port, or a pseudo-terminal in its place."""
 
+import fcntl
 import os
 import select
 import termios
@@ -17,7 +18,10 @@ SPEEDS = {int(name[1:]): int(getattr(termios, name)) for name in dir(termios) if
 
 
 class Tty(Stream):
-    """The terminal device `path`, raw, 8 data bits, no parity, no flow control, at `baud` bits a second."""
+    """The terminal device `path`, raw, 8 data bits, no parity, no flow control, at `baud` bits a second.
+
+    It is locked (flock) until it is closed or its process ends: two drivers would take each other's answers.
+    """
 
     def __init__(self, path: str | Path, baud: int) -> None:
         if baud not in SPEEDS or baud == 0:
@@ -29,10 +33,16 @@ class Tty(Stream):
         except OSError as error:
             raise LinkError(f"{path} must be a serial port to open, and is not: {error.strerror}") from error
         try:
+            termios.tcgetattr(self._file)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._configure(self._file, SPEEDS[baud])
         except termios.error as error:
             self.close()
             raise LinkError(f"{path} must be a serial port at {baud} baud, and is not: {error.args[-1]}") from error
+        except OSError as error:
+            text = f"{path} must be a serial port that nobody else uses: {_holder(self._file)} does"
+            self.close()
+            raise LinkError(text) from error
 
     @staticmethod
     def _configure(file: int, speed: int) -> None:
@@ -99,3 +109,14 @@ class Tty(Stream):
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _holder(file: int) -> str:
+    """Who has locked it, as Linux tells."""
+    found = os.fstat(file)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        locks = []
+    return next((f"process {words[4]}" for words in locks if words[5:6] == [place]), "another process")

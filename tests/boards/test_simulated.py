@@ -1,17 +1,21 @@
 """The SoC of a board, simulated with its memory: sessions over its own link, in this process and on a terminal."""
 
+import json
+import re
+import sys
+
 import numpy as np
 import pytest
 
 import patchloom
+from patchloom import cli
 from patchloom.boards.board import BoardError, board
 from patchloom.boards.simulated import simulate
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import ErrorCode
-from patchloom.host.errors import LinkError
-from patchloom.host.transports.soc import SocDevice
-from patchloom.host.transports.tty import Tty
+from patchloom.host.errors import IdentityError, LinkError
+from patchloom.host.session import identify
 from patchloom.sim.cycles import predict, queue_lengths
 from patchloom.sim.interpret import execute
 from tests.sim.models import TASKS, Model
@@ -54,9 +58,30 @@ def test_session(soc, program):
         check_frames(session, program)
 
 
-def test_session_on_a_terminal(soc, program):
-    with soc.terminal() as path, SocDevice.uart(soc.map, Tty(path, 3_000_000)) as device:
-        check_frames(patchloom.Session(device, program), program)
+def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
+    """As a user runs it, who knows the port and the folder that `patchloom build` wrote."""
+    soc.map.save(tmp_path / "soc.json")
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"digest": f"{identify(soc.device()).digest:032x}"}))
+    patchloom.save(program, tmp_path / "program")
+    image = MODEL.calibration["image"][:2]
+    np.save(tmp_path / "image.npy", image)
+    with soc.terminal() as path:
+        line = f"run program --input image.npy --output out.npz --task {TASKS[0]} --device uart:{path} --project ."
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["patchloom", *line.split()])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        told = capsys.readouterr()
+        assert not caught.value.code, told.err
+        assert re.search(r"[\d,]+ bytes uploaded in .* s; 2 frames in .* s, input and result included", told.err)
+        manifest.write_text(json.dumps({"digest": "1234"}))
+        with pytest.raises(IdentityError, match=r"the machine must be of build 0{28}1234, not"):
+            patchloom.Session(f"uart:{path}@3000000", program, project=tmp_path)
+    expected = patchloom.run(program, image, task=TASKS[0])
+    with np.load(tmp_path / "out.npz") as found:
+        for name, raw in expected.raw.items():
+            np.testing.assert_array_equal(found[f"raw/{name}"], raw)
 
 
 def test_cycles(soc, program):

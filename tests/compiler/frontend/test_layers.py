@@ -51,6 +51,8 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "scaled after activation": (lambda m, x: m.b(m.a(x).relu() * 0.5), 3),
     "per-feature factor": (lambda m, x: m.a(x) * m.vector + x, 2),
     "per-feature factor with residual": (lambda m, x: x + m.vector * m.b(m.a(x).relu()), 3),
+    "vector as a weight": (lambda m, x: torch.cat([F.linear(m.a(x), m.vector)[..., None], m.a(x)], -1), 6),
+    "one matrix of a batch": (lambda m, x: (m.a(x)[:, None] @ m.weight[None, None]).squeeze(1), 3),
     "per-feature factor before": (lambda m, x: m.a(x * m.vector), 2),
     "residual left": (lambda m, x: x + m.a(x), 2),
     "residual right": (lambda m, x: m.a(x) + x, 2),

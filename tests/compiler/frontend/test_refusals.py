@@ -90,6 +90,8 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "merged_tokens": lambda: Written(lambda m, x: m.mix(x[:, :2].flatten(1)), mix=nn.Linear(16, 3)),
     "token_factor": lambda: Written(lambda _, x: x * torch.arange(3.0)[:, None]),
     "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),
+    "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),
+    "vector_with_bias": lambda: Written(lambda m, x: F.linear(x, m.first.bias, x.new_ones(()))),
     "depthwise": lambda: Written(lambda m, x: m.conv(x.mT), conv=nn.Conv1d(8, 8, 3, padding=1, groups=8)),
     "constant_result": lambda: Written(lambda m, x: (x, m.first.weight * 2)),
     "experts_in_block": lambda: Written(lambda m, x: m.block(x), block=Block()),
