@@ -24,7 +24,10 @@ BOARD = Board(
         latency=10,
         latency_source="fitted to the simulated SoC with LiteDRAM",
         cycles_per_beat=2,
-        cycles_per_beat_source="a burst of 8 is 2 cycles of LiteDRAM's 1:2 controller; within 1 % of the simulated SoC",
+        cycles_per_beat_source=(
+            "a burst of 8 is 2 cycles of LiteDRAM's 1:2 controller; within 1 % of the simulated SoC "
+            "(benchmarks/results/soc.json)"
+        ),
     ),
     registers=0x9000_0000,
     link="uart",

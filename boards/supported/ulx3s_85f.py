@@ -24,7 +24,10 @@ BOARD = Board(
         latency=10,
         latency_source="fitted to the simulated SoC with LiteDRAM",
         cycles_per_beat=1,
-        cycles_per_beat_source="LiteDRAM's half-rate controller has 32 bits a cycle; within 1 % of the simulated SoC",
+        cycles_per_beat_source=(
+            "LiteDRAM's half-rate controller has 32 bits a cycle; within 1 % of the simulated SoC "
+            "(benchmarks/results/soc.json)"
+        ),
     ),
     registers=0x9000_0000,
     link="uart",
