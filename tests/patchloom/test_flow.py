@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit(mlp, samples):
     small = patchloom.Config(scratchpad_chunks=64)
     example = torch.zeros(1, 100, 16)
     text = message(FitError, patchloom.compile, mlp, example, calibration=np.zeros((1, 100, 16)), config=small)
-    assert text.startswith("does not fit: task 'main': scratchpad (chunks) needs 200, has 64")
+    assert text.startswith("does not fit: task 'main': scratchpad (chunks) needs 102, has 64")
 
 
 # --- A Program's directory ---
