@@ -96,15 +96,13 @@ def frame(found: Board, session: Session, soc: SimulatedSoc, task: Task, image: 
     output, cycles, saturations = session.frame(region, task.name)
     seconds, passed = time.process_time() - begin, soc.cycles - at
     expected, expected_saturations = execute(session.program, task.name, region)
-    memory = found.memory
-    settings = {"latency": memory.latency, "cycles_per_beat": memory.cycles_per_beat}
     queues = queue_lengths(session.program, task.name, region)
-    predicted = predict(session.program, task.name, queues=queues, **settings).cycles
+    predicted = predict(session.program, task.name, queues=queues, **found.memory.timing).cycles
     return {
         "task": task.name,
         "cycles": cycles,
         "predicted_cycles": predicted,
-        "predicted_with": settings,
+        "predicted_with": found.memory.timing,
         "cycles_beyond_prediction_percent": round(100 * (cycles / predicted - 1), 3),
         "identical": bool(np.array_equal(output, expected)) and saturations == expected_saturations,
         "elements": output.size,

@@ -47,7 +47,8 @@ def measure(found: Board) -> dict[str, Any]:
     name, files = top(found)
     rules, begin = FAMILIES[found.device.family], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="patchloom-") as folder:
-        passes = [line.replace("-top top", f"-top {name}") for line in rules.passes]
+        pads = "" if name == SOC else " -noiopad"  # a whole SoC has pins that are driven both ways
+        passes = [line.replace("-top top", f"-top {name}").replace(" -noiopad", pads) for line in rules.passes]
         area = rules.area(synthesise(Path(folder), files, passes))
     device = found.device
     used = {"luts": area.lut, "ffs": area.ff, "dsps": area.dsp, "brams": area.bram}

@@ -25,7 +25,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The machine's memory and its port to it. `latency` and `cycles_per_beat` are `sim.cycles.predict`'s."""
+    """The machine's memory and its port to it."""
 
     kind: str
     bytes: int  # that the machine can address
@@ -35,6 +35,35 @@ class Memory:
     latency_source: str
     cycles_per_beat: int  # cycles of `clock_hz` that a beat takes in a long run
     cycles_per_beat_source: str
+    refresh_period: int = 0  # cycles of `clock_hz` from one refresh to the next; 0 where the beats' source covers it
+    refresh_cycles: int = 0  # of them, in which no beat goes
+    refresh_source: str = ""
+
+    @property
+    def timing(self) -> dict[str, int]:
+        """As `sim.cycles.predict` and `sim.device.SimulatedDevice` take it."""
+        return {
+            "latency": self.latency,
+            "cycles_per_beat": self.cycles_per_beat,
+            "refresh_period": self.refresh_period,
+            "refresh_cycles": self.refresh_cycles,
+        }
+
+    def __str__(self) -> str:
+        refresh = f", {self.refresh_cycles} of {self.refresh_period} to refresh" if self.refresh_period else ""
+        return f"{self.cycles_per_beat} cycles a beat, latency {self.latency}{refresh}"
+
+    @property
+    def source(self) -> str:
+        """Of all of `timing`."""
+        told = {"beats": self.cycles_per_beat_source, "latency": self.latency_source, "refresh": self.refresh_source}
+        return "; ".join(f"{name}: {source}" for name, source in told.items() if source)
+
+    @property
+    def beats_per_cycle(self) -> float:
+        """That go in a long run."""
+        refreshing = self.refresh_cycles / self.refresh_period if self.refresh_period else 0.0
+        return (1 - refreshing) / self.cycles_per_beat
 
 
 @dataclass(frozen=True, kw_only=True)

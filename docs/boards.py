@@ -19,9 +19,7 @@ def board_table() -> Iterator[str]:
     for found in BOARDS.values():
         device, memory = found.device, found.memory
         sizes = f"{device.luts:,}, {device.ffs:,}, {device.dsps:,}, {device.brams:,}"
-        port = (
-            f"{memory.kind}; {memory.bus_width} bits, {memory.cycles_per_beat} cycles a beat, latency {memory.latency}"
-        )
+        port = f"{memory.kind}; {memory.bus_width} bits, {memory}"
         yield (
             f"| {found.title} (`{found.name}`) | {device.part} | {sizes} | {found.clock_hz / 1e6:.4g} MHz | {port} "
             f"| {found.link} | {found.tools} |"
@@ -29,17 +27,10 @@ def board_table() -> Iterator[str]:
 
 
 def source_table() -> Iterator[str]:
-    yield "| board | device's numbers | clock | latency | cycles a beat | what was run |"
-    yield "|---|---|---|---|---|---|"
+    yield "| board | device's numbers | clock | memory | what was run |"
+    yield "|---|---|---|---|---|"
     for found in BOARDS.values():
-        memory = found.memory
-        told = (
-            found.device.source,
-            found.clock_source,
-            memory.latency_source,
-            memory.cycles_per_beat_source,
-            found.proven,
-        )
+        told = found.device.source, found.clock_source, found.memory.source, found.proven
         yield f"| `{found.name}` | {' | '.join(told)} |"
 
 
@@ -78,13 +69,10 @@ def vendor_table() -> Iterator[str]:
 def frames_table() -> Iterator[str]:
     """Frames a second; the memory's figures are those of the table of sources."""
     models: dict[str, Any] = json.loads(SIZED.read_text())["models"]
-    yield "| board | memory: latency, cycles a beat, and where they are from | " + " | ".join(models) + " |"
+    yield "| board | memory, and where its figures are from | " + " | ".join(models) + " |"
     yield "|---|---|" + "---|" * len(models)
     for name, found in BOARDS.items():
-        memory = found.memory
-        figures = (
-            f"{memory.latency}: {memory.latency_source}; {memory.cycles_per_beat}: {memory.cycles_per_beat_source}"
-        )
+        figures = f"{found.memory} ({found.memory.source})"
         yield f"| `{name}` | {figures} | " + " | ".join(_frames(boards.get(name)) for boards in models.values()) + " |"
 
 

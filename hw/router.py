@@ -24,8 +24,11 @@ from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Reciprocal
 class Queues(wiring.Component):
     """One queue per expert, written at its end, read anywhere by two ports; `clear` empties all.
 
-    Each port serves a row or an entry a cycle; nothing stalls, and no queue is longer than `Config.max_rows`.
+    Each port serves a row or an entry a cycle; nothing stalls, and no queue is longer than `Config.max_rows`. Lengths
+    count an entry a cycle after its push, reads see it `WRITE_LATENCY` cycles after.
     """
+
+    WRITE_LATENCY = 2
 
     def __init__(self, config: Config):
         self.config = config
@@ -49,10 +52,12 @@ class Queues(wiring.Component):
         write = store.write_port()
         lengths = Array(Signal(width, name=f"length_{e}") for e in range(c.max_experts))
 
+        # Registered: the way from an expert over its queue's length to the block RAM is the machine's longest.
+        end = Cat(lengths[push.expert][:bits], push.expert)
         m.d.comb += [
-            write.en.eq(push.valid),
-            write.addr.eq(Cat(lengths[push.expert][:bits], push.expert)),
-            write.data.eq(push.entry),
+            write.en.eq(delay(m, push.valid, 1, name="write")),
+            write.addr.eq(register(m, end, name="end")),
+            write.data.eq(register(m, push.entry.as_value(), name="entry")),
             self.source.entry.eq(look_up(m, store, Cat(self.source.row, self.expert), name="source")),
             self.target.entry.eq(look_up(m, store, Cat(self.target.row, self.expert), name="target")),
             self.lengths.eq(Cat(lengths)),
@@ -95,6 +100,11 @@ class Router(wiring.Component):
         """Cycles from a turn until its push."""
         return Router.scored_at(config) + 2
 
+    @staticmethod
+    def settle(config: Config) -> int:
+        """Cycles from a turn until its entry can be read."""
+        return Router.latency(config) + Queues.WRITE_LATENCY
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
@@ -106,9 +116,9 @@ class Router(wiring.Component):
         scanning, scan_address = self._scan(m)
         reading, again_address = self._turns(m)
         self._score(m)
-        settle = Signal(range(self.latency(config) + 2))  # cycles until the last push is seen
+        settle = Signal(range(self.settle(config) + 1))
         with m.If(self.turn):
-            m.d.sync += settle.eq(self.latency(config) + 1)
+            m.d.sync += settle.eq(self.settle(config))
         with m.Elif(settle != 0):
             m.d.sync += settle.eq(settle - 1)
         m.d.comb += [

@@ -113,7 +113,7 @@ def boards() -> None:
     table = Table(*names, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name, board in BOARDS.items():
         device, memory, mega = board.device, board.memory, board.clock_hz / 1e6
-        rate = memory.bus_width / 8 / memory.cycles_per_beat * mega
+        rate = memory.bus_width / 8 * memory.beats_per_cycle * mega
         numbers = device.luts / 1e3, device.dsps, device.brams, memory.bytes >> 20, rate, mega
         table.add_row(name, device.part, *(f"{number:.0f}" for number in numbers), board.tools)
     for column in table.columns:

@@ -102,7 +102,7 @@ def _engine(
 def predict(program: Program, inputs: Any, *, task: str | None = None, **memory: int) -> "Prediction":
     """Cycles of one frame of these inputs, one sample, exact and without simulating its data.
 
-    `memory` are `latency`, `cycles_per_beat` and `outstanding` of `patchloom.sim.cycles.predict`.
+    `memory` are the settings of `patchloom.sim.cycles.predict`, as a board's `memory.timing` has them.
     """
     with needed_by("patchloom.predict", "sim"):
         from patchloom.sim import cycles  # noqa: PLC0415 - an extra

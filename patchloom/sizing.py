@@ -81,7 +81,7 @@ class Budget:
     def bandwidth(self) -> float:
         """Bytes a second that the board's memory gives at the most."""
         memory = self.board.memory
-        return memory.bus_width / 8 / memory.cycles_per_beat * self.board.clock_hz
+        return memory.bus_width / 8 * memory.beats_per_cycle * self.board.clock_hz
 
     @property
     def frames_per_second(self) -> dict[str, float]:
@@ -247,7 +247,7 @@ def products(model: Model, config: Config, board: Board) -> tuple[Floats, Floats
     beats = np.ceil(rows / config.max_rows) * (tiles * config.tile_beats + groups * config.parameter_beats)
     beats_of_row = tiles / groups * np.ceil(streamed / config.activation_width)
     array = rows * groups * np.maximum(beats_of_row, config.passes)
-    return array, beats * stored * board.memory.cycles_per_beat
+    return array, beats * stored / board.memory.beats_per_cycle
 
 
 # --- What one takes ---
@@ -326,10 +326,7 @@ def _tried(model: Model, config: Config, board: Board) -> Tried:
 
 
 def _predict(program: Program, task: str, model: Model, board: Board) -> Prediction:
-    memory = board.memory
-    return predict(
-        program, task, queues=model.routes[task], latency=memory.latency, cycles_per_beat=memory.cycles_per_beat
-    )
+    return predict(program, task, queues=model.routes[task], **board.memory.timing)
 
 
 def check_memory(program: Program, board: Board) -> None:

@@ -15,7 +15,7 @@ import ctypes
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -91,6 +91,7 @@ WAITS = {
     "memory.request": "a burst to be asked for",
     "memory.latency": "its latency",
     "memory.bandwidth": "its next beat",
+    "memory.refresh": "its refresh to end",
 }
 UNITS = tuple(dict.fromkeys(name.partition(".")[0] for name in WAITS))
 
@@ -125,8 +126,11 @@ class Prediction:
 # --- What hw/ and compiler/ say, for the native side ----------------------------------------------------------------
 
 
-def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outstanding: int) -> dict[str, int]:
-    """Constants that control depends on."""
+TIMING = ("latency", "cycles_per_beat", "refresh_period", "refresh_cycles", "outstanding")
+
+
+def _machine(config: Config, task: int, memory: Mapping[str, int]) -> dict[str, int]:
+    """Constants that control depends on; `memory` by the names of `TIMING`."""
     return {
         "inputs": config.inputs,
         "outputs": config.outputs,
@@ -163,14 +167,13 @@ def _machine(config: Config, task: int, latency: int, cycles_per_beat: int, outs
         "write_latency": Scratchpad.WRITE_LATENCY,
         "router_rows": Router.ROWS,
         "router_latency": Router.latency(config),
+        "router_settle": Router.settle(config),
         "storer_buffer": Storer.BUFFER,
         "read_chunk": dma.Reader.burst_beats(config),
         "write_chunk": dma.Writer.burst_beats(config),
         "bursts_ahead": dma.BURSTS_AHEAD,
         "bursts_unanswered": dma.BURSTS_UNANSWERED,
-        "latency": latency,
-        "cycles_per_beat": cycles_per_beat,
-        "outstanding": outstanding,
+        **{name: memory[name] for name in TIMING},
     }
 
 
@@ -183,7 +186,7 @@ def _facts() -> str:
         lines.append(f"enum {enum.__name__} {{ {', '.join(values)} }};")
     waits = (name.replace(".", "_").upper() for name in WAITS)
     lines.append(f"enum Wait {{ NO_WAIT = -1, {', '.join(waits)}, WAITS }};")
-    for name, members in (("Command", FIELDS), ("Machine", _machine(Config(), 0, 1, 1, 1))):
+    for name, members in (("Command", FIELDS), ("Machine", _machine(Config(), 0, dict.fromkeys(TIMING, 1)))):
         lines.append(f"struct {name} {{ int64_t {', '.join(members)}; }};")
     return "\n".join(lines) + "\n"
 
@@ -252,6 +255,8 @@ def predict(
     queues: Sequence[Routed | Sequence[int]],
     latency: int = 40,
     cycles_per_beat: int = 1,
+    refresh_period: int = 0,
+    refresh_cycles: int = 0,
     outstanding: int = 32,
 ) -> Prediction:
     """Cycles of one frame under `SimulatedDevice`'s memory of the same settings.
@@ -260,7 +265,10 @@ def predict(
     gets its first token: `queue_lengths` says both, and the prediction is exact; plain lengths are taken to be
     spread evenly over the tokens. The program is one that `compiler.machine.verify` accepts.
     """
-    check_memory(latency=latency, cycles_per_beat=cycles_per_beat, outstanding=outstanding)
+    memory = check_memory(
+        latency=latency, cycles_per_beat=cycles_per_beat, refresh_period=refresh_period,
+        refresh_cycles=refresh_cycles, outstanding=outstanding,
+    )  # fmt: skip
     chosen, config = program.task(task), program.config
     routes = [command for command in chosen.commands if command.kind == Kind.ROUTE]
     if [len(q.lengths if isinstance(q, Routed) else q) for q in queues] != [route.columns for route in routes]:
@@ -270,7 +278,7 @@ def predict(
     for row, q in enumerate(routed):
         lengths[row, : len(q.lengths)] = q.lengths
         firsts[row, : len(q.first)] = q.first
-    constants = _machine(config, program.tasks.index(chosen), latency, cycles_per_beat, outstanding)
+    constants = _machine(config, program.tasks.index(chosen), memory)
     return _run(chosen, np.array(list(constants.values()), np.int64), lengths, firsts)
 
 
@@ -347,7 +355,10 @@ MACHINES = (
         epilogue_lanes=2,
     ),
 )
-MEMORIES = {"latency": (0, 1, 2, 20, 60, 200), "cycles_per_beat": (1, 1, 2, 3, 7), "outstanding": (1, 2, 3, 8, 32)}
+MEMORIES = {
+    "latency": (0, 1, 2, 20, 60, 200), "cycles_per_beat": (1, 1, 2, 3, 7), "refresh_period": (0, 50, 400),
+    "outstanding": (1, 2, 3, 8, 32),
+}  # fmt: skip
 
 
 class _Commands:
@@ -484,6 +495,7 @@ def compare(config: Config, seed: int) -> Iterator[Comparison]:
     rng = np.random.default_rng(seed)
     for task in program.tasks:
         memory: dict[str, Any] = {name: int(rng.choice(values)) for name, values in MEMORIES.items()}
+        memory["refresh_cycles"] = memory["refresh_period"] // 9
         with SimulatedDevice(config, **memory, memory_bytes=1 << 26) as device:
             cycles = Session(device, program).frame(inputs, task.name)[1]
             rtl = cycles, device.traffic.read_beats, device.traffic.write_beats

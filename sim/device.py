@@ -37,8 +37,10 @@ class _Settings(ctypes.Structure):
     """As in native/memory.hpp."""
 
     _fields_ = [
-        (name, ctypes.c_uint32) for name in ("latency", "jitter", "cycles_per_beat", "outstanding", "stall_parts")
-    ]
+        ("latency", ctypes.c_uint32), ("jitter", ctypes.c_uint32), ("cycles_per_beat", ctypes.c_uint32),
+        ("refresh_period", ctypes.c_uint32), ("refresh_cycles", ctypes.c_uint32), ("outstanding", ctypes.c_uint32),
+        ("stall_parts", ctypes.c_uint32),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,13 @@ def _library(path: Path) -> ctypes.CDLL:
     return library
 
 
-LEAST = {"latency": 0, "jitter": 0, "cycles_per_beat": 1, "outstanding": 1}
+LEAST = {
+    "latency": 0, "jitter": 0, "cycles_per_beat": 1, "refresh_period": 0, "refresh_cycles": 0, "outstanding": 1,
+}  # fmt: skip
 
 
-def check_memory(**settings: int) -> None:
-    """Raises `InputError` naming every setting that no memory can have."""
+def check_memory(**settings: int) -> dict[str, int]:
+    """The settings; raises `InputError` naming every one that no memory can have."""
     wrong = [
         f"{name} must be a whole number from {LEAST[name]} to {2**31 - 1}, not {value!r}"
         for name, value in settings.items()
@@ -133,6 +137,10 @@ def check_memory(**settings: int) -> None:
     ]
     if wrong:
         raise InputError("\n".join(wrong))
+    period, refresh = settings.get("refresh_period", 0), settings.get("refresh_cycles", 0)
+    if refresh >= max(period, 1):
+        raise InputError(f"refresh_cycles must be fewer than refresh_period, {period}, not {refresh}")
+    return settings
 
 
 def _default_top(config: Config) -> Any:
@@ -145,9 +153,10 @@ class SimulatedDevice(Device):
     """A machine, its memory and its bus.
 
     `top` makes another machine than `hw.top.Top` of a Config. `latency` and `jitter` are cycles to the first beat of a
-    burst, `cycles_per_beat` limits the bandwidth, `outstanding` the bursts under way in each direction, `stalls` is
-    the fraction of cycles in which the bus holds back (0 to 0.95), at random from `seed`. `trace` names a .vcd or .fst
-    file (the latter needs the headers of lz4 and zlib).
+    burst, `cycles_per_beat` limits the bandwidth, as does a refresh of `refresh_cycles` in every `refresh_period` (0:
+    none), `outstanding` the bursts under way in each direction, `stalls` is the fraction of cycles in which the bus
+    holds back (0 to 0.95), at random from `seed`. `trace` names a .vcd or .fst file (the latter needs the headers of
+    lz4 and zlib).
 
     Time stands still but for accesses to registers, `wait` and `step`. Its seconds are cycles of
     `CLOCK_HZ`, so that a deadline is met or missed alike on any computer.
@@ -155,7 +164,7 @@ class SimulatedDevice(Device):
     The memory has `memory_bytes` from `base` on, zero at first; only pages that are touched take space.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a memory and its bus may do, by name
         self,
         config: Config,
         *,
@@ -163,13 +172,18 @@ class SimulatedDevice(Device):
         latency: int = 40,
         jitter: int = 0,
         cycles_per_beat: int = 1,
+        refresh_period: int = 0,
+        refresh_cycles: int = 0,
         outstanding: int = 32,
         stalls: float = 0.0,
         seed: int = 0,
         memory_bytes: int = 1 << 32,
         trace: str | Path | None = None,
     ) -> None:
-        check_memory(latency=latency, jitter=jitter, cycles_per_beat=cycles_per_beat, outstanding=outstanding)
+        timing = check_memory(
+            latency=latency, jitter=jitter, cycles_per_beat=cycles_per_beat, refresh_period=refresh_period,
+            refresh_cycles=refresh_cycles, outstanding=outstanding,
+        )  # fmt: skip
         if not 0 <= stalls <= 0.95:
             raise InputError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
         self.config, self.base, self._size, self._free = config, BASE, memory_bytes, 0
@@ -180,7 +194,7 @@ class SimulatedDevice(Device):
         if self._native is None:
             raise CapacityError(f"no address space for a memory of {memory_bytes} bytes")
         self._delete = weakref.finalize(self, self._library.device_delete, self._native)
-        settings = _Settings(latency, jitter, cycles_per_beat, outstanding, round(stalls * 65536))
+        settings = _Settings(**timing, stall_parts=round(stalls * 65536))
         self._library.device_settings(self._handle, ctypes.byref(settings))
         if trace is not None:
             self._library.device_trace(self._handle, str(trace).encode())

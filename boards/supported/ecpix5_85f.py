@@ -28,6 +28,9 @@ BOARD = Board(
             "a burst of 8 is 2 cycles of LiteDRAM's 1:2 controller; within 1 % of the simulated SoC "
             "(benchmarks/results/soc.json)"
         ),
+        refresh_period=585,
+        refresh_cycles=20,
+        refresh_source="7.8 us; cycles fitted to the simulated SoC with LiteDRAM, changes of row included",
     ),
     registers=0x9000_0000,
     link="uart",

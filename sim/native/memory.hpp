@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -17,6 +18,8 @@ struct Settings {
     uint32_t latency;          // cycles from an address to its first beat, and from a write's last beat to its answer
     uint32_t jitter;           // up to that many cycles more, at random
     uint32_t cycles_per_beat;  // bandwidth, of each direction
+    uint32_t refresh_period;   // cycles from one refresh to the next, the first burst begins one; 0: no refresh
+    uint32_t refresh_cycles;   // at the end of each period, in which no beat goes either way
     uint32_t outstanding;      // bursts of each direction that are accepted before the first is answered
     uint32_t stall_parts;      // of 65536: how often READY and VALID are held back
 };
@@ -85,8 +88,9 @@ public:
 struct World {
     Memory memory;
     Random random;
-    Settings settings{20, 0, 1, 16, 0};
+    Settings settings{20, 0, 1, 0, 0, 16, 0};
     uint64_t cycle = 0;
+    uint64_t first_burst = UINT64_MAX;
     std::string problem;  // the first broken rule
 
     World(uint64_t base, uint64_t size, uint64_t seed) : memory(base, size), random(seed) {}
@@ -94,6 +98,11 @@ struct World {
         if (problem.empty()) problem = "cycle " + std::to_string(cycle) + ": " + text;
     }
     bool stall(Stalls& stalls) { return stalls.now(random, settings.stall_parts); }
+    void begin_burst() { first_burst = std::min(first_burst, cycle); }
+    bool refreshing() const {
+        const uint32_t period = settings.refresh_period;
+        return period && cycle >= first_burst && (cycle - first_burst) % period >= period - settings.refresh_cycles;
+    }
     uint64_t later() { return cycle + settings.latency + random.below(settings.jitter + 1); }
 };
 
@@ -132,7 +141,7 @@ public:
     void drive(Top& top) {
         top.m_axi_arready = pending.size() < world.settings.outstanding && !world.stall(address_stalls);
         if (!offered && !pending.empty() && world.cycle >= pending.front().ready && world.cycle >= next_beat &&
-            !world.stall(data_stalls))
+            !world.refreshing() && !world.stall(data_stalls))
             offer(top);
         top.m_axi_rvalid = offered;
     }
@@ -144,6 +153,7 @@ public:
         if (!top.m_axi_arvalid || !top.m_axi_arready) return;
         const int count = top.m_axi_arlen + 1;
         check_burst(world, "AR", top.m_axi_araddr, count, top.m_axi_arsize, top.m_axi_arburst, BYTES);
+        world.begin_burst();
         pending.push_back({top.m_axi_araddr, count, world.later()});
         bursts++;
     }
@@ -193,7 +203,8 @@ public:
 
     void drive(Top& top) {
         top.m_axi_awready = begun.size() + complete.size() < world.settings.outstanding && !world.stall(address_stalls);
-        top.m_axi_wready = Count(ahead.size()) < AHEAD && world.cycle >= next_beat && !world.stall(data_stalls);
+        top.m_axi_wready = Count(ahead.size()) < AHEAD && world.cycle >= next_beat && !world.refreshing() &&
+                           !world.stall(data_stalls);
         if (!offered && !complete.empty() && world.cycle >= complete.front().ready) offer(top);
         top.m_axi_bvalid = offered;
     }
@@ -228,6 +239,7 @@ private:
         if (!top.m_axi_awvalid || !top.m_axi_awready) return;
         const int count = top.m_axi_awlen + 1;
         check_burst(world, "AW", top.m_axi_awaddr, count, top.m_axi_awsize, top.m_axi_awburst, BYTES);
+        world.begin_burst();
         begun.push_back({top.m_axi_awaddr, size_t(count), {}, 0});
         begun.back().beats.reserve(count);
         bursts++;

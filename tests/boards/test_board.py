@@ -14,7 +14,7 @@ def test_a_board_is_one_that_a_machine_can_be_made_for(name):
     found = board(name)
     assert found.name == name
     assert Config(bus_width=found.memory.bus_width).bus_width == found.memory.bus_width
-    check_memory(latency=found.memory.latency, cycles_per_beat=found.memory.cycles_per_beat)
+    check_memory(**found.memory.timing)
     assert found.memory.base % 4096 == 0
     assert found.registers % 4096 == 0
     outside = found.registers + 4096 <= found.memory.base or found.registers >= found.memory.base + found.memory.bytes

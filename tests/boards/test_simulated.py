@@ -86,13 +86,12 @@ def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
 
 def test_cycles(soc, program):
     """As predicted with the memory that the board states."""
-    session, memory = patchloom.Session(soc.device(), program), BOARD.memory
-    settings = {"latency": memory.latency, "cycles_per_beat": memory.cycles_per_beat}
+    session = patchloom.Session(soc.device(), program)
     for number, task in enumerate(TASKS):
         region = MODEL.region(program, number, 0)
         _, cycles, _ = session.frame(region, task)
-        predicted = predict(program, task, queues=queue_lengths(program, task, region), **settings).cycles
-        assert abs(cycles - predicted) < 0.03 * predicted
+        predicted = predict(program, task, queues=queue_lengths(program, task, region), **BOARD.memory.timing).cycles
+        assert abs(cycles - predicted) < 0.01 * predicted
 
 
 def test_errors_of_the_bus(soc, program):

@@ -31,16 +31,15 @@ def sized(mlp, samples):
 
 def test_it_fits_the_board_and_is_as_fast_as_it_says(sized, samples):
     program, budget = sized
-    config, memory = program.config, BOARD.memory
+    config = program.config
     assert budget.config == config
-    assert config.bus_width == memory.bus_width
+    assert config.bus_width == BOARD.memory.bus_width
     assert not exceeds(estimate(config, "ecp5"), usable(BOARD))
     assert all(budget.share(kind) <= 1 - margin for kind, margin in MARGIN.items())
-    settings = {"latency": memory.latency, "cycles_per_beat": memory.cycles_per_beat}
-    cycles = patchloom.predict(program, samples[0], **settings).cycles
+    cycles = patchloom.predict(program, samples[0], **BOARD.memory.timing).cycles
     assert budget.cycles == {"main": cycles}
     assert budget.frames_per_second == {"main": BOARD.clock_hz / cycles}
-    assert budget.bandwidth == 200e6
+    assert budget.bandwidth == 200e6 * (1 - BOARD.memory.refresh_cycles / BOARD.memory.refresh_period)
     assert budget.larger.board.device.dsps > BOARD.device.dsps
 
 

@@ -36,9 +36,11 @@ from tests.compiler.graphs import compiled, random_graph, transformer
 # rows that wait for the epilogue.
 BUILT = dict(zip(("bus64", "bus512", "native16", "1 lane"), MACHINES[:4], strict=True))
 MEMORIES = [
-    {"latency": latency, "cycles_per_beat": per_beat, "outstanding": outstanding}
-    for (latency, per_beat), outstanding in zip(product((1, 20, 200), (1, 3)), (2, 32, 1, 8, 32, 3), strict=True)
-]
+    {"latency": latency, "cycles_per_beat": per_beat, "outstanding": outstanding, "refresh_period": period,
+     "refresh_cycles": period // 20}
+    for (latency, per_beat), outstanding, period in zip(
+        product((1, 20, 200), (1, 3)), (2, 32, 1, 8, 32, 3), (0, 0, 400, 0, 390, 61), strict=True)
+]  # fmt: skip
 
 machines = pytest.mark.parametrize("config", BUILT.values(), ids=BUILT)
 

@@ -20,7 +20,7 @@ struct Router {
         r.step_scan(*this, w, m, c);
         r.step_turns(*this, m, c);
         const bool turn = r.turns == TURN;
-        settle = turn ? m.router_latency + 1 : std::max<Count>(r.settle - 1, 0);
+        settle = turn ? m.router_settle : std::max<Count>(r.settle - 1, 0);
         w.push = r.selected.out(m.router_latency);
         selected.shift(turn && r.place < c.top_k);
     }
