@@ -42,13 +42,24 @@ class ExpertNumbers:
     expected: bool  # it had tokens in every calibration sample
 
 
+def turns(tokens: Indices) -> Indices:
+    """Experts in the order in which they are computed, by the tokens that each had in calibration: [experts].
+
+    All take equally long to fetch. While one with many tokens multiplies, the buffer fills beyond what it needs, which
+    the next, with few, needs at once: the most and the fewest take turns. (A flow shop of two machines with a limited
+    buffer between them; Johnson's order of 1954, the most first, is best for an unlimited one.) Those that had none
+    come last.
+    """
+    busy, idle = (np.flatnonzero(chosen) for chosen in (tokens > 0, tokens == 0))
+    order = busy[np.argsort(-tokens[busy], kind="stable")]
+    half = (len(order) + 1) // 2
+    order[0::2], order[1::2] = order[:half].copy(), order[half:][::-1].copy()
+    return np.concatenate([order, idle])
+
+
 @dataclass(frozen=True, eq=False)
 class MoeNumbers:
-    """Experts with many tokens in calibration come first: weights of later ones arrive while these multiply.
-
-    With fetching and multiplying as the two machines of a flow shop this is Johnson's order (1954), as all experts
-    take equally long to fetch. The gate's channels are in the same order.
-    """
+    """Of a mixture; the gate's channels and the experts are in the order of `turns`."""
 
     gate: Linear
     logits: Format  # in units of log2
@@ -150,7 +161,7 @@ class Moe(Node):
 
     def numbers(self, at: Quantising) -> MoeNumbers:
         tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
-        order = np.argsort(-tokens.sum(axis=0), kind="stable")
+        order = turns(tokens.sum(axis=0))
         logits, exp_shift = log2_format(at.observed(self, "logits"))
         operand = at.operand(self, self.x.node, self.epsilon, GATE_WIDTH)
         epilogue = Epilogue(logits.scale / math.log2(math.e))

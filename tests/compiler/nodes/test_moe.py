@@ -6,7 +6,7 @@ import pytest
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Residual, Stationary
 from patchloom.compiler.nodes.attention import AttentionNumbers
-from patchloom.compiler.nodes.moe import MoeNumbers
+from patchloom.compiler.nodes.moe import MoeNumbers, turns
 from patchloom.compiler.quantise import QuantiseError
 from patchloom.sim.interpret import execute
 from tests.compiler.graphs import Builder, check, compiled, one, quantised, transformer
@@ -28,6 +28,19 @@ def test_the_gate_keeps_sixteen_bits():
     assert (moe.gate.bits, moe.gate.operand.format.width, moe.logits.width) == (16, 16, 16)
     assert all((e.first.bits, e.second.bits) == (4, 4) for e in moe.experts)
     assert all(n.width == 8 for n in numbers.numbers.values() if isinstance(n, AttentionNumbers))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "order"),
+    [
+        ([5, 0, 9, 1, 7], [2, 3, 4, 0, 1]),  # the most, the fewest, the next; none at the end
+        ([3, 3, 3], [0, 2, 1]),  # alike ones as they are numbered
+        ([0, 0], [0, 1]),
+        ([0, 8], [1, 0]),
+    ],
+)
+def test_experts_take_turns(tokens, order):
+    assert turns(np.array(tokens)).tolist() == order
 
 
 def test_busy_experts_come_first_and_certain_ones_are_expected():
