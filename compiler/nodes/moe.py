@@ -43,18 +43,19 @@ class ExpertNumbers:
 
 
 def turns(tokens: Indices) -> Indices:
-    """Experts in the order in which they are computed, by the tokens that each had in calibration: [experts].
+    """Experts in the order in which they are computed, by the tokens of each in calibration: [samples, experts].
 
-    All take equally long to fetch. While one with many tokens multiplies, the buffer fills beyond what it needs, which
-    the next, with few, needs at once: the most and the fewest take turns. (A flow shop of two machines with a limited
-    buffer between them; Johnson's order of 1954, the most first, is best for an unlimited one.) Those that had none
-    come last.
+    All take equally long to fetch. While one with many tokens multiplies, the buffer fills, and one with few needs at
+    once what is in it: the fewest and the most take turns. (A flow shop of two machines with a limited buffer between
+    them; for an unlimited one Johnson's order of 1954, the most first, is best.) Of the few, those that had tokens in
+    every sample come first, as they are fetched before it is known who has any; who had none comes last.
     """
-    busy, idle = (np.flatnonzero(chosen) for chosen in (tokens > 0, tokens == 0))
-    order = busy[np.argsort(-tokens[busy], kind="stable")]
-    half = (len(order) + 1) // 2
-    order[0::2], order[1::2] = order[:half].copy(), order[half:][::-1].copy()
-    return np.concatenate([order, idle])
+    total, certain = tokens.sum(axis=0), tokens.min(axis=0) > 0
+    order = np.argsort(total, kind="stable")
+    idle, busy = order[total[order] == 0], order[total[order] > 0]
+    few, many = busy[: (len(busy) + 1) // 2], busy[(len(busy) + 1) // 2 :][::-1]
+    busy[0::2], busy[1::2] = few[np.argsort(~certain[few], kind="stable")], many.copy()
+    return np.concatenate([busy, idle])
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ class Moe(Node):
 
     def numbers(self, at: Quantising) -> MoeNumbers:
         tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
-        order = turns(tokens.sum(axis=0))
+        order = turns(tokens)
         logits, exp_shift = log2_format(at.observed(self, "logits"))
         operand = at.operand(self, self.x.node, self.epsilon, GATE_WIDTH)
         epilogue = Epilogue(logits.scale / math.log2(math.e))

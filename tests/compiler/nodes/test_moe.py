@@ -33,10 +33,11 @@ def test_the_gate_keeps_sixteen_bits():
 @pytest.mark.parametrize(
     ("tokens", "order"),
     [
-        ([5, 0, 9, 1, 7], [2, 3, 4, 0, 1]),  # the most, the fewest, the next; none at the end
-        ([3, 3, 3], [0, 2, 1]),  # alike ones as they are numbered
-        ([0, 0], [0, 1]),
-        ([0, 8], [1, 0]),
+        ([[5, 0, 9, 1, 7]], [3, 2, 0, 4, 1]),  # the fewest, the most, the next; none at the end
+        ([[3, 3, 3]], [0, 2, 1]),
+        ([[0, 0]], [0, 1]),
+        ([[0, 8]], [1, 0]),
+        ([[1, 0, 9, 6], [1, 1, 9, 5]], [0, 2, 1, 3]),  # a token in every sample before fewer but in some
     ],
 )
 def test_experts_take_turns(tokens, order):
