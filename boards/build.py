@@ -98,7 +98,7 @@ def bitstream(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str,
             watch("route", f"timing missed by {error}")
             missed.append(error)
     raise BuildError(
-        f"the timing of {made.board.name} is missed by every seed tried; another --seed, a smaller Config or a slower "
+        f"no seed tried routes {made.board.name} with its timing met; another --seed, a smaller Config or a slower "
         "clock may help:\n" + "\n".join(map(str, missed))
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 from patchloom.boards import tools
 from patchloom.boards.description import BoardError
 
-# The default placer's wires are a fifth longer, the default router is many times slower.
-OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup", "--timing-allow-fail")
-ITERATIONS = 200  # of the router, which with --tmg-ripup never ends where timing cannot be met: it ends within about 60
+# The default placer's wires are a fifth longer, the default router is many times slower, and with --tmg-ripup router2
+# never ends where a clock cannot be met.
+OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
+STUCK = 15  # iterations of the router since fewest wires were overused: where it ended, none came after more than 5
 PACKAGES = {"381": "CABGA381", "554": "CABGA554"}
 PART = re.compile(r"LFE5(?P<kind>UM5G|UM|U)-(?P<size>\d+)F-(?P<speed>\d)BG(?P<pins>\d+)[CI]")
 FMAX = re.compile(
@@ -43,11 +45,12 @@ class Clock:
 
 
 class Missed(tools.BuildError):
-    """The timing, before or after routing."""
+    """The timing, before or after routing, or the routing itself."""
 
     def __init__(self, seed: int, clocks: list[Clock], when: str) -> None:
         self.seed, self.clocks, self.when = seed, clocks, when
-        super().__init__(f"seed {seed}, {when}: " + ", ".join(str(clock) for clock in clocks if not clock.met))
+        missed = ", ".join(str(clock) for clock in clocks if not clock.met)
+        super().__init__(f"seed {seed}, {when}" + (f": {missed}" if missed else ""))
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def device_options(part: str) -> list[str]:
 def route(folder: Path, part: str, seed: int, watch: Watch) -> Routed:
     """netlist.json and soc.lpf of a folder to soc.config, report.json and nextpnr.log there.
 
-    Raises `Missed` before routing where a clock's estimate is far below what is asked, as the router would not end.
+    Raises `Missed` before routing where a clock's estimate is far below what is asked, and where the router is stuck.
     """
     files = ("--json", "netlist.json", "--lpf", "soc.lpf", "--textcfg", "soc.config", "--report", "report.json")
     command = [tools.ecp5()["nextpnr-ecp5"].command, *device_options(part), *files, *OPTIONS, "--seed", str(seed)]
@@ -105,6 +108,7 @@ class _Progress:
     def __init__(self, seed: int, watch: Watch) -> None:
         self.seed, self.watch = seed, watch
         self.stage, self.iterations = "pack", 0
+        self.least, self.least_at = sys.maxsize, 0  # wires overused, and since which iteration
         self.estimates: dict[str, Clock] = {}
 
     def __call__(self, line: str) -> None:
@@ -127,6 +131,9 @@ class _Progress:
 
     def _iteration(self, iteration: int, overused: int) -> None:
         self.iterations = iteration
-        if iteration > ITERATIONS:
-            raise Missed(self.seed, list(self.estimates.values()), f"after {ITERATIONS} iterations of the router")
+        if overused <= self.least:
+            self.least, self.least_at = overused, iteration
+        if iteration > self.least_at + STUCK:
+            when = f"router stuck in iteration {iteration}, no fewer than {self.least} wires overused"
+            raise Missed(self.seed, list(self.estimates.values()), when)
         self.watch(self.stage, f"iteration {iteration}, {overused} wires overused")
