@@ -49,6 +49,14 @@ for name, sizes in {
     "4x12": {"outputs": 12, "max_rows": 200, "max_top_k": 1, "bus_width": 64, "scratchpad_chunks": 8192},
     "16x16": {"inputs": 16, "outputs": 16, "lanes": 16, "bus_width": 128, "scratchpad_chunks": 8192, "max_experts": 8,
               "max_rows": 128, "word_beats": 2},
+    "8x12 by 4": {"inputs": 8, "outputs": 12, "epilogue_lanes": 4, "max_rows": 129, "statistics_rows": 258,
+                  "max_experts": 16, "max_top_k": 4, "command_depth": 384, "scratchpad_chunks": 16384},
+    "8x12 by 2": {"inputs": 8, "outputs": 12, "epilogue_lanes": 2, "max_rows": 129, "statistics_rows": 258,
+                  "max_experts": 16, "max_top_k": 4, "command_depth": 384, "scratchpad_chunks": 20480,
+                  "word_beats": 2, "fifo_beats": 4096},
+    "8x8 by 4": {"inputs": 8, "outputs": 8, "epilogue_lanes": 4, "max_rows": 200, "statistics_rows": 400,
+                 "bus_width": 128, "max_experts": 8, "scratchpad_chunks": 8192},
+    "16x4": {"inputs": 16, "bus_width": 64, "max_experts": 8, "max_rows": 100, "scratchpad_chunks": 8192},
     "4x8 wide": {"outputs": 8, "weight_width": 16, "activation_width": 16, "max_rows": 256, "accumulator_width": 38},
 }.items():  # fmt: skip
     POINTS[name] = {family: replace(_TINY, **sizes) for family in ("ecp5", "xc7", "xcup")}

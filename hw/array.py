@@ -19,8 +19,11 @@ from patchloom.hw.pipeline import add, block_ram, delay, look_up, register, tree
 class Tile(wiring.Component):
     """Two tiles of weight digits, one in use and one being written.
 
-    `swap` puts what was written to use in the next cycle; the first write of the next tile may come with it.
+    `swap` puts to use in the next cycle what came at `write` `WRITE_LATENCY` cycles before it, or earlier; the first
+    write of the next tile may come a cycle later.
     """
+
+    WRITE_LATENCY = 2
 
     def __init__(self, config: Config):
         self.config = config
@@ -37,22 +40,23 @@ class Tile(wiring.Component):
         m = Module()
         c, write = self.config, self.write
         width, columns, at_once = c.weight_width, [], c.columns_at_once
+        # Registered: what is decoded here goes to all of the array.
+        by_column, by_row = write.load & ~write.by_row, write.load & write.by_row
+        data = register(m, write.data, name="data")
         for j in range(c.outputs):
             written = Signal(c.inputs * width, name=f"written_{j}", reset_less=True)
             used = Signal(c.inputs * width, name=f"used_{j}", reset_less=True)
             block, place = divmod(j, at_once)
             here = (write.index >> exact_log2(at_once)) == block
-            with m.If(write.load & ~write.by_row & here & write.columns[place]):
-                m.d.sync += written.eq(write.data.word_select(place, c.inputs * width))
+            with m.If(register(m, by_column & here & write.columns[place], name=f"column_{j}")):
+                m.d.sync += written.eq(data.word_select(place, c.inputs * width))
             with m.If(self.swap):
                 m.d.sync += used.eq(written)
             m.d.comb += self.weights.word_select(j, c.inputs * width).eq(used)
             columns.append(written)
-        with m.If(write.load & write.by_row), m.Switch(write.index):
-            for i in range(c.inputs):
-                with m.Case(i):
-                    row = Cat(written.word_select(i, width) for written in columns)
-                    m.d.sync += row.eq(write.data)
+        for i in range(c.inputs):
+            with m.If(register(m, by_row & (write.index == i), name=f"row_{i}")):
+                m.d.sync += Cat(written.word_select(i, width) for written in columns).eq(data)
         return m
 
 

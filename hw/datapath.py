@@ -102,20 +102,19 @@ class Datapath(wiring.Component):
         self._fetch(m)
         # The tile is exchanged so that it stands when its first beat's digits come.
         digits_at = self.OPERAND + Operand.LATENCY
-        before = delay(m, self.beats.beat, digits_at - 1, name="beat_tile")
-        # The loader's own register is the missing cycle.
-        m.d.comb += tile.write.load.eq(delay(m, self.tile.load, digits_at - 2, name="tile_load"))
+        write_at = digits_at - Tile.WRITE_LATENCY - 1  # the loader's own register is the missing cycle
+        m.d.comb += tile.write.load.eq(delay(m, self.tile.load, write_at, name="tile_load"))
         written, ports = (Cat(w.by_row, w.index, w.columns, w.data) for w in (self.tile, tile.write))
-        m.d.comb += ports.eq(delay(m, written, digits_at - 2, name="tile_write"))
+        m.d.comb += ports.eq(delay(m, written, write_at, name="tile_write"))
         m.d.comb += [
-            tile.swap.eq(before.valid & before.tile),
+            tile.swap.eq(delay(m, self.beats.beat.valid & self.beats.beat.tile, digits_at - 1, name="tile_swap")),
             multipliers.digits.eq(self.operand.digits),
             multipliers.weights.eq(tile.weights),
         ]
         sums_at = digits_at + Multipliers.latency(config)
         row_sum_late = sums_at - self.OPERAND - Operand.sum_latency(config)
         m.d.comb += [
-            self.accumulators.beat.eq(delay(m, before, sums_at - digits_at + 1, name="beat_sums")),
+            self.accumulators.beat.eq(delay(m, self.beats.beat, sums_at, name="beat_sums")),
             self.accumulators.sums.eq(multipliers.sums),
             self.accumulators.row_sum.eq(delay(m, self.operand.row_sum, row_sum_late, name="row_sum")),
         ]

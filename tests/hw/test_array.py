@@ -53,10 +53,11 @@ def tile_rtl(case: TileCase) -> list[list[int]]:
         "write.index": [index for _, _, index, *_ in case.steps],
         "write.columns": [joined(columns, 1) for _, _, _, columns, *_ in case.steps],
         "write.data": [joined(digits, c.weight_width) for *_, digits, _ in case.steps],
-        "swap": [swap for *_, swap in case.steps],
+        # In the cycle in which the write of the same step is not yet there.
+        "swap": [0] * (Tile.WRITE_LATENCY - 1) + [swap for *_, swap in case.steps],
     }
-    seen = drive(Tile(c), inputs, ["weights"], len(case.steps) + 1)
-    return [parted(word, c.weight_width, c.inputs * c.outputs) for word in seen["weights"][1:]]
+    seen = drive(Tile(c), inputs, ["weights"], len(case.steps) + Tile.WRITE_LATENCY)
+    return [parted(word, c.weight_width, c.inputs * c.outputs) for word in seen["weights"][Tile.WRITE_LATENCY :]]
 
 
 def tile_reference(case: TileCase) -> list[list[int]]:
