@@ -64,17 +64,18 @@ BUDGET = {
 }
 
 
-# The small machine beside each board's memory, with as much scratchpad as M3ViT-T needs, in whole block RAMs. More
-# multipliers make up for the ULX3S's slower clock: a few lanes behind the array leave room for them.
+# The small machine beside each board's memory, with as much scratchpad as M3ViT-T needs, in whole block RAMs. Few lanes
+# behind the array leave room for routing, and on the ULX3S for more multipliers, which make up for its slower clock.
+# Its buffer holds most of an expert's weights: memory does not wait while one with many tokens multiplies.
 BOARDS = {
     "ulx3s_85f": {
         "outputs": 12,
-        "epilogue_lanes": 4,
+        "epilogue_lanes": 2,
         "word_beats": 2,
         "fifo_beats": 16384,
         "scratchpad_chunks": 20480,
     },
-    "ecpix5_85f": {"scratchpad_chunks": 20480},
+    "ecpix5_85f": {"epilogue_lanes": 4, "scratchpad_chunks": 20480},
 }
 
 

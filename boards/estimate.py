@@ -55,8 +55,8 @@ def _factors() -> Factors:
 # --- What a board has ---
 
 SOC = Path(__file__).parent / "soc_area.json"
-# Shares that stay free: routers need room, and the model errs by some percent. Multipliers are counted exactly; with 98 %
-# of them in use no ECP5 was routed, with 94 % it was.
+# Shares that stay free: routers need room, and the model errs by some percent. Multipliers are counted exactly; with
+# 98 % of them in use no ECP5 was routed, with 94 % it was.
 MARGIN = {"dsp": 0.06, "bram": 0.03, "lut": 0.2, "ff": 0.2}
 
 

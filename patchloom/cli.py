@@ -1,7 +1,8 @@
-"""The command line: compile, run, inspect, hls, rtl, build."""
+"""The command line: compile, run, inspect, hls, rtl, build, flash."""
 
 import os
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -319,6 +320,11 @@ def build(
     out.print(told(built))
 
 
+def plainly(line: str) -> None:
+    """What a tool says, while it works."""
+    err.print(line, markup=False, highlight=False)
+
+
 def told(built: Any) -> str:
     """What a build came to."""
     found = built.project.board
@@ -327,6 +333,21 @@ def told(built: Any) -> str:
     used = ", ".join(f"{kind} {count} of {limit}" for kind, (count, limit) in built.routed.used.items())
     clocks = ", ".join(map(str, built.routed.clocks))
     return f"{built.path}: bitstream for {found.title}, seed {built.routed.seed}\n{clocks}\n{used}"
+
+
+@app.command()
+def flash(
+    project: Annotated[Path, typer.Argument(help="Directory of a project with its bitstream.", show_default=False)],
+    persistent: Annotated[
+        bool, typer.Option("--persistent", help="Into the flash memory, for every start; else until power is cut.")
+    ] = False,
+) -> None:
+    """Load a project's bitstream into the board on this computer, by openFPGALoader."""
+    with needed_by("patchloom flash", "boards"):
+        from patchloom.boards import flash as boards_flash  # noqa: PLC0415 - an extra
+    with tempfile.TemporaryDirectory(prefix="patchloom-") as folder:
+        name = boards_flash.flash(project, persistent=persistent, folder=Path(folder), watch=plainly)
+    out.print(f"{project}: loaded into {name}", soft_wrap=True)
 
 
 def golden_input(task: Task, paths: Sequence[Path] | None) -> NDArray[np.int16]:
