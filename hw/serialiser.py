@@ -76,7 +76,7 @@ class Serialiser(wiring.Component):
             buffer.push.eq(beat.valid),
             buffer.beat.eq(Cat(beat.row, beat.group, beat.channels, self.row_total, self.totals)),
             buffer.data.ready.eq(self.taken),
-            self.taken.eq(do_pass & at_last),
+            self.taken.eq(buffer.data.valid & at_last),  # only the first of several passes ever waits
             self.swap.eq(do_pass & at_first & head.channels),
             self.pass_.valid.eq(register(m, do_pass, name="valid")),
             self.pass_.row.eq(register(m, head.row, name="row")),
