@@ -132,7 +132,7 @@ def routed(made: Project, seed: int, watch: Watch) -> tuple[Routed, dict[str, st
     """Raises `Missed`, at once where it is known."""
     begin = netlist(made, watch)
     part, constraints = made.board.device.part, made.files[f"{SOC}.lpf"]
-    key = cache.digest(begin.name, constraints, part, *place.OPTIONS, str(seed), *_flat(_routing_tools()))
+    key = cache.digest(begin.name, constraints, part, *place.RULES, str(seed), *_flat(_routing_tools()))
     folder = cache.entry("bitstreams", key, lambda folder: _route(folder, begin, constraints, part, seed, watch))
     outcome = json.loads((folder / OUTCOME).read_text())
     if "missed" in outcome:

@@ -26,6 +26,7 @@ USED = re.compile(r"(?P<kind>TRELLIS_COMB|TRELLIS_FF|DP16KD|MULT18X18D): +(?P<us
 STAGES = {"Packing": "pack", "placer": "place", "Routing": "route", "router2": "route"}
 
 HOPE = 0.85  # of the clock asked for, that a placed design's estimate must be: routed ones had up to 15 % more
+RULES = (*OPTIONS, str(HOPE), str(STUCK))  # that an outcome depends on
 
 Watch = Callable[[str, str], None]  # stage, and what is new of it
 

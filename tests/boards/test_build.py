@@ -184,7 +184,7 @@ def test_missing_tools_are_told_before_anything_is_done(tmp_path, monkeypatch):
 
 
 def test_the_first_seed_that_meets_the_timing(with_tools):
-    seeds = with_tools({1: (46.0, 60.0), 2: (47.0, 49.9), 3: (51.0, 50.0)})
+    seeds = with_tools({1: (42.0, 60.0), 2: (47.0, 49.9), 3: (51.0, 50.0)})
     news = []
     routed, files = building.bitstream(PROJECT, 1, lambda *told: news.append(told))
     assert routed.seed == 3
@@ -192,7 +192,7 @@ def test_the_first_seed_that_meets_the_timing(with_tools):
     assert routed.used == {"DP16KD": (7, 208)}
     assert files["patchloom.bit"] == b"routed with seed 3"[::-1]
     assert ("route", "iteration 1, 3 wires overused") in news
-    assert ("route", "timing missed by seed 1, placed: sys_clk 46.0 MHz of 50 asked") in news
+    assert ("route", "timing missed by seed 1, placed: sys_clk 42.0 MHz of 50 asked") in news
     assert ("route", "timing missed by seed 2, routed: sys_clk 49.9 MHz of 50 asked") in news
     assert building.bitstream(PROJECT, 1, lambda *told: None)[0] == routed
     assert seeds() == [1, 2, 3], "what is known is not routed again"
@@ -200,7 +200,7 @@ def test_the_first_seed_that_meets_the_timing(with_tools):
 
 def test_no_seed_meets_the_timing(with_tools):
     with_tools(dict.fromkeys(range(1, 10), (51.0, 40.0)))
-    with pytest.raises(BuildError, match=r"(?s)missed by every seed.*seed 4, routed.*seed 5, routed.*seed 6, routed"):
+    with pytest.raises(BuildError, match=r"(?s)no seed tried.*seed 4, routed.*seed 5, routed.*seed 6, routed"):
         building.bitstream(PROJECT, 4, lambda *told: None)
 
 
