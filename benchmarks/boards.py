@@ -33,7 +33,7 @@ TRIES = 6
 
 def fashion_scenes() -> tuple[Quantised, Samples]:
     design = load_design(EXAMPLE)
-    images = design.calibration[""].load()
+    images = design.calibration[""].load(design.preprocessing.get(""))
     graphs = capture(load_module(design), (torch.from_numpy(images[:1]).float(), 0), tasks=design.tasks)
     samples = dict.fromkeys(graphs[0].inputs(), images)
     return quantise(graphs, samples, Precision.parse(design.precision, design.overrides)), samples
@@ -79,10 +79,10 @@ def changed(config: Config) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(Config) if getattr(config, f.name) != f.default}
 
 
-def main(names: Sequence[str]) -> None:
+def main(names: Sequence[str], boards: Sequence[str]) -> None:
     for name in names:
         model = read_model(*MODELS[name]())
-        for board in BOARDS.values():
+        for board in map(BOARDS.__getitem__, boards):
             made = {**result(model, board), "date": datetime.now(UTC).date().isoformat()}
             known = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
             known.setdefault(name, {})[board.name] = made
@@ -93,4 +93,6 @@ def main(names: Sequence[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(MODELS))
-    main(parser.parse_args().models)
+    parser.add_argument("--board", action="append", choices=list(BOARDS), help="all if none is named")
+    asked = parser.parse_args()
+    main(asked.models, asked.board or list(BOARDS))

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks import vendor
 from benchmarks.bitstreams import RESULTS
 from benchmarks.boards import RESULTS as SIZED
+from benchmarks.soc import RESULTS as SIMULATED
 from docs.page import DOCS, replaced
 from patchloom.boards.board import BOARDS
 
@@ -32,6 +33,16 @@ def source_table() -> Iterator[str]:
     for found in BOARDS.values():
         told = found.device.source, found.clock_source, found.memory.source, found.proven
         yield f"| `{found.name}` | {' | '.join(told)} |"
+
+
+def simulated_table() -> Iterator[str]:
+    document = json.loads(SIMULATED.read_text())
+    yield "| board | model | task | cycles | predicted | off by | elements | as the interpreter |"
+    yield "|---|---|---|--:|--:|--:|--:|---|"
+    for row in document["rows"]:
+        cells = f"{row['cycles']:,} | {row['predicted_cycles']:,} | {row['cycles_beyond_prediction_percent']:.2f} %"
+        same = "every element" if row["identical"] else "**different**"
+        yield f"| `{row['board']}` | {row['workload']} | {row['task']} | {cells} | {row['elements']:,} | {same} |"
 
 
 def bitstream_table() -> Iterator[str]:
@@ -90,6 +101,7 @@ def _frames(result: dict[str, Any] | None) -> str:
 TABLES = {
     "boards": board_table,
     "sources": source_table,
+    "simulated": simulated_table,
     "bitstreams": bitstream_table,
     "vendor": vendor_table,
     "frames": frames_table,
