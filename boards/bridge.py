@@ -6,6 +6,7 @@ computed with. And its `ready` depends on everybody else's requests, which would
 
 from typing import Any
 
+from litedram.common import LiteDRAMNativePort
 from litedram.frontend.axi import LiteDRAMAXI2Native
 from litex.soc.interconnect import stream
 from litex.soc.interconnect.axi import BURST_INCR, AXIInterface
@@ -21,8 +22,9 @@ class Bridge(Module):
     """AXI4 slave port `axi` (INCR bursts that cross no 4 KiB line) in front of a native LiteDRAM port.
 
     A burst outside `memory` is answered DECERR once all bursts before it have been answered, and its data are lost;
-    until then no other address of its direction is taken. A burst inside costs one cycle in each of AR, AW and W;
-    beats pass at full rate. Every ready of `axi` depends on registers alone.
+    until then no other address of its direction is taken. A burst inside costs one cycle in each of AR, AW and W,
+    and one on its way to the port; beats pass at full rate. Every ready of `axi` depends on registers alone, and so do
+    the port's requests, which LiteDRAM arbitrates in the same cycle.
     """
 
     def __init__(self, memory: Memory, port: Any) -> None:
@@ -31,9 +33,11 @@ class Bridge(Module):
         self.memory = memory
         self.axi = AXIInterface(data_width=memory.bus_width, address_width=ADDRESS_WIDTH, id_width=1)
         self.inner = AXIInterface(data_width=memory.bus_width, address_width=log2_int(memory.bytes), id_width=1)
+        native = LiteDRAMNativePort("both", port.address_width, port.data_width)
         self.submodules.native = LiteDRAMAXI2Native(
-            self.inner, port, w_buffer_depth=BUFFER_BEATS, r_buffer_depth=BUFFER_BEATS, base_address=0
+            self.inner, native, w_buffer_depth=BUFFER_BEATS, r_buffer_depth=BUFFER_BEATS, base_address=0
         )
+        self._commands(native, port)
         self._read(self.axi, self.inner)
         self._write(self.axi, self.inner)
 
@@ -42,6 +46,16 @@ class Bridge(Module):
         held = stream.Buffer(layout, pipe_valid=True, pipe_ready=True)
         self.submodules += held
         return held
+
+    def _commands(self, native: Any, port: Any) -> None:
+        """The adapter reserves its buffers as it asks, so that its requests may wait. Data keep their times."""
+        held = self._slice(native.cmd.description)
+        self.comb += [
+            native.cmd.connect(held.sink),
+            held.source.connect(port.cmd),
+            native.wdata.connect(port.wdata),
+            port.rdata.connect(native.rdata),
+        ]
 
     def _address(self, outer: Any, inner: Any, bad: Any) -> tuple[Any, Any]:
         """An address channel, stopped while `bad`. Returns the events: a burst inside is taken, one outside is."""

@@ -8,6 +8,7 @@ LiteX changes the working directory, prints, and keeps global state: run this in
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -32,6 +33,7 @@ from patchloom.boards.machine import Machine
 from patchloom.boards.sources import DIGEST, MACHINE, SOC
 from patchloom.compiler.machine.config import Config
 from patchloom.host.device import Region
+from patchloom.host.transports.levelling import COMMAND, CONTROL, Levelling
 from patchloom.host.transports.soc import SocMap, Step
 from patchloom.host.transports.uartbone import GIVES_UP
 from patchloom.hw.axi import LITE_ADDRESS_WIDTH
@@ -149,22 +151,21 @@ def _clocks(found: Board, litex: Litex, platform: Any) -> Any:
 
 # --- What the host must know ---
 
-# Flags of LiteDRAM's sequences, where its registers have them.
-CONTROL = {"DFII_CONTROL_SEL": 1, "DFII_CONTROL_CKE": 2, "DFII_CONTROL_ODT": 4, "DFII_CONTROL_RESET_N": 8}
-COMMAND = {"DFII_COMMAND_CS": 1, "DFII_COMMAND_WE": 2, "DFII_COMMAND_CAS": 4, "DFII_COMMAND_RAS": 8}
+PHY_RESET_CYCLES = 1000
 DELAY_CYCLES = 4  # of a delay's unit, which is one turn of a loop on a CPU
 RUNNING = 0b1111  # of `sdram_dfii_control`: the controller has the memory. It would do with 1, which is the reset value
 
 
 def csrs(soc: Soc) -> dict[str, int]:
-    """Addresses of LiteX's own registers; who levels a DDR3's delays needs them."""
+    """Addresses of LiteX's own registers."""
     known = json.loads(get_csr_json(soc.csr_regions, soc.constants, soc.mem_regions))
     return {name: csr["addr"] for name, csr in sorted(known["csr_registers"].items())}
 
 
 def start_of_memory(soc: Soc) -> list[Step]:
-    """LiteDRAM's sequence as words to write. A DDR3's delays are as reset leaves them, not levelled."""
-    at, steps = csrs(soc), []
+    """LiteDRAM's sequence as words to write, behind a reset of the PHY, if that has one."""
+    at = csrs(soc)
+    steps = [Step(at["phy_rst"], value, PHY_RESET_CYCLES) for value in (1, 0) if "phy_rst" in at]
     sequence, _ = get_sdram_phy_init_sequence(soc.phy.settings, soc.dram.timing_settings)
     for _, address, bank, names, delay in sequence:
         flags = sum((CONTROL | COMMAND)[name] for name in names.split("|"))
@@ -178,6 +179,29 @@ def start_of_memory(soc: Soc) -> list[Step]:
     return [*steps, Step(at["sdram_dfii_control"], RUNNING, 0)]
 
 
+def levelling(soc: Soc) -> Levelling | None:
+    """What the host must know to level the memory's delays; nothing where there are none."""
+    at, settings = csrs(soc), soc.phy.settings
+    if "phy_rdly_dq_rst" not in at:
+        return None
+    prefixes = re.compile(r"sdram_dfii_(?=pi)|phy_")
+    return Levelling(
+        lanes=settings.databits // 8,
+        phases=settings.nphases,
+        phase_bytes=settings.dfi_databits // 8,
+        read_phase=_reset_value(settings.rdphase),
+        write_phase=_reset_value(settings.wrphase),
+        delays=settings.delays,
+        bitslips=settings.bitslips,
+        csrs={prefixes.sub("", name): address for name, address in at.items() if prefixes.match(name)},
+    )
+
+
+def _reset_value(setting: Any) -> int:
+    """Of what some PHYs have as a register, for debugging."""
+    return setting.reset.value if isinstance(setting, Signal) else int(setting)
+
+
 def host_map(soc: Soc, found: Board) -> SocMap:
     region = soc.bus.regions["main_ram"]
     memory = Region(region.origin, region.size)
@@ -187,6 +211,7 @@ def host_map(soc: Soc, found: Board) -> SocMap:
         registers=found.registers,
         memory=memory,
         setup=tuple(start_of_memory(soc)),
+        levelling=levelling(soc),
         baud=found.baud,
         gives_up=soc.gives_up,
     )

@@ -81,7 +81,6 @@ def check(found: Board, config: Config) -> None:
 def soc(found: Board, config: Config, *, simulated: bool = False) -> SocSources:
     """Of a board with a SoC by LiteX. Simulated, a model takes the place of the memory, a byte stream that of pins."""
     found.built_by_litex()
-    found.built_by_litex()
     check(found, config)
     request = json.dumps({"board": found.name, "config": asdict(config), "simulated": simulated})
     with tempfile.TemporaryDirectory(prefix="patchloom-") as name:

@@ -41,3 +41,7 @@ class StaleError(Error, RuntimeError):
 
 class CapacityError(Error, MemoryError):
     """The device's memory is full."""
+
+
+class MemoryLevelError(Error, RuntimeError):
+    """The delays of the board's memory could not be set so that it reads what was written."""

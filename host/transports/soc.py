@@ -11,6 +11,7 @@ from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Access
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import CapacityError, RegisterError
+from patchloom.host.transports.levelling import Levelling, level
 from patchloom.host.transports.stream import Stream
 from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
 
@@ -38,6 +39,7 @@ class SocMap:
     registers: int  # address of the machine's
     memory: Region  # as the machine and the link see it
     setup: tuple[Step, ...]  # initialises the memory's controller; the last word reads as it was written if it was run
+    levelling: Levelling | None = None  # of the memory, before that last word
     baud: int = 0  # of its UART
     gives_up: float = GIVES_UP  # seconds from a command's first byte, after which UARTBone waits for another
 
@@ -56,7 +58,8 @@ class SocMap:
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Self:
         memory, setup = Region(**data["memory"]), tuple(Step(**step) for step in data["setup"])
-        return cls(**{**data, "memory": memory, "setup": setup})
+        levelling = data["levelling"] and Levelling(**data["levelling"])
+        return cls(**{**data, "memory": memory, "setup": setup, "levelling": levelling})
 
 
 class Bus(Protocol):
@@ -90,10 +93,16 @@ class SocDevice(Device):
         steps = self.soc.setup
         if not steps or self.bus.read(steps[-1].address) == steps[-1].value:
             return
-        for step in steps:
-            self.bus.write(step.address, step.value)
-            if step.cycles:
-                self.bus.stream.sleep(step.cycles / self.soc.clock_hz)
+        for step in steps[:-1]:
+            self._do(step)
+        if self.soc.levelling:
+            level(self.soc.levelling, self.bus)
+        self._do(steps[-1])
+
+    def _do(self, step: Step) -> None:
+        self.bus.write(step.address, step.value)
+        if step.cycles:
+            self.bus.stream.sleep(step.cycles / self.soc.clock_hz)
 
     def read(self, register: str) -> int:
         return self.bus.read(self.soc.registers + REGISTERS[register].offset)

@@ -30,6 +30,11 @@ def test_sources_of_a_board(name):
     control = made.csrs["sdram_dfii_control"]
     assert [step.value for step in made.map.setup if step.address == control][-1] == 15
     assert made.map.setup[-1].address == control
+    assert bool(made.map.levelling) == found.memory.kind.startswith("DDR3")
+    if made.map.levelling:
+        assert made.map.levelling.lanes * 8 == 16
+        assert made.map.levelling.phases * made.map.levelling.phase_bytes * 8 == found.memory.bus_width
+        assert {"dly_sel", "rdly_dq_inc", "pi1_wrdata", "pi1_rddata"} <= made.map.levelling.csrs.keys()
     assert bool(made.script) == (found.tools == "vivado")
     if made.script:
         files = re.findall(r"^read_(?:verilog|xdc) \{?(.*?)\}?$", made.script, re.MULTILINE)
