@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from patchloom.compiler.machine.registers import Control, Status
+from patchloom.compiler.machine.registers import REGISTERS, Control, Status
 from patchloom.host.errors import DeadlineError
 
 RESET_SECONDS = 0.01  # the memory's answers to what is under way
@@ -49,11 +49,20 @@ class Device(Protocol):
         """Seconds of the clock that deadlines are measured by."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> None:
-        """Until the interrupt; raises `DeadlineError`."""
+    def wait(self, seconds: float, expected: float = 0.0) -> None:
+        """Until the interrupt; raises `DeadlineError`. It is hardly to be expected before `expected` seconds."""
 
     @abstractmethod
     def close(self) -> None: ...
+
+    def read_all(self) -> dict[str, int]:
+        """All registers of an idle machine."""
+        return {name: self.read(name) for name in REGISTERS}
+
+    def write_all(self, values: dict[str, int]) -> None:
+        """Registers that keep what is written, in any order."""
+        for name, value in values.items():
+            self.write(name, value)
 
     def reset(self, seconds: float = RESET_SECONDS) -> None:
         """Soft reset: whatever the machine did, it is idle afterwards. Raises `DeadlineError`."""

@@ -1,6 +1,9 @@
 """A Program on a machine: identified, uploaded once, run frame by frame."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from random import Random  # NumPy's takes 30 ms to import
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +13,17 @@ from numpy.typing import NDArray
 
 from patchloom.compiler.machine.commands import Kind
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.frames import Elements, Result, Tell, input_frames, run_frames, task_of
+from patchloom.compiler.machine.frames import (
+    Elements,
+    Result,
+    Tell,
+    input_frames,
+    input_region,
+    result_of,
+    run_frames,
+    task_of,
+    warn_of_clipping,
+)
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
 from patchloom.host.device import Device, Region
@@ -18,6 +31,8 @@ from patchloom.host.errors import DeviceError, IdentityError, StaleError
 
 WATCHDOG = 1 << 20  # cycles
 DEADLINE = 60.0  # seconds of a frame
+Counted = tuple[Elements, int, int]  # output region, cycles, saturations
+BUFFERS = 2  # for inputs and for outputs: one frame computes, another one travels
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,22 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class _Started:
-    """A frame that the machine works on, and the registers that say so."""
+class _Job:
+    """A frame whose input lies in the device's memory, and the registers that say so."""
 
     task: Task
     target: Region
     registers: dict[str, int]
     poison: Elements  # the output region before start
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A frame that the machine has done, whose output is still in its memory."""
+
+    job: _Job
+    cycles: int
+    saturations: int
 
 
 class Session:
@@ -56,9 +80,11 @@ class Session:
         _check(self.identity, program, build)
         self._image = device.allocate(len(program.image))
         device.put(self._image.address, program.image)
-        self._regions: dict[str, tuple[Region, Region]] = {}
+        self._regions: dict[tuple[str, int], tuple[Region, Region]] = {}
         self._random = Random(0)
-        self._started: _Started | None = None
+        self._job: _Job | None = None  # that the machine works on
+        self._begun = 0.0
+        self._seconds: dict[str, float] = {}  # by task: the least that a frame has taken
 
     def run(
         self, inputs: Any, *, task: str | None = None, deadline: float = DEADLINE, progress: Tell | None = None
@@ -68,76 +94,151 @@ class Session:
         Arrays of type uint8 go through the preprocessing that the Program keeps.
         """
         chosen = task_of(self.program, task)
-        frames = input_frames(chosen, inputs)
-        return run_frames(chosen, *frames, lambda region: self.frame(region, chosen.name, deadline), progress)
+        frames = input_frames(chosen, self._given(chosen, inputs))
+        return run_frames(chosen, *frames, lambda regions: self.frames(regions, chosen.name, deadline), progress)
 
-    def frame(self, region: Elements, task: str | None = None, deadline: float = DEADLINE) -> tuple[Elements, int, int]:
+    def stream(self, samples: Iterable[tuple[Any, str | None]], *, deadline: float = DEADLINE) -> Iterator[Result]:
+        """Results one by one, of samples that come one by one, each with its task: as a camera gives them.
+
+        The next sample is asked for while one computes: a result is there when the sample after it is, or no more come.
+        """
+        under_way: deque[tuple[Task, int]] = deque()
+
+        def jobs() -> Iterator[tuple[Elements, str]]:
+            for inputs, name in samples:
+                task = task_of(self.program, name)
+                (sample, *others), _ = input_frames(task, self._given(task, inputs))
+                if others:
+                    raise InputError(f"a stream must be of samples, one by one, not of batches of {1 + len(others)}")
+                warn_of_clipping(task, [sample])
+                region, clipped = input_region(task, sample)
+                under_way.append((task, clipped))
+                yield region, task.name
+
+        for frame in self.jobs(jobs(), deadline):
+            task, clipped = under_way.popleft()
+            yield result_of(task, [frame], batched=False, clipped=clipped)
+
+    def _given(self, task: Task, inputs: Any) -> Any:
+        """What a user gives for the task's inputs, as arrays."""
+        return inputs
+
+    def frame(self, region: Elements, task: str | None = None, deadline: float = DEADLINE) -> Counted:
         """One frame from input region to output region; also its cycles, and how many values saturated."""
         self.start(region, task)
         return self.finish(deadline)
 
+    def frames(
+        self, regions: Iterable[Elements], task: str | None = None, deadline: float = DEADLINE
+    ) -> Iterator[Counted]:
+        """As `frame`, one after another: while one computes, the next one's input and the last one's output travel."""
+        chosen = task_of(self.program, task)
+        return self.jobs(((region, chosen.name) for region in regions), deadline)
+
+    def jobs(self, jobs: Iterable[tuple[Elements, str | None]], deadline: float = DEADLINE) -> Iterator[Counted]:
+        """As `frames`, each with its task. A job is asked for while the one before computes."""
+        self._halt()
+        for slot, (region, task) in zip(cycle(range(BUFFERS)), jobs):
+            job = self._put(region, task_of(self.program, task), slot)
+            ended = None if self._job is None else self._end(deadline)
+            self._begin(job)
+            if ended:
+                try:
+                    yield self._collect(ended)
+                except BaseException:  # nobody will ask for what was begun meanwhile
+                    self._job = None
+                    raise
+        if self._job is not None:
+            yield self.finish(deadline)
+
     def start(self, region: Elements, task: str | None = None) -> Region:
         """Begin a frame; returns where its output will be. What was under way is stopped."""
-        chosen, device = task_of(self.program, task), self.device
-        if region.nbytes != chosen.input_bytes:
-            raise InputError(f"the input region must have {chosen.input_bytes} bytes, not {region.nbytes}")
-        if device.read("irq_status") or device.read("status") & ~Status.DONE:
-            device.reset()
-        source, target = self._allocated(chosen)
-        poison = _poisoned(self._random, self.program, chosen)
-        device.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
-        device.put(target.address, poison.tobytes())
+        chosen = task_of(self.program, task)
+        _check_region(chosen, region)
+        self._halt()
+        job = self._put(region, chosen, 0)
+        self._begin(job)
+        return job.target
+
+    def finish(self, deadline: float = DEADLINE) -> Counted:
+        """Wait for the frame that was started and read its result; after a `DeadlineError` it may be called again."""
+        return self._collect(self._end(deadline))
+
+    def _halt(self) -> None:
+        self._job = None
+        if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
+            self.device.reset()
+
+    def _put(self, region: Elements, task: Task, slot: int) -> _Job:
+        _check_region(task, region)
+        source, target = self._allocated(task, slot)
+        poison = _poisoned(self._random, self.program, task)
+        self.device.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
+        self.device.put(target.address, poison.tobytes())
         registers = {
             **_halves("program_base", self._image.address),
             **_halves("input_base", source.address),
             **_halves("output_base", target.address),
-            "task": self.program.tasks.index(chosen),
+            "task": self.program.tasks.index(task),
             "watchdog": self.watchdog,
         }
-        for name, value in registers.items():
-            device.write(name, value)
-        device.write("control", Control.START | Control.IRQ_ENABLE)
-        self._started = _Started(chosen, target, registers, poison)
-        return target
+        return _Job(task, target, registers, poison)
 
-    def finish(self, deadline: float = DEADLINE) -> tuple[Elements, int, int]:
-        """Wait for the frame that was started and read its result; after a `DeadlineError` it may be called again."""
-        if self._started is None:
+    def _begin(self, job: _Job) -> None:
+        """The machine must be idle."""
+        self.device.write_all(job.registers)
+        self.device.write("control", Control.START | Control.IRQ_ENABLE)
+        self._job, self._begun = job, self.device.now()
+
+    def _end(self, deadline: float) -> _Ended:
+        """Wait for what was begun. The machine is idle afterwards, or has failed."""
+        if self._job is None:
             raise StaleError("no frame was started whose result has not been read")
-        started, device = self._started, self.device
-        device.wait(deadline)
-        self._started = None
-        device.write("irq_status", device.read("irq_status"))
-        self._check_registers(started)
-        output = np.frombuffer(device.get(started.target.address, started.target.size), "<i2").astype(np.int16)
-        _refuse_poison(self.program, started, output)
-        cycles = device.read("cycles_lo") | device.read("cycles_hi") << 32
-        return output, cycles, device.read("saturations")
+        job, device = self._job, self.device
+        device.wait(deadline, self._seconds.get(job.task.name, 0.0))
+        self._job = None
+        found = device.read_all()
+        self._check_registers(job, found)
+        device.write("irq_status", found["irq_status"])
+        passed = device.now() - self._begun
+        self._seconds[job.task.name] = min(passed, self._seconds.get(job.task.name, passed))
+        return _Ended(job, found["cycles_lo"] | found["cycles_hi"] << 32, found["saturations"])
 
-    def _check_registers(self, started: _Started) -> None:
-        status = Status(self.device.read("status"))
+    def _collect(self, ended: _Ended) -> Counted:
+        target = ended.job.target
+        output = np.frombuffer(self.device.get(target.address, target.size), "<i2").astype(np.int16)
+        _refuse_poison(self.program, ended.job, output)
+        return output, ended.cycles, ended.saturations
+
+    def _check_registers(self, job: _Job, found: dict[str, int]) -> None:
+        status = Status(found["status"])
         if status & Status.ERROR:
-            raise self._error(started.task)
+            raise self._error(job.task, found)
         if status != Status.DONE:
             raise StaleError(f"the interrupt came, but status is {status!r}, not {Status.DONE!r}")
-        for name, value in started.registers.items():
-            if (found := self.device.read(name)) != value:
-                raise StaleError(f"register {name} must still be {value:#x}, not {found:#x}: somebody else wrote it")
+        for name, value in job.registers.items():
+            if found[name] != value:
+                raise StaleError(
+                    f"register {name} must still be {value:#x}, not {found[name]:#x}: somebody else wrote it"
+                )
 
-    def _error(self, task: Task) -> DeviceError:
-        code, detail, command = (self.device.read(name) for name in ("error_code", "error_detail", "command_index"))
-        return DeviceError(code, detail, command, task.notes[command] if command < len(task.notes) else "")
+    @staticmethod
+    def _error(task: Task, found: dict[str, int]) -> DeviceError:
+        command = found["command_index"]
+        note = task.notes[command] if command < len(task.notes) else ""
+        return DeviceError(found["error_code"], found["error_detail"], command, note)
 
-    def _allocated(self, task: Task) -> tuple[Region, Region]:
-        if task.name not in self._regions:
-            sizes = task.input_bytes, task.output_bytes
-            self._regions[task.name] = self.device.allocate(sizes[0]), self.device.allocate(sizes[1])
-        return self._regions[task.name]
+    def _allocated(self, task: Task, slot: int) -> tuple[Region, Region]:
+        """Input and output of one of the frames that are on their way at a time."""
+        key = task.name, slot
+        if key not in self._regions:
+            self._regions[key] = self.device.allocate(task.input_bytes), self.device.allocate(task.output_bytes)
+        return self._regions[key]
 
     def close(self) -> None:
         """Stop what is under way."""
-        if self._started is not None:
-            self._started = None
+        if self._job is not None:
+            self._job = None
             self.device.reset()
 
     def __enter__(self) -> Self:
@@ -173,6 +274,11 @@ def _check(identity: Identity, program: Program, build: int) -> None:
         raise IdentityError(f"the machine must be of build {build:032x}, not {identity.digest:032x}")
 
 
+def _check_region(task: Task, region: Elements) -> None:
+    if region.nbytes != task.input_bytes:
+        raise InputError(f"the input region must have {task.input_bytes} bytes, not {region.nbytes}")
+
+
 # --- Whose result ---
 
 
@@ -192,9 +298,9 @@ def _poisoned(random: Random, program: Program, task: Task) -> Elements:
     return region
 
 
-def _refuse_poison(program: Program, started: _Started, output: Elements) -> None:
+def _refuse_poison(program: Program, job: _Job, output: Elements) -> None:
     """A chunk has at least 64 bits: that a result equals its poison by chance is not to be expected."""
-    pairs = zip(*(_stores(program, started.task, region) for region in (output, started.poison)), strict=True)
+    pairs = zip(*(_stores(program, job.task, region) for region in (output, job.poison)), strict=True)
     stale = sum(int(np.count_nonzero((now == before).all(axis=1))) for now, before in pairs)
     if stale:
         size = program.config.lanes * 2

@@ -1,6 +1,6 @@
 """The machine: registers, DMA engines, sequencer, loader, router and the shared compute unit."""
 
-from amaranth.hdl import Module, Mux, ResetInserter, Signal
+from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -34,7 +34,7 @@ class Top(wiring.Component):
     Whoever instantiates it ties `digest` to what tells this build from any other, `verilog.digest` say, or to 0.
 
     After an error everything but the registers is held in reset and the DMA engines finish what AXI makes
-    them finish; a soft reset makes the machine as new.
+    them finish; a soft reset makes the machine as new. What is reset is so a cycle later, also at power-on.
     """
 
     def __init__(self, config: Config):
@@ -45,7 +45,10 @@ class Top(wiring.Component):
         m = Module()
         config = self.config
         hold = Signal()  # soft reset, or after an error
-        core = ResetInserter(hold)
+        reset = Signal(init=1)  # a register drives the whole net, which is the longest there is
+        m.domains += (core := ClockDomain("core", local=True))
+        m.d.comb += [core.clk.eq(ClockSignal()), core.rst.eq(reset)]
+        m.d.sync += reset.eq(hold)
         datapath, sequencer, loader = Datapath(config), Sequencer(config), Loader(config)
         router, queues, storer = Router(config), Queues(config), Storer(config)
         m.submodules.registers = registers = Registers(config, saturation_width=len(datapath.saturations))
@@ -59,7 +62,7 @@ class Top(wiring.Component):
             "queues": queues,
             "storer": storer,
         }.items():
-            m.submodules[name] = core(part)
+            m.submodules[name] = DomainRenamer("core")(part)
 
         axi.forward(m, reader.bus, self.bus)
         axi.forward(m, writer.bus, self.bus)

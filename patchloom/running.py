@@ -1,8 +1,9 @@
 """Running a Program, frame by frame, on any engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from patchloom.compiler.machine.frames import (
     Elements,
     Frame,
     Result,
+    Run,
     Tell,
     input_frames,
     input_region,
@@ -51,8 +53,8 @@ def run(
     _check_options(engine, observe, simulation)
     chosen = task_of(program, task)
     frames = input_frames(chosen, inputs_with_pictures(chosen, inputs))
-    with _engine(program, chosen, engine, observe, simulation) as run_frame:
-        return run_frames(chosen, *frames, run_frame, progress)
+    with _engine(program, chosen, engine, observe, simulation) as run_regions:
+        return run_frames(chosen, *frames, run_regions, progress)
 
 
 def _check_options(engine: str, observe: Observer | None, simulation: dict[str, Any]) -> None:
@@ -72,15 +74,15 @@ def _check_settings(given: dict[str, Any], known: AbstractSet[str]) -> None:
 @contextmanager
 def _engine(
     program: Program, task: Task, engine: str, observe: Observer | None, simulation: dict[str, Any]
-) -> Iterator[Callable[[Elements], Frame]]:
-    """How to run one frame."""
+) -> Iterator[Run]:
+    """How to run frames."""
 
     def interpret(region: Elements) -> Frame:
         output, saturations = execute(program, task.name, region, observe)
         return output, None, saturations
 
     if engine == "interpreter":
-        yield interpret
+        yield partial(map, interpret)
     elif engine == "hls":
         with needed_by("engine 'hls'", "hls4ml"):
             from patchloom.sim.hls import HlsMachine  # noqa: PLC0415 - an extra
@@ -90,13 +92,13 @@ def _engine(
             output, saturations = machine.run(region, task.name)
             return output, None, saturations
 
-        yield run_native
+        yield partial(map, run_native)
     else:
         with needed_by("engine 'rtl'", "sim"):
             from patchloom.sim.device import SimulatedDevice  # noqa: PLC0415 - an extra
         _check_settings(simulation, signature(SimulatedDevice).parameters.keys() - {"config"})
         with SimulatedDevice(program.config, **simulation) as device, Session(device, program) as session:
-            yield lambda region: session.frame(region, task.name)
+            yield lambda regions: session.frames(regions, task.name)
 
 
 def predict(program: Program, inputs: Any, *, task: str | None = None, **memory: int) -> "Prediction":

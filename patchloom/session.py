@@ -7,8 +7,7 @@ from typing import Any
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.frames import Result, Tell, task_of
-from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.program import Program, Task
 from patchloom.extras import needed_by
 from patchloom.host import session
 from patchloom.host.device import Device
@@ -80,17 +79,9 @@ class Session(session.Session):
                 self._opened.close()
             raise
 
-    def run(
-        self,
-        inputs: Any,
-        *,
-        task: str | None = None,
-        deadline: float = session.DEADLINE,
-        progress: Tell | None = None,
-    ) -> Result:
-        """As `patchloom.run` takes them, pictures too; `deadline` is seconds of the device's clock a frame."""
-        given = inputs_with_pictures(task_of(self.program, task), inputs)
-        return super().run(given, task=task, deadline=deadline, progress=progress)
+    def _given(self, task: Task, inputs: Any) -> Any:
+        """Also pictures, as `patchloom.run` takes them."""
+        return inputs_with_pictures(task, inputs)
 
     def close(self) -> None:
         if self._opened is None:

@@ -238,7 +238,7 @@ class SimulatedDevice(Device):
         response = self._library.device_write(self._handle, offset, value & 0xFFFF_FFFF, REGISTER_CYCLES)
         self._check(response, f"write of register {offset:#x}")
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, expected: float = 0.0) -> None:
         self.wait_cycles(math.ceil(seconds * CLOCK_HZ))
 
     def wait_cycles(self, deadline: int) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,18 +37,30 @@ class Result:
     clipped: int  # input values that did not fit theirs
 
 
-def run_frames(
-    task: Task, samples: list[Samples], batched: bool, run: Callable[[Elements], Frame], progress: Tell | None = None
-) -> Result:
-    """What `input_frames` gives, frame by frame; `run` takes an input region. May warn of a `ClippedWarning`."""
+Run = Callable[[Iterable[Elements]], Iterator[Frame]]  # frames by their input regions, one for each, in order
+
+
+def run_frames(task: Task, samples: list[Samples], batched: bool, run: Run, progress: Tell | None = None) -> Result:
+    """What `input_frames` gives, frame by frame. May warn of a `ClippedWarning`."""
     warn_of_clipping(task, samples)
-    frames, clipped = [], 0
-    for position, sample in enumerate(samples):
-        region, lost = input_region(task, sample)
-        frames.append(run(region))
-        clipped += lost
+    lost: list[int] = []
+
+    def regions() -> Iterator[Elements]:
+        for sample in samples:
+            region, clipped = input_region(task, sample)
+            lost.append(clipped)
+            yield region
+
+    frames = []
+    for frame in run(regions()):
+        frames.append(frame)
         if progress:
-            progress(f"run {task.name}", position + 1, len(samples))
+            progress(f"run {task.name}", len(frames), len(samples))
+    return result_of(task, frames, batched, sum(lost))
+
+
+def result_of(task: Task, frames: Sequence[Frame], batched: bool, clipped: int) -> Result:
+    """`clipped` is the number of input values that did not fit."""
     outputs, cycles, saturations = zip(*frames, strict=True)
     raw = {port.name: np.stack([_raw(port, output) for output in outputs]) for port in task.outputs}
     if not batched:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,7 +17,7 @@ from patchloom.host.transports.stream import Stream
 from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
 
 PAGE = 4096
-PATIENCE = 1 / 16  # a wait looks again after this share of the time that it has taken,
+PATIENCE = 1 / 16  # a wait looks again after this share of its distance to when the interrupt is expected,
 LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
 SHORTEST_PAUSE = 0.0002
 
@@ -112,6 +113,17 @@ class SocDevice(Device):
             raise RegisterError(f"register {register} cannot be written")
         self.bus.write(self.soc.registers + REGISTERS[register].offset, value & 0xFFFF_FFFF)
 
+    def read_all(self) -> dict[str, int]:
+        words = self.bus.fetch(self.soc.registers, len(REGISTERS))
+        return dict(zip(REGISTERS, map(int, words), strict=True))
+
+    def write_all(self, values: dict[str, int]) -> None:
+        """In as few bursts as there are gaps, each read back."""
+        offsets = {REGISTERS[name].offset: value for name, value in values.items()}
+        for first in sorted(offset for offset in offsets if offset - 4 not in offsets):
+            run = list(takewhile(offsets.__contains__, count(first, 4)))
+            self.bus.store(self.soc.registers + first, np.array([offsets[offset] for offset in run], np.uint32))
+
     def put(self, address: int, data: bytes) -> None:
         self._check(address, len(data))
         whole = len(data) & ~3
@@ -141,14 +153,14 @@ class SocDevice(Device):
     def now(self) -> float:
         return self.bus.stream.now()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, expected: float = 0.0) -> None:
         begun = self.now()
         while not self.read("irq_status"):
             passed = self.now() - begun
             if passed >= seconds:
                 raise self.overdue(f"{seconds:g} s")
-            pause = min(max(SHORTEST_PAUSE, passed * PATIENCE), LONGEST_PAUSE)
-            self.bus.stream.sleep(min(pause, seconds - passed))
+            pause = max(SHORTEST_PAUSE, abs(passed - expected) * PATIENCE)
+            self.bus.stream.sleep(min(pause, LONGEST_PAUSE, seconds - passed))
 
     def close(self) -> None:
         self.bus.stream.close()

@@ -53,7 +53,7 @@ class FakeDevice(Device):
     def now(self):
         return self.time
 
-    def wait(self, seconds):
+    def wait(self, seconds, expected=0.0):
         if self.registers["irq_status"]:
             return
         if not self.registers["status"] & Status.BUSY or self.ends > self.time + seconds:

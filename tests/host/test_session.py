@@ -5,7 +5,8 @@ import pytest
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error, InputError
-from patchloom.compiler.machine.registers import ErrorCode, Status
+from patchloom.compiler.machine.frames import ClippedWarning
+from patchloom.compiler.machine.registers import Control, ErrorCode, Status
 from patchloom.host.errors import DeadlineError, DeviceError, IdentityError, StaleError
 from patchloom.host.session import Session
 from tests.host.fake import BASE, FakeDevice
@@ -143,6 +144,137 @@ def test_a_result_is_read_once(session):
     session.frame(np.zeros(ELEMENTS, np.int16), "depth")
     with pytest.raises(StaleError, match="no frame was started"):
         session.finish()
+
+
+# --- Frames that overlap ---
+
+
+def regions(count):
+    rng = np.random.default_rng(1)
+    return [rng.integers(-(1 << 15), 1 << 15, ELEMENTS).astype(np.int16) for _ in range(count)]
+
+
+def in_turn(*fates):
+    """One a frame."""
+    left = iter(fates)
+
+    def fate(device):
+        next(left)(device)
+
+    return fate
+
+
+class Watched(FakeDevice):
+    """Writes down what it is asked, as a driver on a board would see it."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.events = []
+
+    def write(self, register, value):
+        super().write(register, value)
+        if register == "control":
+            self.events.append("reset" if value & Control.SOFT_RESET else "start")
+
+    def put(self, address, data):
+        super().put(address, data)
+        self.events.append("put, busy" if self.registers["status"] & Status.BUSY else "put")
+
+    def get(self, address, size):
+        self.events.append("get, busy" if self.registers["status"] & Status.BUSY else "get")
+        return super().get(address, size)
+
+
+def test_inputs_and_results_travel_while_a_frame_computes():
+    device = Watched(CONFIG, 2 * ELEMENTS)
+    session, given = Session(device, PROGRAM), regions(4)
+    device.events.clear()
+    for given_region, (output, cycles, _) in zip(given, session.frames(given, "edges"), strict=True):
+        np.testing.assert_array_equal(output, given_region)
+        assert cycles == 3 << 32 | 77
+    busy = ["put, busy"] * 2
+    assert device.events == [
+        *("put", "put", "start"), *busy, "start", "get, busy", *busy, "start", "get, busy", *busy, "start",
+        *("get, busy", "get"),
+    ]  # fmt: skip
+    assert len({address for address, _ in device.puts}) == 1 + 4, "two buffers for inputs, two for outputs"
+
+
+def test_every_job_has_its_task(session, device):
+    given, tasks = regions(6), ["edges", "depth", "depth", "edges", "edges", "depth"]
+    seen = []
+    device.fate = lambda device: (seen.append(device.registers["task"]), device.copy())
+    for given_region, (output, *_) in zip(given, session.jobs(zip(given, tasks, strict=True)), strict=True):
+        np.testing.assert_array_equal(output, given_region)
+    assert seen == [("depth", "edges").index(task) for task in tasks]
+
+
+def test_a_stale_frame_among_others(session, device):
+    device.fate = in_turn(FakeDevice.copy, stale, FakeDevice.copy, FakeDevice.copy)
+    given, found = regions(4), session.frames(regions(4), "depth")
+    np.testing.assert_array_equal(next(found)[0], given[0])
+    with pytest.raises(StaleError, match="were not written"):
+        next(found)
+    with pytest.raises(StaleError, match="no frame was started"):  # the third has begun, and is not the second
+        session.finish()
+    np.testing.assert_array_equal(session.frame(given[3], "depth")[0], given[3])
+    assert device.resets == 1
+
+
+def test_an_error_of_the_machine_among_other_frames(session, device):
+    def fail(device):
+        device.registers |= {"status": Status.ERROR, "irq_status": 2, "error_code": ErrorCode.WATCHDOG}
+
+    device.fate = in_turn(FakeDevice.copy, fail, FakeDevice.copy)
+    found = session.frames(regions(3), "depth")
+    np.testing.assert_array_equal(next(found)[0], regions(3)[0])
+    with pytest.raises(DeviceError, match="WATCHDOG"):
+        next(found)
+    np.testing.assert_array_equal(session.frame(regions(1)[0], "depth")[0], regions(1)[0])
+
+
+def test_frames_that_nobody_asks_for_any_longer(session, device):
+    for output, *_ in session.frames(regions(4), "depth"):
+        np.testing.assert_array_equal(output, regions(1)[0])
+        break
+    with pytest.raises(StaleError, match="no frame was started"):
+        session.finish()
+    np.testing.assert_array_equal(session.frame(regions(2)[1], "edges")[0], regions(2)[1])
+    assert device.resets == 1
+
+
+def test_a_late_frame_among_others_is_still_to_be_had(session, device):
+    found = session.frames(regions(2), "depth", deadline=0.5)
+    device.late = 2.0
+    with pytest.raises(DeadlineError):
+        next(found)
+    np.testing.assert_array_equal(session.finish(5.0)[0], regions(1)[0])
+
+
+def test_a_stream_of_samples(session, device):
+    tasks, asked = ["depth", "edges", "edges"], []
+
+    def camera():
+        for seed, task in enumerate(tasks):
+            asked.append(seed)
+            yield sample(seed) * (100 if seed == 1 else 1), task
+
+    with pytest.warns(ClippedWarning, match="do not fit"):
+        found = [(result, len(asked)) for result in session.stream(camera())]
+    assert [ahead for _, ahead in found] == [2, 3, 3]
+    assert [result.clipped > 0 for result, _ in found] == [False, True, False]
+    for seed in (0, 2):
+        np.testing.assert_array_equal(found[seed][0].outputs["y"], sample(seed))
+        assert (found[seed][0].cycles, found[seed][0].saturations) == ((3 << 32 | 77,), 3)
+    with pytest.raises(InputError, match="samples, one by one, not of batches of 2"):
+        next(session.stream([(np.stack([sample()] * 2), "depth")]))
+    with pytest.raises(InputError, match="task must be one of depth, edges, not 'paint'"):
+        next(session.stream([(sample(), "paint")]))
+
+
+def test_no_frames(session, device):
+    assert list(session.frames([], "depth")) == []
+    assert device.registers["status"] == 0
 
 
 # --- What goes wrong ---

@@ -11,7 +11,7 @@ import pytest
 
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error, InputError
-from patchloom.compiler.machine.registers import MAGIC
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS
 from patchloom.host.errors import CapacityError, DeadlineError, LinkError, NoAnswerError, RegisterError
 from patchloom.host.session import Session
 from patchloom.host.transports.soc import SocDevice, SocMap
@@ -174,6 +174,28 @@ def test_answers_too_many(stream, device):
 
 
 # --- The device ---
+
+
+def test_frames_follow_one_another(stream, device):
+    """The machine works 95 % of the time: what surrounds a frame is a few bursts, and its end is looked for in time."""
+    session = Session(device, PROGRAM)
+    stream.machine.late = 0.1
+    frames = session.frames([np.arange(ELEMENTS, dtype=np.int16)] * 11, "copy")
+    next(frames)  # only now is it known how long one takes
+    begun = device.now()
+    assert len(list(frames)) == 10
+    assert device.now() - begun < 10 * stream.machine.late / 0.95
+
+
+def test_registers_together(stream, device):
+    session = Session(device, PROGRAM)
+    session.frame(np.arange(ELEMENTS, dtype=np.int16), "copy")
+    assert device.read_all() == {name: device.read(name) for name in REGISTERS}
+    stream.machine.registers["saturations"] = 0
+    device.write_all({"watchdog": 7, "task": 3, "input_base_hi": 5})
+    found = device.read_all()
+    assert (found["watchdog"], found["task"], found["input_base_hi"]) == (7, 3, 5)
+    assert found["input_base_lo"] == device.read("input_base_lo") != 0, "between those that were written"
 
 
 def test_memory_is_set_up_once(stream, device):
