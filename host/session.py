@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from random import Random  # NumPy's takes 30 ms to import
 from types import TracebackType
@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine.commands import Kind
+from patchloom.compiler.machine.commands import COMMAND_BYTES, FIELDS, Command, Kind, Space
+from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import (
     Elements,
@@ -24,7 +25,7 @@ from patchloom.compiler.machine.frames import (
     task_of,
     warn_of_clipping,
 )
-from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.program import ELEMENT_BYTES, Program, Task, command_table
 from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import DeviceError, IdentityError, StaleError
@@ -32,6 +33,7 @@ from patchloom.host.errors import DeviceError, IdentityError, StaleError
 WATCHDOG = 1 << 20  # cycles
 DEADLINE = 60.0  # seconds of a frame
 Counted = tuple[Elements, int, int]  # output region, cycles, saturations
+STORED_CHUNKS = 1 << FIELDS["rows"][0] - 1  # of one command, whole beats of any bus
 BUFFERS = 2  # for inputs and for outputs: one frame computes, another one travels
 
 
@@ -80,6 +82,7 @@ class Session:
         _check(self.identity, program, build)
         self._image = device.allocate(len(program.image))
         device.put(self._image.address, program.image)
+        self._whole = True  # the image in the device's memory
         self._regions: dict[tuple[str, int], tuple[Region, Region]] = {}
         self._random = Random(0)
         self._job: _Job | None = None  # that the machine works on
@@ -164,12 +167,40 @@ class Session:
         """Wait for the frame that was started and read its result; after a `DeadlineError` it may be called again."""
         return self._collect(self._end(deadline))
 
+    def probe(self, region: Elements, task: str | None, count: int, deadline: float = DEADLINE) -> Elements:
+        """The scratchpad, chunk by chunk, after the first `count` commands of a task: for debugging, not for speed.
+
+        Meanwhile the task's commands in the device's memory are others: those, and what stores the scratchpad.
+        """
+        chosen, config = task_of(self.program, task), self.program.config
+        if not 1 <= count <= self.most_probed(task):
+            raise InputError(f"a probe must be of 1 to {self.most_probed(task)} commands, not {count}")
+        probing, number = _probing(config, chosen, count), self.program.tasks.index(chosen)
+        pitch = config.command_depth * COMMAND_BYTES
+        at = self._image.address + number * pitch
+        self._halt()
+        self._whole = False
+        self.device.put(at, command_table(config, [probing.commands]))
+        self._begin(self._put(region, probing, 0, number))
+        output, *_ = self.finish(deadline)
+        self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
+        self._whole = True
+        return output
+
+    def most_probed(self, task: str | None) -> int:
+        """All commands but the last, or as many as leave room in the command memory for a dump."""
+        commands, config = task_of(self.program, task).commands, self.program.config
+        return min(len(commands) - 1, config.command_depth - len(_dump(config)) - 1)
+
     def _halt(self) -> None:
+        if not self._whole:
+            raise StaleError("the Program in the device's memory is not whole since a probe failed: open a new Session")
         self._job = None
         if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
             self.device.reset()
 
-    def _put(self, region: Elements, task: Task, slot: int) -> _Job:
+    def _put(self, region: Elements, task: Task, slot: int, number: int | None = None) -> _Job:
+        """`number` is that of a task that is not the Program's."""
         _check_region(task, region)
         source, target = self._allocated(task, slot)
         poison = _poisoned(self._random, self.program, task)
@@ -179,7 +210,7 @@ class Session:
             **_halves("program_base", self._image.address),
             **_halves("input_base", source.address),
             **_halves("output_base", target.address),
-            "task": self.program.tasks.index(task),
+            "task": self.program.tasks.index(task) if number is None else number,
             "watchdog": self.watchdog,
         }
         return _Job(task, target, registers, poison)
@@ -277,6 +308,32 @@ def _check(identity: Identity, program: Program, build: int) -> None:
 def _check_region(task: Task, region: Elements) -> None:
     if region.nbytes != task.input_bytes:
         raise InputError(f"the input region must have {task.input_bytes} bytes, not {region.nbytes}")
+
+
+def _dump(config: Config) -> tuple[Command, ...]:
+    """The scratchpad to the output region, as far as it is whole beats."""
+    size = config.lanes * ELEMENT_BYTES  # of a chunk
+    whole = config.scratchpad_chunks - config.scratchpad_chunks % max(config.beat_bytes // size, 1)
+    return tuple(
+        Command(
+            kind=Kind.STORE, a_address=first, rows=(chunks := min(STORED_CHUNKS, whole - first)),
+            dma_space=Space.OUTPUT, dma_address=first * size, dma_beats=chunks * size // config.beat_bytes,
+        )
+        for first in range(0, whole, STORED_CHUNKS)
+    )  # fmt: skip
+
+
+def _probing(config: Config, task: Task, count: int) -> Task:
+    """The first commands of a task, and then those of a dump."""
+    begin, *rest = task.commands[:count]
+    dump = _dump(config)
+    return replace(
+        task,
+        name=f"{task.name}, probed",
+        commands=(replace(begin, rows=count + len(dump) + 1), *rest, *dump, Command(kind=Kind.END)),
+        notes=task.notes[:count],
+        output_bytes=sum(store.dma_beats for store in dump) * config.beat_bytes,
+    )
 
 
 # --- Whose result ---

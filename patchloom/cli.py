@@ -1,4 +1,4 @@
-"""The command line: compile, run, inspect, hls, rtl, build, flash."""
+"""The command line: compile, run, validate, inspect, hls, rtl, build, flash."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchloom import __version__, arrays, pictures, running, session
+from patchloom import __version__, arrays, pictures, running, session, validating
 from patchloom.boards.board import BOARDS
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning, Result, Tell, input_frames, input_region, task_of
@@ -182,6 +182,34 @@ def on_device(
         "included"
     )
     return result
+
+
+@app.command()
+def validate(
+    program: Directory,
+    device: Annotated[str, typer.Option(help=f"A machine: {', '.join(session.HOMES)}.")] = "sim",
+    project: Annotated[
+        Path | None, typer.Option(help="The folder that `patchloom build` wrote for the board on the other end.")
+    ] = None,
+) -> None:
+    """Run the golden of every task on a machine: pass, or the layer and the element that go wrong first.
+
+    A golden is a sample of the calibration and what the reference interpreter makes of it; it travels with the Program.
+    Where a result is wrong, the scratchpad is looked at in the middle of the frame, again and again.
+    """
+    table = Table("task", "elements compared", "cycles", "")
+    passed = True
+    with session.Session(device, load(program), project=project) as opened:
+        for verdict in validating.validate(opened):
+            passed &= verdict.passed
+            table.add_row(
+                Text(verdict.task), f"{verdict.elements:,}", f"{verdict.cycles:,}", "pass" if verdict.passed else "FAIL"
+            )
+            if not verdict.passed:
+                err.print(str(verdict), markup=False, highlight=False, soft_wrap=True)
+    out.print(table)
+    if not passed:
+        raise typer.Exit(1)
 
 
 @contextmanager

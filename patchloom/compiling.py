@@ -14,14 +14,15 @@ from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.frontend.module import plain_module
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.frames import Samples, Tell, by_name, in_model_units
+from patchloom.compiler.machine.frames import Samples, Tell, by_name, in_model_units, input_region
 from patchloom.compiler.machine.preprocessing import Preprocessing, by_input
-from patchloom.compiler.machine.program import NAME_RULE, Port, Program, is_name
+from patchloom.compiler.machine.program import NAME_RULE, Golden, Program, Task, is_name
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.extras import needed_by
 from patchloom.pictures import read_pictures
 from patchloom.presets import PRESETS
+from patchloom.sim.interpret import execute
 
 if TYPE_CHECKING:
     from patchloom.sizing import Budget
@@ -89,22 +90,23 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     read = {name for graph in graphs for name in graph.inputs()}
     quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
     if board is None:
-        return _keeping(schedule(quantised, config or preset_for(bits)), kept)
+        return _keeping(schedule(quantised, config or preset_for(bits)), kept, samples)
     program, made = _sized(quantised, samples, board, config, progress, measured=measure)
     if budget:
         budget(made)
-    return _keeping(program, kept)
+    return _keeping(program, kept, samples)
 
 
-def _keeping(program: Program, preprocessing: Mapping[str, Preprocessing]) -> Program:
-    """With the preprocessing of its inputs, by name."""
-    if not preprocessing:
-        return program
+def _keeping(program: Program, preprocessing: Mapping[str, Preprocessing], samples: Samples) -> Program:
+    """With the preprocessing of its inputs, by name, and a golden of each task: the first of the samples."""
 
-    def kept(port: Port) -> Port:
-        return replace(port, preprocessing=preprocessing.get(port.name))
+    def kept(task: Task) -> Task:
+        first = {port.name: samples[port.name][0] for port in task.inputs}
+        region, _ = input_region(task, first)
+        ports = tuple(replace(port, preprocessing=preprocessing.get(port.name)) for port in task.inputs)
+        return replace(task, inputs=ports, golden=Golden(region, *execute(program, task.name, region)))
 
-    return replace(program, tasks=tuple(replace(task, inputs=tuple(map(kept, task.inputs))) for task in program.tasks))
+    return replace(program, tasks=tuple(map(kept, program.tasks)))
 
 
 def _sized(

@@ -151,7 +151,7 @@ class Fuzz:
         describe(program)
 
     def program_bytes(self) -> None:
-        file = self.part(self.pick(["manifest", "image", "index"]))
+        file = self.part(self.pick(["manifest", "image", "index", "golden"]))
         with self.changed(file, self.bytes_of(file.read_bytes())):
             self.look()
 

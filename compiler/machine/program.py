@@ -59,6 +59,15 @@ class Buffer:
 
 
 @dataclass(frozen=True, eq=False)
+class Golden:
+    """One frame as the reference interpreter ran it: what every machine must give."""
+
+    input: NDArray[np.int16] = field(repr=False)  # the input region's elements
+    output: NDArray[np.int16] = field(repr=False)
+    saturations: int
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """Commands and ports of one task; switching task is starting another of these."""
 
@@ -72,6 +81,7 @@ class Task:
     notes: tuple[str, ...] = ()  # one per command: what it computes, in the model's names
     buffers: tuple[Buffer, ...] = ()
     experts: tuple[tuple[int, ...], ...] = ()  # per ROUTE, the model's number of each queue's expert
+    golden: Golden | None = None
 
 
 @dataclass(frozen=True)

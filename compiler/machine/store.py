@@ -1,7 +1,7 @@
 """A Program as a directory: a manifest, the memory image and index tables, with a CRC per part and no pickle.
 
 The manifest states what the image does not: Config, tasks, ports, segments. Commands are read from the image. It also
-names the two other files, whose names follow from their content: a save writes them beside those of the Program that
+names the other files, whose names follow from their content: a save writes them beside those of the Program that
 was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
 meanwhile finds one or the other, whole, and a save that is killed leaves the old one; the next save removes its rest.
 """
@@ -16,7 +16,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from patchloom.compiler.machine.commands import COMMAND_BYTES, Command, Kind
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.preprocessing import Preprocessing
-from patchloom.compiler.machine.program import Buffer, Port, Program, ProgramError, Segment, Task
+from patchloom.compiler.machine.program import Buffer, Golden, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify_once
 
 FORMAT, VERSION = "patchloom program", 2
 MANIFEST = "manifest.json"
-OURS = re.compile(r"(image|index)-[0-9a-f]{16}\.bin|\.patchloom-\w+\.tmp")  # files that only a save makes
+OURS = re.compile(r"(image|index|golden)-[0-9a-f]{16}\.bin|\.patchloom-\w+\.tmp")  # files that only a save makes
 RETRIES = 1000  # of a reader whose Program is replaced under its eyes
 Json = dict[str, Any]
 
@@ -96,19 +96,21 @@ def _clean(path: Path) -> None:
 
 
 def _write(program: Program, path: Path) -> None:
-    indices = _Indices()
+    indices, goldens = _Indices(), _Goldens()
     document = {
         "format": FORMAT,
         "version": VERSION,
         "precision": program.precision,
         **({"board": program.board} if program.board else {}),
         "config": asdict(program.config),
-        "tasks": [_task_document(task, indices) for task in program.tasks],
+        "tasks": [_task_document(task, indices, goldens) for task in program.tasks],
         "segments": [
             asdict(s) | {"crc32": zlib.crc32(program.image[s.offset : s.offset + s.length])} for s in _segments(program)
         ],
     }
     parts = {"image": program.image, "index": b"".join(indices.parts)}
+    if goldens.parts:
+        parts["golden"] = b"".join(goldens.parts)
     names = {name: f"{name}-{blake2b(data, digest_size=8).hexdigest()}.bin" for name, data in parts.items()}
     for name, data in parts.items():
         _put(path / names[name], data)
@@ -152,7 +154,20 @@ class _Indices:
         return self.known[data]
 
 
-def _task_document(task: Task, indices: _Indices) -> Json:
+class _Goldens:
+    """Contents of the file of goldens: inputs and outputs of the tasks that have one."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def add(self, golden: Golden) -> Json:
+        data = golden.input.astype("<i2").tobytes() + golden.output.astype("<i2").tobytes()
+        offset = sum(map(len, self.parts))
+        self.parts.append(data)
+        return {"offset": offset, "crc32": zlib.crc32(data), "saturations": golden.saturations}
+
+
+def _task_document(task: Task, indices: _Indices, goldens: _Goldens) -> Json:
     def port(p: Port) -> Json:
         entry = {
             "name": p.name, "shape": list(p.shape), "offset": p.offset, "elements": p.elements,
@@ -170,6 +185,7 @@ def _task_document(task: Task, indices: _Indices) -> Json:
         "notes": list(task.notes),
         "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
         "experts": [list(numbers) for numbers in task.experts],
+        **({"golden": goldens.add(task.golden)} if task.golden else {}),
     }
 
 
@@ -189,27 +205,31 @@ def load(path: Path) -> Program:
         raw = _file(path / MANIFEST)
         document = _manifest(path / MANIFEST, raw)
         try:
-            image, index = (_file(path / document["files"][name]) for name in ("image", "index"))
+            files = {name: _file(path / file) for name, file in document["files"].items()}
         except ProgramError:
             if _file(path / MANIFEST) == raw:
                 raise
             continue  # a save has put another Program there since
-        return _verified(_program(document, image, index, path), path)
+        return _verified(_program(document, files, path), path)
     raise ProgramError(f"{path} is replaced again and again while it is read")
 
 
-def _program(document: Json, image: bytes, index: bytes, path: Path) -> Program:
-    file = path / document["files"]["image"]
+def _program(document: Json, files: dict[str, bytes], path: Path) -> Program:
+    file, image = path / document["files"]["image"], files["image"]
     with _well_formed(path / MANIFEST):
         segments = [_segment(entry, image, file) for entry in document["segments"]]
         covered = max((s.offset + s.length for s in segments), default=0)
         if covered != len(image):
             raise ProgramError(f"{file} must have {covered} bytes, not {len(image)}")
-        tables = _Tables(index, path / document["files"]["index"])
+        tables = _Tables(files["index"], path / document["files"]["index"])
+        tasks = (_task(t, number, document, image, tables, file) for number, t in enumerate(document["tasks"]))
         return Program(
             _config(document["config"], path / MANIFEST),
             _typed(document["precision"], str),
-            tuple(_task(t, number, document, image, tables, file) for number, t in enumerate(document["tasks"])),
+            tuple(
+                _with_golden(task, entry, files.get("golden", b""), path / document["files"].get("golden", "golden"))
+                for task, entry in zip(tasks, document["tasks"], strict=True)
+            ),
             image,
             tuple(segments),
             _typed(document.get("board", ""), str),
@@ -264,9 +284,11 @@ def _manifest(path: Path, raw: bytes) -> Json:
         actual = zlib.crc32(json.dumps(document, indent=1).encode())
         if stated != actual or raw != _render(document).encode():
             raise ProgramError(f"{path} was changed: CRC {stated:08x} expected, {actual:08x} found")
-        for name in ("image", "index"):
-            if not OURS.fullmatch(_typed(document["files"][name], str)):
-                raise ValueError(f"{document['files'][name]!r} is no name of a file of it")
+        if not {"image", "index"} <= document["files"].keys() <= {"image", "index", "golden"}:
+            raise ValueError(f"its files must be image, index and perhaps golden, not {', '.join(document['files'])}")
+        for file in document["files"].values():
+            if not OURS.fullmatch(_typed(file, str)):
+                raise ValueError(f"{file!r} is no name of a file of it")
     return dict(document)
 
 
@@ -357,6 +379,17 @@ def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Table
         experts=tuple(tuple(_typed(number, int) for number in numbers) for numbers in entry["experts"]),
         **numbers,
     )
+
+
+def _with_golden(task: Task, entry: Json, raw: bytes, file: Path) -> Task:
+    if "golden" not in entry:
+        return task
+    stated, length = entry["golden"], task.input_bytes + task.output_bytes
+    what = f"golden of task '{task.name}'"
+    data = _checked(raw, stated["offset"], length, stated["crc32"], what, file)
+    elements = np.frombuffer(data, "<i2").astype(np.int16)
+    half = task.input_bytes // 2
+    return replace(task, golden=Golden(elements[:half], elements[half:], _typed(stated["saturations"], int)))
 
 
 def _preprocessing(entry: Json) -> Preprocessing:

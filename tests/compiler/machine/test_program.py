@@ -29,7 +29,15 @@ from patchloom.compiler.machine.commands import (
 )
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.preprocessing import Preprocessing
-from patchloom.compiler.machine.program import Program, ProgramError, Task, command_table, from_region, to_region
+from patchloom.compiler.machine.program import (
+    Golden,
+    Program,
+    ProgramError,
+    Task,
+    command_table,
+    from_region,
+    to_region,
+)
 from patchloom.compiler.machine.store import load, save
 from patchloom.compiler.machine.verify import verify
 from patchloom.sim.interpret import execute
@@ -45,7 +53,9 @@ def program() -> Program:
     made = compiled(transformer(layers=2, experts=3), "w8a8")
     [task] = made.tasks
     inputs = tuple(replace(port, preprocessing=PREPROCESSING) for port in task.inputs)
-    return replace(made, tasks=(replace(task, inputs=inputs),), board="ulx3s_85f")
+    region = np.random.default_rng(0).integers(-99, 99, task.input_bytes // 2).astype(np.int16)
+    golden = Golden(region, *execute(made, task.name, region))
+    return replace(made, tasks=(replace(task, inputs=inputs, golden=golden),), board="ulx3s_85f")
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +122,11 @@ def test_saving_twice_gives_the_same_bytes(program: Program, saved: Path):
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_program_of_before_has_no_preprocessing(program: Program, saved: Path):
+def test_a_program_of_before_has_neither_preprocessing_nor_goldens(program: Program, saved: Path):
     edited(saved, lambda d: d["tasks"][0]["inputs"][0].pop("preprocessing"))
+    edited(saved, lambda d: (d["tasks"][0].pop("golden"), d["files"].pop("golden")))
     again = load(saved)
-    assert again.tasks[0].inputs[0].preprocessing is None
+    assert again.tasks[0].inputs[0].preprocessing is again.tasks[0].golden is None
     assert (again.image, again.config.fingerprint) == (program.image, program.config.fingerprint)
 
 
@@ -141,7 +152,7 @@ def test_files_beside_a_program_are_kept(program: Program, saved: Path):
     save(replace(program, precision="another"), saved)
     assert load(saved).precision == "another"
     assert (saved / "notes.txt").read_text() == "mine"
-    assert len(list(saved.iterdir())) == 4
+    assert len(list(saved.iterdir())) == 5
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next(program: Program, saved: Path):
@@ -149,7 +160,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next(program: Program, saved:
         (saved / name).write_text("half")
     load(saved)
     save(program, saved)
-    assert len(list(saved.iterdir())) == 3
+    assert len(list(saved.iterdir())) == 4
 
 
 SAVE_UNTIL_KILLED = """
@@ -180,7 +191,7 @@ def test_killed_saves_beside_a_reader(program: Program, saved: Path, tmp_path: P
         seen.add(load(saved).precision)
     assert seen == {"old", "new"}
     save(program, saved)
-    assert len(list(saved.iterdir())) == 3
+    assert len(list(saved.iterdir())) == 4
 
 
 def test_only_regular_files_are_read(saved: Path):
@@ -230,7 +241,7 @@ def refused(path: Path, text: str) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("name", ["manifest", "image", "index"])
+@pytest.mark.parametrize("name", ["manifest", "image", "index", "golden"])
 def test_missing_file(name: str, saved: Path):
     part(saved, name).unlink()
     refused(saved, rf"{name}\S+ cannot be read: No such file or directory; a Program has manifest.json and the files")
@@ -240,7 +251,7 @@ def test_no_directory(tmp_path: Path):
     refused(tmp_path / "nothing", r"manifest\.json cannot be read: No such file")
 
 
-@pytest.mark.parametrize("name", ["image", "index"])
+@pytest.mark.parametrize("name", ["image", "index", "golden"])
 def test_truncated(name: str, saved: Path):
     part(saved, name).write_bytes(part(saved, name).read_bytes()[:-8])
     refused(saved, rf"{name}\S+ is truncated: .* ends at byte \d+, the file at \d+")
@@ -249,6 +260,13 @@ def test_truncated(name: str, saved: Path):
 def test_longer_image(saved: Path):
     part(saved, "image").write_bytes(part(saved, "image").read_bytes() + bytes(64))
     refused(saved, r"image\S+ must have \d+ bytes, not \d+")
+
+
+def test_flipped_byte_of_a_golden(saved: Path):
+    raw = bytearray(part(saved, "golden").read_bytes())
+    raw[len(raw) // 2] ^= 0x10
+    part(saved, "golden").write_bytes(raw)
+    refused(saved, r"golden-\w+\.bin: golden of task 'main' was changed: CRC [0-9a-f]{8} expected")
 
 
 def test_flipped_byte_names_the_segment(program: Program, saved: Path):
@@ -313,7 +331,12 @@ def kept(document):
     (lambda d: d["tasks"][0]["inputs"][0].update(offset=2), "input 'x' must start at a multiple of 8 bytes, not at 2"),
     (lambda d: d["tasks"][0]["outputs"][0].update(elements=16), "output 'y' must have an index of 0 to 15"),
     (lambda d: d["tasks"][0]["outputs"][0].update(width=12), "output 'y' must have 8 or 16 bits, not 12"),
-    (lambda d: d["tasks"][0].update(output_bytes=64), "output 'y' ends at byte .* of a region of 64"),
+    (lambda d: d["tasks"][0].update(output_bytes=64, golden=d["tasks"][0].pop("golden") | {"offset": 1 << 20}),
+     "golden of task 'main' ends at byte"),
+    (lambda d: (d["tasks"][0].update(output_bytes=64), d["tasks"][0].pop("golden")),
+     "output 'y' ends at byte .* of a region of 64"),
+    (lambda d: d["tasks"][0]["golden"].update(saturations="some"), "malformed: 'some' is not of type int"),
+    (lambda d: d["files"].update(more="image-0123456789abcdef.bin"), "must be image, index and perhaps golden, not "),
     (lambda d: d.update(tasks=[]), "program: it has no task"),
     (lambda d: kept(d).pop("mean"), "has crop_pct, divide, .*, and 'mean' is missing or not one of them"),
     (lambda d: kept(d).update(gamma=2), "and 'gamma' is missing or not one of them"),
