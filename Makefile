@@ -61,8 +61,9 @@ clean:  ## remove what was built; .venv stays
 # torch first and alone: no other package may choose another one.
 INSTALL := $(BIN)/pip install --constraint requirements.txt
 
-$(READY): pyproject.toml requirements.txt
+$(READY): pyproject.toml requirements.txt tests/host/pynq.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable '.[dev]'
+	$(BIN)/pip install --no-deps --target .venv/pynq --requirement tests/host/pynq.txt
 	touch $@

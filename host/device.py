@@ -9,6 +9,9 @@ from patchloom.compiler.machine.registers import REGISTERS, Control, Status
 from patchloom.host.errors import DeadlineError
 
 RESET_SECONDS = 0.01  # the memory's answers to what is under way
+PATIENCE = 1 / 16  # a wait looks again after this share of its distance to when the interrupt is expected,
+LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
+SHORTEST_PAUSE = 0.0002
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,24 @@ class Device(Protocol):
         """Seconds of the clock that deadlines are measured by."""
 
     @abstractmethod
-    def wait(self, seconds: float, expected: float = 0.0) -> None:
-        """Until the interrupt; raises `DeadlineError`. It is hardly to be expected before `expected` seconds."""
+    def sleep(self, seconds: float) -> None:
+        """By the clock of `now`; an interrupt may end it."""
 
     @abstractmethod
     def close(self) -> None: ...
+
+    def wait(self, seconds: float, expected: float = 0.0) -> None:
+        """Until the interrupt, looking again and again; raises `DeadlineError`.
+
+        It is hardly to be expected before `expected` seconds.
+        """
+        begun = self.now()
+        while not self.read("irq_status"):
+            passed = self.now() - begun
+            if passed >= seconds:
+                raise self.overdue(f"{seconds:g} s")
+            pause = max(SHORTEST_PAUSE, abs(passed - expected) * PATIENCE)
+            self.sleep(min(pause, LONGEST_PAUSE, seconds - passed))
 
     def read_all(self) -> dict[str, int]:
         """All registers of an idle machine."""

@@ -291,6 +291,9 @@ class SimulatedDevice(Device):
     def now(self) -> float:
         return self.cycles / CLOCK_HZ
 
+    def sleep(self, seconds: float) -> None:
+        self.step(math.ceil(seconds * CLOCK_HZ))
+
     def step(self, cycles: int) -> None:
         self._library.device_step(self._handle, cycles)
         self._check(0, "step")

@@ -17,9 +17,6 @@ from patchloom.host.transports.stream import Stream
 from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
 
 PAGE = 4096
-PATIENCE = 1 / 16  # a wait looks again after this share of its distance to when the interrupt is expected,
-LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
-SHORTEST_PAUSE = 0.0002
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class SocDevice(Device):
     def _do(self, step: Step) -> None:
         self.bus.write(step.address, step.value)
         if step.cycles:
-            self.bus.stream.sleep(step.cycles / self.soc.clock_hz)
+            self.sleep(step.cycles / self.soc.clock_hz)
 
     def read(self, register: str) -> int:
         return self.bus.read(self.soc.registers + REGISTERS[register].offset)
@@ -153,14 +150,8 @@ class SocDevice(Device):
     def now(self) -> float:
         return self.bus.stream.now()
 
-    def wait(self, seconds: float, expected: float = 0.0) -> None:
-        begun = self.now()
-        while not self.read("irq_status"):
-            passed = self.now() - begun
-            if passed >= seconds:
-                raise self.overdue(f"{seconds:g} s")
-            pause = max(SHORTEST_PAUSE, abs(passed - expected) * PATIENCE)
-            self.bus.stream.sleep(min(pause, LONGEST_PAUSE, seconds - passed))
+    def sleep(self, seconds: float) -> None:
+        self.bus.stream.sleep(seconds)
 
     def close(self) -> None:
         self.bus.stream.close()

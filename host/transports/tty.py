@@ -1,6 +1,5 @@
 """A serial port, or a pseudo-terminal in its place."""
 
-import fcntl
 import os
 import select
 import termios
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from patchloom.compiler.machine.errors import InputError
 from patchloom.host.errors import LinkError
+from patchloom.host.transports.lock import try_lock
 from patchloom.host.transports.stream import Stream
 
 BITS = 10  # of a byte on the line: start, 8 data, stop
@@ -34,15 +34,13 @@ class Tty(Stream):
             raise LinkError(f"{path} must be a serial port to open, and is not: {error.strerror}") from error
         try:
             termios.tcgetattr(self._file)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if holder := try_lock(self._file):
+                self.close()
+                raise LinkError(f"{path} must be a serial port that nobody else uses: {holder} does")
             self._configure(self._file, SPEEDS[baud])
         except termios.error as error:
             self.close()
             raise LinkError(f"{path} must be a serial port at {baud} baud, and is not: {error.args[-1]}") from error
-        except OSError as error:
-            text = f"{path} must be a serial port that nobody else uses: {_holder(self._file)} does"
-            self.close()
-            raise LinkError(text) from error
 
     @staticmethod
     def _configure(file: int, speed: int) -> None:
@@ -109,14 +107,3 @@ class Tty(Stream):
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-
-def _holder(file: int) -> str:
-    """Who has locked it, as Linux tells."""
-    found = os.fstat(file)
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    try:
-        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        locks = []
-    return next((f"process {words[4]}" for words in locks if words[5:6] == [place]), "another process")

@@ -50,6 +50,9 @@ class FakeDevice(Device):
         start, self.free = self.free, self.free + -(-size // 64) * 64
         return Region(BASE + start, size)
 
+    def sleep(self, seconds):
+        self.time += seconds
+
     def now(self):
         return self.time
 
