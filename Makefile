@@ -65,5 +65,6 @@ $(READY): pyproject.toml requirements.txt tests/host/pynq.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable '.[dev]'
+	rm -rf .venv/pynq
 	$(BIN)/pip install --no-deps --target .venv/pynq --requirement tests/host/pynq.txt
 	touch $@

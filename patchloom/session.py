@@ -3,17 +3,21 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from patchloom.boards.board import board
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.extras import needed_by
 from patchloom.host import session
 from patchloom.host.device import Device
+from patchloom.host.transports.mapped import pynq_device, uio_device
 from patchloom.host.transports.soc import SocDevice, SocMap
 from patchloom.host.transports.tty import Tty
 from patchloom.pictures import inputs_with_pictures
+
+T = TypeVar("T")
 
 
 def _simulated(config: Config, which: str, project: Path | None, **options: Any) -> Device:
@@ -37,11 +41,29 @@ def _board(config: Config, which: str, project: Path | None) -> Device:
     return SocDevice.uart(soc, Tty(port, int(baud) if baud else soc.baud))
 
 
+def _pynq(config: Config, which: str, project: Path | None) -> Device:
+    if project is None:
+        raise InputError(f"device 'pynq:{which}' needs the project that `patchloom build` wrote for the board")
+    found, bitstream = _stated(project, lambda manifest: board(manifest["board"])), Path(which)
+    if not bitstream.is_file():
+        raise InputError(f"device must be pynq:BITFILE, and there is no file {bitstream}")
+    try:
+        return pynq_device(bitstream, found.registers)
+    except ImportError as error:
+        raise InputError(f"device 'pynq:{which}' needs PYNQ, which boards with its image have: {error}") from error
+
+
+def _uio(config: Config, which: str, project: Path | None) -> Device:
+    return uio_device(which)
+
+
 # Name -> what opens a machine of a Config, by what stands behind the colon and the board's project.
 HOMES: Mapping[str, Callable[..., Device]] = {
     "sim": _simulated,
     "soc:BOARD": _simulated_soc,
     "uart:PORT[@BAUD]": _board,
+    "pynq:BITFILE": _pynq,
+    "uio:NAME": _uio,
 }
 
 
@@ -50,7 +72,9 @@ class Session(session.Session):
 
     "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`. "soc:BOARD" is the
     whole SoC of a board, simulated with its memory, over its own link. "uart:PORT[@BAUD]" is a board on a serial port.
-    `project` is the folder that `patchloom build` wrote for it: where things are, and which build the machine must be.
+    On a Zynq itself "pynq:BITFILE" loads a bitstream by PYNQ, and "uio:NAME" opens a UIO device, whose bitstream is
+    loaded, beside a u-dma-buf. `project` is the folder that `patchloom build` wrote for the board: where things are,
+    and which build the machine must be.
 
         with patchloom.Session("sim", program) as session:
             depth = session.run(image, task="depth").outputs["depth"]
@@ -69,7 +93,7 @@ class Session(session.Session):
         self._opened: Device | None = None
         folder = None if project is None else Path(project)
         if folder is not None:
-            build = build or _digest(folder)
+            build = build or _stated(folder, lambda manifest: int(manifest["digest"], 16))
         if isinstance(device, str):
             device = self._opened = _open(device, program.config, folder, options)
         try:
@@ -98,11 +122,11 @@ def _open(name: str, config: Config, project: Path | None, options: dict[str, An
     raise InputError(f"device must be a Device or one of {', '.join(HOMES)}, not {name!r}")
 
 
-def _digest(project: Path) -> int:
-    """Of the build that the project's bitstream is."""
+def _stated(project: Path, entry: Callable[[dict[str, Any]], T]) -> T:
+    """What the project's manifest says."""
     path = project / "manifest.json"
     try:
-        return int(json.loads(path.read_bytes())["digest"], 16)
+        return entry(json.loads(path.read_bytes()))
     except OSError as error:
         raise InputError(f"{path} must be the manifest of a project, and cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
