@@ -185,10 +185,8 @@ def core_files(config: Config, frames: Sequence[Frame]) -> dict[str, str]:
     files: dict[str, str] = {
         f"{MACHINE}.v": head + machine,
         f"{WRAPPER}.v": head + wrapper(config, build),
-        "patchloom_regs.h": regmap.c_header(values),
         "patchloom_regs.vh": regmap.verilog_header(values),
-        "patchloom_regs.json": regmap.json_text(values),
-        "patchloom_regs.svd": regmap.svd(values),
+        **regmap.for_host(values),
         "testbench.sv": (TEMPLATES / "testbench.sv").read_text(),
         "testbench.vh": _bench_header(config, every),
         "Makefile": (TEMPLATES / "Makefile").read_text(),

@@ -65,7 +65,8 @@ def project(found: Board, config: Config) -> Project:
     """All files but those that tools make."""
     build, made, beside = (_around_system if found.zynq else _around_litex)(found, config)
     head = header(config, build)
-    beside |= {**registers(found, config, build), "README.md": readme(found, config)}
+    values = regmap.known(config.fingerprint, build)
+    beside |= {**regmap.for_host(values, found.registers), "README.md": readme(found, config)}
     files = {name: head + text if name.endswith(VERILOG) else text for name, text in made.items()}
     return Project(found, config, build, files | beside, tuple(sorted(made)))
 
@@ -94,16 +95,6 @@ def _around_system(found: Board, config: Config) -> tuple[int, dict[str, str], d
     """The same of a board with a processing system."""
     build, made = vivado.sources(found, config)
     return build, made, {}
-
-
-def registers(found: Board, config: Config, build: int) -> dict[str, str]:
-    """The map of the machine's registers, in the forms that other tools read."""
-    values = regmap.known(config.fingerprint, build)
-    return {
-        "patchloom_regs.h": regmap.c_header(values),
-        "patchloom_regs.json": regmap.json_text(values),
-        "patchloom_regs.svd": regmap.svd(values, found.registers),
-    }
 
 
 def makefile(found: Board) -> str:

@@ -1,9 +1,10 @@
-"""The register map in the forms that other tools read: C header, Verilog header, JSON, CMSIS-SVD."""
+"""The register map in the forms that other tools read: C header, with a driver; Verilog header, JSON, CMSIS-SVD."""
 
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, IntFlag
+from pathlib import Path
 
 from patchloom.compiler.machine.registers import (
     DIGEST_BITS,
@@ -19,6 +20,7 @@ from patchloom.compiler.machine.registers import (
     parts,
 )
 
+DRIVER = Path(__file__).parent / "templates" / "driver"
 PREFIX = "PATCHLOOM"
 WINDOW = 4096  # bytes of the slave's addresses
 BITS: dict[str, type[IntFlag]] = {"control": Control, "status": Status, "irq_status": Interrupt}
@@ -85,6 +87,16 @@ def json_text(values: Known) -> str:
                 row[key] = {member.name: int(member) for member in table[r.name]}
         rows.append(row)
     return json.dumps({"magic": MAGIC, "version": VERSION, "window": WINDOW, "registers": rows}, indent=1) + "\n"
+
+
+def for_host(values: Known, base: int = 0) -> dict[str, str]:
+    """Files for whoever drives the machine at an address: the map, and a driver in C with an example."""
+    return {
+        "patchloom_regs.h": c_header(values),
+        "patchloom_regs.json": json_text(values),
+        "patchloom_regs.svd": svd(values, base),
+        **{file.name: file.read_text() for file in sorted(DRIVER.glob("*.[ch]"))},
+    }
 
 
 # --- CMSIS-SVD 1.3 ---

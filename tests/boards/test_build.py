@@ -112,7 +112,7 @@ def test_the_same_project_in_another_folder(tmp_path, monkeypatch):
     assert files == everything(tmp_path / "another" / "place")
     names = {str(name) for name in files}
     assert names >= {"README.md", "Makefile", "patchloom.v", "patchloom.il", "soc.v", "soc.lpf", "soc.json", "synth.ys"}
-    assert names >= {"patchloom_regs.h", "patchloom_regs.json", "patchloom_regs.svd"}
+    assert names >= {"patchloom_regs.h", "patchloom_regs.json", "patchloom_regs.svd", "patchloom.h", "patchloom.c"}
     manifest = json.loads(files[Path("manifest.json")])
     assert manifest["digest"] in files[Path("build_digest.v")].decode()
     assert set(manifest["sources"]) <= names

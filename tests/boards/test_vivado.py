@@ -159,6 +159,7 @@ def test_build_writes_the_project(tmp_path, monkeypatch):
     assert {file.name for file in folder.iterdir()} == {
         *("build.tcl", "patchloom.xdc", "patchloom.v", "patchloom_axi.v", "README.md", "manifest.json"),
         *("patchloom_regs.h", "patchloom_regs.json", "patchloom_regs.svd"),
+        *("patchloom.h", "patchloom.c", "example.c"),
     }
     assert run(folder).made[-1] == "build/patchloom.xsa"
     assert f"{found.project.digest:032x}" in (folder / "patchloom_axi.v").read_text()
