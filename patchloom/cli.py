@@ -26,7 +26,7 @@ from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.store import load, save
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
-from patchloom.pictures import PictureWarning, inputs_with_pictures, is_picture
+from patchloom.pictures import PictureWarning, inputs_with_pictures, is_picture, pictures_in
 from patchloom.presets import config_of
 from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar, stages
@@ -125,7 +125,10 @@ def boards() -> None:
 @app.command()
 def run(
     program: Directory,
-    input_: Annotated[list[Path], typer.Option("--input", help=f"{ARRAYS} Or pictures, one each: .png, .jpg, .jpeg.")],
+    input_: Annotated[
+        list[Path],
+        typer.Option("--input", help=f"{ARRAYS} Or pictures, one each: .png, .jpg, .jpeg; or a folder of them."),
+    ],
     output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
     task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
     engine: Annotated[
@@ -141,6 +144,7 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Inputs that do not fit or were converted are an error.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
 ) -> None:
     """Run a Program on inputs from a file, or on pictures; on an engine, or on a machine.
 
@@ -164,7 +168,7 @@ def run(
     if clash := sorted(raw.keys() & result.outputs.keys()):
         raise InputError(f"{output} cannot hold {clash[0]!r} twice: as an output, and as the integers of one")
     write_arrays(output, result.outputs | raw)
-    report(result, output)
+    (report_json if as_json else report)(result, output)
 
 
 def on_device(
@@ -224,18 +228,20 @@ def warnings_told(*, strict: bool) -> Iterator[None]:
 
 
 def inputs_for(task: Task, paths: Sequence[Path]) -> dict[str, Any]:
-    """The task's inputs: pictures, one or a batch, or a file's arrays.
+    """The task's inputs: pictures, one or a batch, or all of a folder; or a file's arrays.
 
     Other arrays of the file are ignored, and a lone array needs no name.
     """
-    names, path = [port.name for port in task.inputs], paths[0]
+    names = [port.name for port in task.inputs]
+    paths = [path for given in paths for path in (pictures_in(given) if given.is_dir() else [given])]
+    path = paths[0]
     if any(map(is_picture, paths)):
         if not all(map(is_picture, paths)) or len(names) != 1:
             raise InputError(
                 f"--input must be pictures, and the task's only input, or one file of arrays, not {_listed(paths)} for "
                 f"{_listed(names)}"
             )
-        return {names[0]: path if len(paths) == 1 else list(paths)}
+        return {names[0]: path if len(paths) == 1 else paths}
     if len(paths) > 1:
         raise InputError(f"--input must be pictures, or one file of arrays, not {_listed(paths)}")
     if path.suffix not in arrays.SUFFIXES:
@@ -275,6 +281,18 @@ def report(result: Result, output: Path) -> None:
     if result.cycles:
         out.print(f"cycles a frame: {', '.join(map(str, sorted(set(result.cycles))))}")
     out.print(f"saturations: {result.saturations}; inputs out of range: {result.clipped}; written to {output}")
+
+
+def report_json(result: Result, output: Path) -> None:
+    """The same for other programs."""
+    facts = {
+        "outputs": {name: list(array.shape) for name, array in result.outputs.items()},
+        "cycles": result.cycles,
+        "saturations": result.saturations,
+        "clipped": result.clipped,
+        "written": str(output),
+    }
+    out.print_json(data=facts)
 
 
 @app.command()

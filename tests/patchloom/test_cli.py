@@ -1,5 +1,6 @@
 """The command line: what it writes, what it prints, and that a failure is one message and writes nothing."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_compile_run_inspect(call, samples):
         assert set(results) == {"main", "raw/main"}
         np.testing.assert_array_equal(results["main"], expected.outputs["main"])
         np.testing.assert_array_equal(results["raw/main"], expected.raw["main"])
+
+    code, out, err = call("run", "build/program", "--input", "samples.npy", "--output", "results/out.npz", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "outputs": {"main": list(expected.outputs["main"].shape)},
+        "cycles": None,
+        "saturations": expected.saturations,
+        "clipped": expected.clipped,
+        "written": "results/out.npz",
+    }
 
     code, out, err = call("inspect", "build/program")
     assert (code, err) == (0, "")

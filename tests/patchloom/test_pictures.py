@@ -368,6 +368,13 @@ def test_the_command_line_takes_pictures(program, photos, call):
         with np.load("out.npz") as results:
             wanted = expected.raw["main"] if count > 1 else expected.raw["main"][0]
             np.testing.assert_array_equal(results["raw/main"], wanted)
+    Path("folder").mkdir()
+    for path in photos:
+        shutil.copy(path, "folder")
+    Path("folder/notes.txt").write_text("mine")
+    assert call("run", "program", "--input", "folder", "--output", "out.npz", "--json") == (0, "")
+    with np.load("out.npz") as results:
+        np.testing.assert_array_equal(results["raw/main"], patchloom.run(program, sorted(photos)).raw["main"])
     np.save("bytes.npy", noise(2, 3, 8, 12))
     assert call("run", "program", "--input", "bytes.npy", "--output", "out.npz") == (0, "")
     with np.load("out.npz") as results:
@@ -383,7 +390,8 @@ def test_the_command_line_tells_what_is_wrong(program, photos, call):
     cases = {
         ("0.png", "a.npy"): "--input must be pictures, and the task's only input, or one file of arrays, not '0.png'",
         ("a.npy", "a.npy"): "--input must be pictures, or one file of arrays, not 'a.npy', 'a.npy'",
-        ("photos",): "photos must be a file that ends in .npy, .npz, .safetensors, .png, .jpg, .jpeg",
+        ("photos",): "photos must have pictures that end in .png, .jpg, .jpeg, and there are none",
+        ("a.txt",): "a.txt must be a file that ends in .npy, .npz, .safetensors, .png, .jpg, .jpeg",
         ("no.jpg",): "input 'image': no.jpg cannot be read: No such file or directory",
     }  # fmt: skip
     for paths, text in cases.items():
