@@ -29,6 +29,8 @@ class Device(Protocol):
     put; `get` gives what the machine wrote before its interrupt.
     """
 
+    clock_hz: float  # of the machine, by the clock of `now`
+
     @abstractmethod
     def read(self, register: str) -> int:
         """One of `compiler.machine.registers`; raises `RegisterError`."""

@@ -27,12 +27,14 @@ from patchloom.compiler.machine.frames import (
 )
 from patchloom.compiler.machine.program import ELEMENT_BYTES, Program, Task, command_table
 from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
+from patchloom.host.deadline import most_cycles
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import DeviceError, IdentityError, StaleError
 
 WATCHDOG = 1 << 20  # cycles
-DEADLINE = 60.0  # seconds of a frame
+PATIENCE = 1.0  # seconds of a frame beside its cycles
 Counted = tuple[Elements, int, int]  # output region, cycles, saturations
+PROBED = 10  # deadlines, as the whole scratchpad is stored
 STORED_CHUNKS = 1 << FIELDS["rows"][0] - 1  # of one command, whole beats of any bus
 BUFFERS = 2  # for inputs and for outputs: one frame computes, another one travels
 
@@ -82,6 +84,9 @@ class Session:
         _check(self.identity, program, build)
         self._image = device.allocate(len(program.image))
         device.put(self._image.address, program.image)
+        self._deadlines = {
+            task.name: PATIENCE + most_cycles(program.config, task.commands) / device.clock_hz for task in program.tasks
+        }
         self._whole = True  # the image in the device's memory
         self._regions: dict[tuple[str, int], tuple[Region, Region]] = {}
         self._random = Random(0)
@@ -90,17 +95,18 @@ class Session:
         self._seconds: dict[str, float] = {}  # by task: the least that a frame has taken
 
     def run(
-        self, inputs: Any, *, task: str | None = None, deadline: float = DEADLINE, progress: Tell | None = None
+        self, inputs: Any, *, task: str | None = None, deadline: float | None = None, progress: Tell | None = None
     ) -> Result:
-        """One sample or a batch, as `patchloom.run` takes arrays; `deadline` is seconds of the device's clock a frame.
+        """One sample or a batch, as `patchloom.run` takes arrays.
 
+        `deadline` is seconds of the device's clock a frame; by default as many as no frame of the task takes.
         Arrays of type uint8 go through the preprocessing that the Program keeps.
         """
         chosen = task_of(self.program, task)
         frames = input_frames(chosen, self._given(chosen, inputs))
         return run_frames(chosen, *frames, lambda regions: self.frames(regions, chosen.name, deadline), progress)
 
-    def stream(self, samples: Iterable[tuple[Any, str | None]], *, deadline: float = DEADLINE) -> Iterator[Result]:
+    def stream(self, samples: Iterable[tuple[Any, str | None]], *, deadline: float | None = None) -> Iterator[Result]:
         """Results one by one, of samples that come one by one, each with its task: as a camera gives them.
 
         The next sample is asked for while one computes: a result is there when the sample after it is, or no more come.
@@ -126,19 +132,19 @@ class Session:
         """What a user gives for the task's inputs, as arrays."""
         return inputs
 
-    def frame(self, region: Elements, task: str | None = None, deadline: float = DEADLINE) -> Counted:
+    def frame(self, region: Elements, task: str | None = None, deadline: float | None = None) -> Counted:
         """One frame from input region to output region; also its cycles, and how many values saturated."""
         self.start(region, task)
         return self.finish(deadline)
 
     def frames(
-        self, regions: Iterable[Elements], task: str | None = None, deadline: float = DEADLINE
+        self, regions: Iterable[Elements], task: str | None = None, deadline: float | None = None
     ) -> Iterator[Counted]:
         """As `frame`, one after another: while one computes, the next one's input and the last one's output travel."""
         chosen = task_of(self.program, task)
         return self.jobs(((region, chosen.name) for region in regions), deadline)
 
-    def jobs(self, jobs: Iterable[tuple[Elements, str | None]], deadline: float = DEADLINE) -> Iterator[Counted]:
+    def jobs(self, jobs: Iterable[tuple[Elements, str | None]], deadline: float | None = None) -> Iterator[Counted]:
         """As `frames`, each with its task. A job is asked for while the one before computes."""
         self._halt()
         for slot, (region, task) in zip(cycle(range(BUFFERS)), jobs):
@@ -163,11 +169,11 @@ class Session:
         self._begin(job)
         return job.target
 
-    def finish(self, deadline: float = DEADLINE) -> Counted:
+    def finish(self, deadline: float | None = None) -> Counted:
         """Wait for the frame that was started and read its result; after a `DeadlineError` it may be called again."""
         return self._collect(self._end(deadline))
 
-    def probe(self, region: Elements, task: str | None, count: int, deadline: float = DEADLINE) -> Elements:
+    def probe(self, region: Elements, task: str | None, count: int, deadline: float | None = None) -> Elements:
         """The scratchpad, chunk by chunk, after the first `count` commands of a task: for debugging, not for speed.
 
         Meanwhile the task's commands in the device's memory are others: those, and what stores the scratchpad.
@@ -182,7 +188,7 @@ class Session:
         self._whole = False
         self.device.put(at, command_table(config, [probing.commands]))
         self._begin(self._put(region, probing, 0, number))
-        output, *_ = self.finish(deadline)
+        output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
         self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
         self._whole = True
         return output
@@ -221,12 +227,13 @@ class Session:
         self.device.write("control", Control.START | Control.IRQ_ENABLE)
         self._job, self._begun = job, self.device.now()
 
-    def _end(self, deadline: float) -> _Ended:
+    def _end(self, deadline: float | None) -> _Ended:
         """Wait for what was begun. The machine is idle afterwards, or has failed."""
         if self._job is None:
             raise StaleError("no frame was started whose result has not been read")
         job, device = self._job, self.device
-        device.wait(deadline, self._seconds.get(job.task.name, 0.0))
+        limit = self._deadlines[job.task.name] if deadline is None else deadline
+        device.wait(limit, self._seconds.get(job.task.name, 0.0))
         self._job = None
         found = device.read_all()
         self._check_registers(job, found)

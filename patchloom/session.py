@@ -48,7 +48,7 @@ def _pynq(config: Config, which: str, project: Path | None) -> Device:
     if not bitstream.is_file():
         raise InputError(f"device must be pynq:BITFILE, and there is no file {bitstream}")
     try:
-        return pynq_device(bitstream, found.registers)
+        return pynq_device(bitstream, found.registers, found.clock_hz)
     except ImportError as error:
         raise InputError(f"device 'pynq:{which}' needs PYNQ, which boards with its image have: {error}") from error
 

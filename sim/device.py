@@ -164,6 +164,8 @@ class SimulatedDevice(Device):
     The memory has `memory_bytes` from `base` on, zero at first; only pages that are touched take space.
     """
 
+    clock_hz = CLOCK_HZ
+
     def __init__(  # noqa: PLR0913 - all that a memory and its bus may do, by name
         self,
         config: Config,

@@ -24,6 +24,7 @@ from patchloom.host.errors import CapacityError, LinkError, RegisterError
 from patchloom.host.transports.lock import try_lock
 
 PAGE = 4096
+SLOWEST_HZ = 25e6  # of a machine of which nobody says more
 NAME = "patchloom"  # of the UIO device, as the board's device tree has it
 
 
@@ -51,10 +52,12 @@ class MappedDevice(Device):
         registers: Words,
         allocate: Callable[[int], Memory],
         *,
+        clock_hz: float = SLOWEST_HZ,
         sleep: Callable[[float], None] = time.sleep,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._registers, self._allocate, self._sleep, self._close = registers, allocate, sleep, close
+        self.clock_hz = clock_hz
         self._pieces: list[Memory] = []
 
     def read(self, register: str) -> int:
@@ -118,7 +121,7 @@ class _PynqMemory:
         return bytes(part.tobytes())
 
 
-def pynq_device(bitstream: Path, registers: int, target: Any = None) -> MappedDevice:
+def pynq_device(bitstream: Path, registers: int, clock_hz: float, target: Any = None) -> MappedDevice:
     """Load a bitstream by PYNQ, and open its machine, whose registers are at an address.
 
     `target` is PYNQ's device, its active one by default. PYNQ needs no .hwh for this. Raises `LinkError` if another
@@ -137,7 +140,7 @@ def pynq_device(bitstream: Path, registers: int, target: Any = None) -> MappedDe
             except (MemoryError, RuntimeError) as error:
                 raise CapacityError(f"PYNQ has no {size} bytes of contiguous memory left: {error}") from error
 
-        return MappedDevice(words, allocate, close=opened.pop_all().close)
+        return MappedDevice(words, allocate, clock_hz=clock_hz, close=opened.pop_all().close)
 
 
 def _lock_file(name: str) -> int:

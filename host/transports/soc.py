@@ -79,7 +79,7 @@ class SocDevice(Device):
     """
 
     def __init__(self, soc: SocMap, bus: Bus) -> None:
-        self.soc, self.bus, self._free = soc, bus, 0
+        self.soc, self.bus, self._free, self.clock_hz = soc, bus, 0, soc.clock_hz
         self._set_up()
 
     @classmethod

@@ -14,6 +14,8 @@ class FakeDevice(Device):
     `fate(device)` takes the place of a frame; `late` is how many seconds one takes.
     """
 
+    clock_hz = 1e6
+
     def __init__(self, config: Config, size: int):
         self.memory, self.free, self.size, self.time, self.late = bytearray(1 << 16), 0, size, 0.0, 0.001
         self.registers = {name: register.reset or 0 for name, register in REGISTERS.items()}

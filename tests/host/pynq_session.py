@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
     program = patchloom.load(folder / "program")
     with SimulatedDevice(program.config, latency=5) as machine:
         double = Double(machine)
-        device = pynq_device(folder / "machine.bit", REGISTERS, double)
+        device = pynq_device(folder / "machine.bit", REGISTERS, 1e6, double)
         device._sleep = lambda seconds: machine.step(max(int(seconds * CLOCK_HZ), 1))  # its time is not ours
         session, rng = patchloom.Session(device, program), np.random.default_rng(0)
         for _ in range(6):

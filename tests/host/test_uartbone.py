@@ -268,7 +268,7 @@ def test_deadline_in_the_links_time(stream, device):
     stream.machine.late = 5.0
     with pytest.raises(DeadlineError, match=r"no interrupt within 2 s; status <Status.BUSY: 1>"):
         session.frame(region(0), "copy", deadline=2)
-    np.testing.assert_array_equal(session.finish()[0], region(0))
+    np.testing.assert_array_equal(session.finish(10.0)[0], region(0))
 
 
 def test_session_on_a_bad_line(stream, device):
