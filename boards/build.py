@@ -151,8 +151,8 @@ def _route(folder: Path, begin: Path, constraints: str, part: str, seed: int, wa
     """A folder of the cache: a bitstream that meets its timing, or what was missed."""
     outcome: dict[str, Any]
     with _workshop(folder, f"{MACHINE}.bit", "report.json", "nextpnr.log", OUTCOME) as work:
-        with gzip.open(begin / f"{NETLIST}.gz") as packed, (work / NETLIST).open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        with gzip.open(begin / f"{NETLIST}.gz", "rt") as packed:
+            (work / NETLIST).write_text(place.with_settings(packed.read(), SOC))
         (work / f"{SOC}.lpf").write_text(constraints)
         watch("pack", f"seed {seed}, {tools.ecp5()['nextpnr-ecp5'].version}")
         try:

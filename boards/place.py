@@ -15,6 +15,10 @@ from patchloom.boards.description import BoardError
 # The default placer's wires are a fifth longer, the default router is many times slower, and with --tmg-ripup router2
 # never ends where a clock cannot be met.
 OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
+# Of router2, which nextpnr takes from the netlist alone: ways as short as they can be found, and more room for detours.
+# By default it looks in the direction of the target alone, and with 85 % of an ECP5's multipliers and memories in use
+# does not end.
+SETTINGS = {"router2/estimateWeight": "1.0", "router2/bbMargin/x": "5", "router2/bbMargin/y": "5"}
 STUCK = 15  # iterations of the router since fewest wires were overused: where it ended, none came after more than 5
 PACKAGES = {"381": "CABGA381", "554": "CABGA554"}
 PART = re.compile(r"LFE5(?P<kind>UM5G|UM|U)-(?P<size>\d+)F-(?P<speed>\d)BG(?P<pins>\d+)[CI]")
@@ -26,7 +30,7 @@ USED = re.compile(r"(?P<kind>TRELLIS_COMB|TRELLIS_FF|DP16KD|MULT18X18D): +(?P<us
 STAGES = {"Packing": "pack", "placer": "place", "Routing": "route", "router2": "route"}
 
 HOPE = 0.85  # of the clock asked for, that a placed design's estimate must be: routed ones had up to 15 % more
-RULES = (*OPTIONS, str(HOPE), str(STUCK))  # that an outcome depends on
+RULES = (*OPTIONS, json.dumps(SETTINGS), str(HOPE), str(STUCK))  # that an outcome depends on
 
 Watch = Callable[[str, str], None]  # stage, and what is new of it
 
@@ -73,6 +77,19 @@ def device_options(part: str) -> list[str]:
     kind = found["kind"].lower().removeprefix("u")
     prefix = {"": "", "m": "um-", "m5g": "um5g-"}[kind]
     return [f"--{prefix}{found['size']}k", "--package", PACKAGES[found["pins"]], "--speed", found["speed"]]
+
+
+def settings_in(top: str) -> tuple[str, str]:
+    """What in a netlist of Yosys is replaced by what, so that it holds `SETTINGS`."""
+    head = f'    "{top}": {{\n'
+    return head, f'{head}      "settings": {json.dumps(SETTINGS)},\n'
+
+
+def with_settings(netlist: str, top: str) -> str:
+    head, replacement = settings_in(top)
+    if netlist.count(head) != 1:
+        raise tools.BuildError(f"the netlist must have one module {top}, as Yosys writes it, not {netlist.count(head)}")
+    return netlist.replace(head, replacement)
 
 
 def route(folder: Path, part: str, seed: int, watch: Watch) -> Routed:

@@ -10,7 +10,7 @@ from typing import Any
 
 from patchloom.boards import regmap, sources, tools, vivado
 from patchloom.boards.description import Board
-from patchloom.boards.place import OPTIONS, device_options
+from patchloom.boards.place import OPTIONS, device_options, settings_in
 from patchloom.boards.sources import DIGEST, LICENCE, MACHINE, SOC, header
 from patchloom.compiler.machine.config import Config
 
@@ -99,7 +99,11 @@ def _around_system(found: Board, config: Config) -> tuple[int, dict[str, str], d
 
 def makefile(found: Board) -> str:
     options = " ".join((*device_options(found.device.part), *OPTIONS))
-    facts = {"soc": SOC, "netlist": NETLIST, "machine": MACHINE, "digest": DIGEST, "options": options}
+    before, after = (line.rstrip("\n") for line in settings_in(SOC))
+    facts = {
+        "soc": SOC, "netlist": NETLIST, "machine": MACHINE, "digest": DIGEST, "options": options,
+        "settings": "s|^" + before.replace("{", "[{]") + "$$|" + after.replace("\n", "\\n") + "|",
+    }  # fmt: skip
     return Template((HERE / "templates" / "Makefile").read_text()).substitute(facts)
 
 

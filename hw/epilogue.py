@@ -24,6 +24,7 @@ from patchloom.hw.pipeline import (
     block_ram,
     clip,
     delay,
+    limited_shift,
     look_up,
     maximum,
     multiply,
@@ -31,7 +32,6 @@ from patchloom.hw.pipeline import (
     register,
     rounded,
     running,
-    shifted_in_two,
     tree,
     tree_latency,
 )
@@ -279,8 +279,7 @@ class Epilogue(wiring.Component):
         # Cycles 4 and 5: shift, the row's exponent included. Cycle 6: round, saturate.
         whole = shift + self.exponent
         amount = register(m, Mux(whole > MAX_SHIFT, MAX_SHIFT, whole)[:SHIFT_WIDTH], name=f"amount_{j}")
-        low = -(1 << (EPILOGUE_WIDTH - 1))
-        word, clipped = clip(rounded(shifted_in_two(m, product, amount, name=f"halves_{j}")), low, -low - 1)
+        word, clipped = limited_shift(m, product, amount, EPILOGUE_WIDTH, name=f"requantised_{j}")
         return register(m, word, name=f"word_{j}"), register(m, clipped, name=f"clipped_{j}")
 
     def _maxima(self, m: Module) -> None:

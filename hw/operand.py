@@ -12,9 +12,11 @@ from patchloom.compiler.machine.commands import Prologue
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import MEAN_GUARD, ROW_ONE, SHIFT_WIDTH, SUM_WIDTH, operand_limits
 from patchloom.hw.command import CommandLayout, beat_layout
-from patchloom.hw.pipeline import add, clip, delay, popcount, register, rounded, shifted_in_two, tree, tree_latency
+from patchloom.hw.pipeline import add, clip, delay, limited_shift, popcount, register, tree, tree_latency
 from patchloom.hw.statistics import MEAN_WIDTH
 from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2
+
+NORMAL_WIDTH = ELEMENT_WIDTH + 2  # of a normalised element, before it is limited to its format
 
 
 class Operand(wiring.Component):
@@ -111,11 +113,10 @@ class Operand(wiring.Component):
         return exp.value.as_signed()
 
     def _normal(self, m: Module, x: Signal, mean: Signal, scale: Signal, shift: Signal, lane: int) -> Signal:
-        # Subtract the mean; multiply; shift by eights; by the rest; round and limit.
+        # Subtract the mean; multiply; shift in two cycles; round and limit.
         centred = register(m, ((x << MEAN_GUARD) - mean)[:MEAN_WIDTH].as_signed(), name=f"centred_{lane}")
         product = register(m, centred * scale, name=f"product_{lane}")
-        halves = shifted_in_two(m, product, shift, name=f"halves_{lane}")
-        limited, _ = clip(rounded(halves), -(1 << 17), (1 << 17) - 1)
+        limited, _ = limited_shift(m, product, shift, NORMAL_WIDTH, name=f"shifted_{lane}")
         return register(m, limited, name=f"normal_{lane}")
 
     def _digit(self, value: Signal, digit: Signal) -> Signal:

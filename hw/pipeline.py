@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value
+from amaranth.hdl import Array, Cat, Const, Module, Mux, ShapeLike, Signal, Value
 from amaranth.lib import data, memory
 
 RING_CYCLES, RING_BITS = 6, 8  # from here on a memory is smaller than registers
@@ -88,10 +88,22 @@ def shifted(value: Value, shift: Value | int) -> Value:
     return doubled >> shift
 
 
-def shifted_in_two(m: Module, value: Value, shift: Value, *, name: str) -> Signal:
-    """`shifted`, two cycles later: by eights, then by the rest."""
-    eights = register(m, shifted(value, Cat(Const(0, 3), shift[3:])), name=f"{name}_eights")
-    return register(m, eights >> register(m, shift[:3], name=f"{name}_rest"), name=name)
+def limited_shift(m: Module, value: Value, shift: Value, width: int, *, name: str) -> tuple[Value, Value]:
+    """(`shift_round` limited to `width` bits, whether that changed it), two cycles later and before the third.
+
+    By less than eight first, so that of the shift by eights nothing is made but the bits that can be kept, and whether
+    there are more.
+    """
+    fine = register(m, shifted(value, shift[:3]), name=f"{name}_fine")
+    eights = register(m, shift[3:], name=f"{name}_by")
+    kept = width + 2  # a bit below for rounding; a bit above tells a value next to the limit from one beyond
+    positive = fine.as_unsigned() ^ fine[-1].replicate(len(fine))
+    beyond = Array(positive[8 * k + kept - 1 :].any() for k in range(1 << len(eights)))[eights]
+    near = register(m, (fine >> Cat(Const(0, 3), eights))[:kept].as_signed(), name=f"{name}_near")
+    far = register(m, Cat(beyond, fine[-1]), name=f"{name}_far")
+    high = (1 << width - 1) - 1
+    limited, changed = clip(rounded(near), -high - 1, high)
+    return Mux(far[0], Mux(far[1], -high - 1, high), limited)[:width].as_signed(), changed | far[0]
 
 
 def rounded(value: Value) -> Value:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import stat
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +17,7 @@ from patchloom import cli
 from patchloom.boards import build as building
 from patchloom.boards import place, sources, tools
 from patchloom.boards.board import BoardError, board
-from patchloom.boards.project import Project
+from patchloom.boards.project import Project, makefile
 from patchloom.boards.tools import BuildError
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import MissingExtraError
@@ -39,7 +41,7 @@ given = dict(zip(sys.argv, sys.argv[1:]))
 seed = int(given["--seed"])
 with open("{folder}/seeds", "a") as log:
     log.write(f"{{seed}} ")
-assert Path(given["--json"]).read_text() == "netlist" and Path(given["--lpf"]).exists()
+assert '"settings": {{"router2/' in Path(given["--json"]).read_text() and Path(given["--lpf"]).exists()
 while Path("{folder}/hold").exists():
     time.sleep(0.01)
 placed, routed = {mhz}[seed]
@@ -51,6 +53,7 @@ cells = {{"DP16KD": {{"used": 7, "available": 208}}, "DCCA": {{"used": 0, "avail
 Path(given["--report"]).write_text(json.dumps({{"fmax": {{"$glbnet$sys_clk": clock}}, "utilization": cells}}))
 Path(given["--textcfg"]).write_text(f"routed with seed {{seed}}")
 """
+NETLIST = '{\n  "modules": {\n    "cell": {\n    },\n    "soc": {\n      "attributes": {}\n    }\n  }\n}\n'
 ECPPACK = """#!{python}
 import sys
 from pathlib import Path
@@ -83,7 +86,7 @@ def with_tools(tmp_path, monkeypatch):
         monkeypatch.setenv("PATCHLOOM_BUILD", str(tmp_path / "cache"))
 
         def yosys(passes, at, log):
-            (at / "netlist.json").write_text("netlist")
+            (at / "netlist.json").write_text(NETLIST)
             (at / "stat.json").write_text("{}")
 
         monkeypatch.setattr(tools, "yosys", yosys)
@@ -314,6 +317,20 @@ def test_progress_of_a_router():
     ]
     with pytest.raises(place.Missed, match=r"seed 1, placed: sys_clk 42\.2 MHz of 50 asked$"):
         follow(lambda *told: None, level="Warning", mhz="42.20", verdict="FAIL")
+
+
+def test_settings_of_the_router(tmp_path):
+    """As the Makefile of a project writes them; nextpnr takes what consists of 0 and 1 alone for another number."""
+    (command,) = re.findall(r"sed '(.*)' netlist", makefile(ULX3S))
+    done = subprocess.run(
+        ["sed", command.replace("$$", "$")], input=NETLIST, capture_output=True, text=True, check=True
+    )
+    made = place.with_settings(NETLIST, "soc")
+    assert done.stdout == made
+    assert json.loads(made)["modules"]["soc"] == {"attributes": {}, "settings": place.SETTINGS}
+    assert not any(set(value) <= set("01") for value in place.SETTINGS.values())
+    with pytest.raises(BuildError, match="the netlist must have one module top, as Yosys writes it, not 0"):
+        place.with_settings(NETLIST, "top")
 
 
 def test_a_router_that_is_stuck():
