@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.configs import CONFIGS, DEVICES
-from patchloom.boards.area import PLACE, ROUTE, clock, design, measure, router
+from patchloom.boards.area import PLACE, clock, design, measure, router
 from patchloom.boards.description import Family
 from patchloom.hw import cache
 
@@ -42,7 +42,7 @@ class Measured:
 def area(name: str, progress: Progress = print) -> Measured:
     """Of a config by name, from `RESULTS` if nothing has changed."""
     family = FAMILIES[DEVICES[name]]
-    tools = () if family == "xcup" else (*PLACE, *ROUTE)
+    tools = () if family == "xcup" else PLACE
     key = cache.digest(design(CONFIGS[name]), DEVICES[name], version("pyosys"), *router()[:1], *tools)
     if key not in known().get(name, {}):
         begin = time.monotonic()

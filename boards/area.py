@@ -23,6 +23,7 @@ from amaranth.hdl._ir import PortDirection
 from patchloom.boards import sources
 from patchloom.boards.description import Board
 from patchloom.boards.estimate import Area
+from patchloom.boards.place import OPTIONS, SETTINGS, with_settings
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.registers import DIGEST_BITS
@@ -30,9 +31,7 @@ from patchloom.hw import axi, cache
 from patchloom.hw.top import Top
 
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
-# The default placer's wires are a fifth longer, the default router is many times slower; seeds differ by some MHz.
-PLACE = ("--freq", "60", "--lpf-allow-unconstrained", "--timing-allow-fail", "--placer", "static", "--seed", "1")
-ROUTE = ("--router", "router2", "--tmg-ripup")
+PLACE = (*OPTIONS, "--freq", "60", "--lpf-allow-unconstrained", "--seed", "1")  # seeds differ by some MHz
 READ = {".il": "read_rtlil", ".v": "read_verilog"}
 YOSYS = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(p, d) for p in sys.argv[1:]]"
 
@@ -191,7 +190,7 @@ def synthesise(directory: Path, files: Mapping[str, str], passes: Sequence[str])
 def clock(config: Config) -> tuple[float | None, bool | None]:
     """(MHz, whether it was routed) of a machine alone in an LFE5U-85F; unknown without a router. Takes minutes."""
     text = design(config)
-    key = cache.digest(text, version("pyosys"), *router()[:1], *PLACE, *ROUTE)
+    key = cache.digest(text, version("pyosys"), *router()[:1], *PLACE, *SETTINGS.values())
 
     def build(directory: Path) -> None:
         files = {"top.il": text, "shell.v": shell(text)}
@@ -249,7 +248,9 @@ def route(directory: Path) -> tuple[float | None, bool | None]:
         return None, None
     files = ["--json", "shell.json", "--textcfg", "shell.config", "--report", "report.json", "--log", "nextpnr.log"]
     (directory / "report.json").unlink(missing_ok=True)
-    done = subprocess.run([found[1], *DEVICE, *files, *PLACE, *ROUTE], cwd=directory, capture_output=True, check=False)
+    netlist = directory / "shell.json"
+    netlist.write_text(with_settings(netlist.read_text(), "shell"))
+    done = subprocess.run([found[1], *DEVICE, *files, *PLACE], cwd=directory, capture_output=True, check=False)
     if done.returncode or not (directory / "report.json").exists():
         return None, False
     clocks = json.loads((directory / "report.json").read_text())["fmax"]
