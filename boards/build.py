@@ -23,6 +23,7 @@ from patchloom.boards.project import NETLIST, SYNTHESIS, Project, project
 from patchloom.boards.sources import MACHINE, SOC, check
 from patchloom.boards.tools import BuildError
 from patchloom.compiler.machine.program import Program
+from patchloom.host.session import BUFFERS, frame_bytes
 from patchloom.hw import cache
 from patchloom.hw.folder import check_replaceable, write_project
 
@@ -76,7 +77,7 @@ def check_program(found: Board, program: Program) -> None:
             "for this board, or with a Config of its own for any"
         )
     check(found, program.config)
-    needed = len(program.image) + max(task.input_bytes + task.output_bytes for task in program.tasks)
+    needed = len(program.image) + BUFFERS * sum(frame_bytes(program))
     if needed > found.memory.bytes:
         raise BoardError(f"board {found.name} has {found.memory.bytes} bytes of memory, and the Program needs {needed}")
     if program.config.multipliers_packed and found.device.family != "xcup":

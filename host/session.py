@@ -88,7 +88,8 @@ class Session:
             task.name: PATIENCE + most_cycles(program.config, task.commands) / device.clock_hz for task in program.tasks
         }
         self._whole = True  # the image in the device's memory
-        self._regions: dict[tuple[str, int], tuple[Region, Region]] = {}
+        self._regions: dict[int, tuple[Region, Region]] = {}
+        self._probed: Region | None = None  # where probes put the scratchpad
         self._random = Random(0)
         self._job: _Job | None = None  # that the machine works on
         self._begun = 0.0
@@ -187,7 +188,8 @@ class Session:
         self._halt()
         self._whole = False
         self.device.put(at, command_table(config, [probing.commands]))
-        self._begin(self._put(region, probing, 0, number))
+        self._probed = self._probed or self.device.allocate(probing.output_bytes)
+        self._begin(self._put_at(region, probing, number, self._allocated(0)[0], self._probed))
         output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
         self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
         self._whole = True
@@ -205,10 +207,12 @@ class Session:
         if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
             self.device.reset()
 
-    def _put(self, region: Elements, task: Task, slot: int, number: int | None = None) -> _Job:
-        """`number` is that of a task that is not the Program's."""
+    def _put(self, region: Elements, task: Task, slot: int) -> _Job:
+        source, target = self._allocated(slot)
+        return self._put_at(region, task, self.program.tasks.index(task), source, target)
+
+    def _put_at(self, region: Elements, task: Task, number: int, source: Region, target: Region) -> _Job:
         _check_region(task, region)
-        source, target = self._allocated(task, slot)
         poison = _poisoned(self._random, self.program, task)
         self.device.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
         self.device.put(target.address, poison.tobytes())
@@ -216,10 +220,10 @@ class Session:
             **_halves("program_base", self._image.address),
             **_halves("input_base", source.address),
             **_halves("output_base", target.address),
-            "task": self.program.tasks.index(task) if number is None else number,
+            "task": number,
             "watchdog": self.watchdog,
         }
-        return _Job(task, target, registers, poison)
+        return _Job(task, Region(target.address, task.output_bytes), registers, poison)
 
     def _begin(self, job: _Job) -> None:
         """The machine must be idle."""
@@ -266,12 +270,12 @@ class Session:
         note = task.notes[command] if command < len(task.notes) else ""
         return DeviceError(found["error_code"], found["error_detail"], command, note)
 
-    def _allocated(self, task: Task, slot: int) -> tuple[Region, Region]:
-        """Input and output of one of the frames that are on their way at a time."""
-        key = task.name, slot
-        if key not in self._regions:
-            self._regions[key] = self.device.allocate(task.input_bytes), self.device.allocate(task.output_bytes)
-        return self._regions[key]
+    def _allocated(self, slot: int) -> tuple[Region, Region]:
+        """Input and output of one of the frames that are on their way at a time, large enough for every task."""
+        if slot not in self._regions:
+            sizes = frame_bytes(self.program)
+            self._regions[slot] = self.device.allocate(sizes[0]), self.device.allocate(sizes[1])
+        return self._regions[slot]
 
     def close(self) -> None:
         """Stop what is under way."""
@@ -284,6 +288,11 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def frame_bytes(program: Program) -> tuple[int, int]:
+    """Of the input and the output region that any task needs."""
+    return max(task.input_bytes for task in program.tasks), max(task.output_bytes for task in program.tasks)
 
 
 # --- Which machine ---

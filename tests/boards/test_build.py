@@ -163,7 +163,7 @@ def test_boards_that_cannot_run_the_program(tmp_path, monkeypatch):
     assert "board must be ulx3s_85f, not 'ulx3s'" in told(PROGRAM, "ulx3s")
     assert "Config.bus_width must be 128, not 32" in told(PROGRAM, "ecpix5_85f")
     large = replace(PROGRAM, image=bytes(32 << 20))
-    assert "has 33554432 bytes of memory, and the Program needs 33554752" in told(large, "ulx3s_85f")
+    assert "has 33554432 bytes of memory, and the Program needs 33555072" in told(large, "ulx3s_85f")
     other = replace(PROGRAM, board="ecpix5_85f")
     assert "board must be ecpix5_85f, which the Program's machine was sized for, not ulx3s_85f" in told(
         other, "ulx3s_85f"
