@@ -147,6 +147,39 @@ def test_names_and_machines_that_are_refused(compiled):
         patchloom.Session(device, compiled)
 
 
+class Counting(SimulatedDevice):
+    """Of a simulation: bytes that a driver moves."""
+
+    moved = 0
+
+    def put(self, address, data):
+        self.moved += len(data)
+        super().put(address, data)
+
+
+def test_a_thousand_frames(compiled, model):
+    """Of random inputs and tasks, overlapped: every element is the interpreter's, and no switch moves a weight."""
+    rng, given = np.random.default_rng(0), []
+
+    def jobs():
+        for _ in range(1000):
+            task = compiled.tasks[rng.integers(len(compiled.tasks))]
+            region, _ = input_region(task, {"image": rng.normal(0, 2, model.calibration["image"].shape[1:])})
+            given.append((region, task.name))
+            yield region, task.name
+
+    with Counting(MACHINE, latency=5, jitter=9, stalls=0.1) as device, Session(device, compiled) as session:
+        assert device.moved == len(compiled.image)
+        for number, (output, _, saturations) in enumerate(session.jobs(jobs())):
+            region, task = given[number]
+            expected, expected_saturations = execute(compiled, task, region)
+            np.testing.assert_array_equal(output, expected)
+            assert saturations == expected_saturations
+        assert (number, {task for _, task in given}) == (999, set(TASKS))
+        frames = sum(compiled.task(task).input_bytes + compiled.task(task).output_bytes for _, task in given)
+        assert device.moved == len(compiled.image) + frames
+
+
 IMPORTS = """
 import sys, time
 begun = time.process_time()
