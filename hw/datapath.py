@@ -84,7 +84,7 @@ class Datapath(wiring.Component):
 
     @staticmethod
     def _epilogue_at(config: Config) -> int:
-        return 1 if config.epilogue_lanes else Datapath.sums_latency(config)
+        return Serialiser.LATENCY if config.epilogue_lanes else Datapath.sums_latency(config)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -22,11 +22,14 @@ class Serialiser(wiring.Component):
 
     A row comes in every cycle in which `beat` is valid, and nothing holds it up: whoever sends rows sends no more
     than `depth` beyond those that were `taken`, which pulses in a row's last pass. `now` is the pass that is made in a
-    cycle, `pass_` and its sums leave a cycle later. The passes of a row follow one another without a gap, and rows
-    too, but for three reasons to wait: the first row of a group for the group's parameters, until they are `there`,
-    when it begins with `swap`; a row that `adds` a residual for the scratchpad's port, where that cannot read the
-    residual in the cycle in which an earlier row is written; and a row that comes again until it may.
+    cycle, `pass_` and its sums leave `LATENCY` cycles later: block RAMs are slow, and parameters far. The passes of a
+    row follow one another without a gap, and rows too, but for three reasons to wait: the first row of a group for the
+    group's parameters, until they are `there`, when it begins with `swap`; a row that `adds` a residual for the
+    scratchpad's port, where that cannot read the residual in the cycle in which an earlier row is written; and a row
+    that comes again until it may.
     """
+
+    LATENCY = 2
 
     def __init__(self, config: Config):
         self.config = config
@@ -70,7 +73,8 @@ class Serialiser(wiring.Component):
         # A residual that is read now would be read in the cycle of a write that is on its way.
         late = delay(m, self.taken, Epilogue.residual_lead(self.config), name="taken")
         port = late & self.adds if Scratchpad.shares_port(self.config) else 0
-        soon = (head.row == self.pass_.row) & self._lately(m)
+        row_before = register(m, head.row, name="row_before")
+        soon = (head.row == row_before) & self._lately(m)
         do_pass = buffer.data.valid & ~(at_first & ((head.channels & ~self.there) | port | soon))
         m.d.comb += [
             buffer.push.eq(beat.valid),
@@ -78,12 +82,14 @@ class Serialiser(wiring.Component):
             buffer.data.ready.eq(self.taken),
             self.taken.eq(buffer.data.valid & at_last),  # only the first of several passes ever waits
             self.swap.eq(do_pass & at_first & head.channels),
-            self.pass_.valid.eq(register(m, do_pass, name="valid")),
-            self.pass_.row.eq(register(m, head.row, name="row")),
-            self.pass_.group.eq(register(m, head.group, name="group")),
-            self.pass_.number.eq(register(m, now, name="number")),
-            self.pass_totals.eq(register(m, head.totals.word_select(now, len(self.pass_totals)), name="totals")),
-            self.pass_row_total.eq(register(m, head.row_total, name="row_total")),
+            self.pass_.valid.eq(delay(m, do_pass, self.LATENCY, name="valid")),
+            self.pass_.row.eq(register(m, row_before, name="row")),
+            self.pass_.group.eq(delay(m, head.group, self.LATENCY, name="group")),
+            self.pass_.number.eq(delay(m, now, self.LATENCY, name="number")),
+            self.pass_totals.eq(
+                delay(m, head.totals.word_select(now, len(self.pass_totals)), self.LATENCY, name="totals")
+            ),
+            self.pass_row_total.eq(delay(m, head.row_total, self.LATENCY, name="row_total")),
         ]
         with m.If(do_pass):
             m.d.sync += now.eq(Mux(at_last, 0, now + 1))
@@ -99,7 +105,7 @@ class ParameterQueue(wiring.Component):
     """Bias, multiplier and shift of a group of channels: one set in use, up to `SETS` - 1 written ahead.
 
     `turn.free` while there is room for a set, `there` while one is written that is not in use. With `swap` it comes to
-    use, in the same cycle; those of the channels of pass `now` leave a cycle later.
+    use, in the same cycle; those of the channels of pass `now` leave `Serialiser.LATENCY` cycles later.
     """
 
     SETS = 4
@@ -143,8 +149,8 @@ class ParameterQueue(wiring.Component):
             write.data.eq(Cat(parts)),
             write.en.eq(Mux(self.write.load, Cat(here), 0)),
         ]
-        word, part = place(self.now, wide // n)
-        found = look_up(m, store, Cat(word, (in_use + self.swap)[: len(in_use)]), name="found")
+        word, part = place(register(m, self.now, name="now"), wide // n)
+        found = look_up(m, store, Cat(word, in_use), name="found")
         chosen = found.word_select(register(m, part, name="part"), n * WIDTH)
         fields = [chosen.word_select(i, WIDTH) for i in range(n)]
         m.d.comb += [

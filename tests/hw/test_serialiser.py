@@ -1,6 +1,7 @@
 """Rows wait, keep their order and leave in passes without a gap; parameters wait for theirs."""
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -80,7 +81,7 @@ def rtl(case: Case) -> tuple[list[Pass], list[int], list[int], int]:
             if ctx.get(dut.pass_.valid):
                 number = ctx.get(dut.pass_.number)
                 if number == 0:
-                    began.append(cycle - 1)
+                    began.append(cycle - Serialiser.LATENCY)
                 totals = parted(
                     ctx.get(dut.pass_totals), config.accumulator_width, config.channels_at_once, signed=False
                 )
@@ -142,6 +143,7 @@ def test_parameters(config):
     dut = ParameterQueue(config)
     got: list[list[int]] = []
     ahead: list[int] = []
+    coming = deque([(-1, 0)] * (Serialiser.LATENCY - 1))  # set and pass that will be shown
 
     async def process(ctx) -> None:
         used, now, written = -1, 0, 0
@@ -162,7 +164,8 @@ def test_parameters(config):
             ctx.set(dut.swap, int(swap))
             used += swap
             ctx.set(dut.now, now)
-            shown = (used, now)
+            coming.append((used, now))
+            shown = coming.popleft()
             if load:
                 writes.pop(0)
                 written += fresh
@@ -180,7 +183,7 @@ def test_parameters(config):
                     joined((b, m), BIAS_WIDTH) | s << (width - SHIFT_WIDTH) for b, m, s in zip(*fields, strict=True)
                 ]
                 got.append([*shown, *whole])
-                now = (now + 1) % config.passes
+            now = (now + (used >= 0)) % config.passes
 
     run(dut, process, deadline=3010)
     assert got[-1][0] == len(sets) - 1
