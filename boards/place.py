@@ -19,7 +19,7 @@ OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
 # By default it looks in the direction of the target alone, and with 85 % of an ECP5's multipliers and memories in use
 # does not end.
 SETTINGS = {"router2/estimateWeight": "1.0", "router2/bbMargin/x": "5", "router2/bbMargin/y": "5"}
-STUCK = 15  # iterations of the router since fewest wires were overused: where it ended, none came after more than 5
+STUCK = 40  # iterations of the router since fewest wires were overused; of so few wires one takes seconds
 PACKAGES = {"381": "CABGA381", "554": "CABGA554"}
 PART = re.compile(r"LFE5(?P<kind>UM5G|UM|U)-(?P<size>\d+)F-(?P<speed>\d)BG(?P<pins>\d+)[CI]")
 FMAX = re.compile(
