@@ -148,18 +148,25 @@ class Session:
     def jobs(self, jobs: Iterable[tuple[Elements, str | None]], deadline: float | None = None) -> Iterator[Counted]:
         """As `frames`, each with its task. A job is asked for while the one before computes."""
         self._halt()
+        running: _Job | None = None
         for slot, (region, task) in zip(cycle(range(BUFFERS)), jobs):
             job = self._put(region, task_of(self.program, task), slot)
-            ended = None if self._job is None else self._end(deadline)
+            ended = self._end_of(running, deadline) if running else None
             self._begin(job)
+            running = job
             if ended:
                 try:
                     yield self._collect(ended)
                 except BaseException:  # nobody will ask for what was begun meanwhile
                     self._job = None
                     raise
-        if self._job is not None:
-            yield self.finish(deadline)
+        if running:
+            yield self._collect(self._end_of(running, deadline))
+
+    def _end_of(self, job: _Job, deadline: float | None) -> _Ended:
+        if self._job is not job:
+            raise StaleError("a frame was begun among others that overlap, and stopped one of them")
+        return self._end(deadline)
 
     def start(self, region: Elements, task: str | None = None) -> Region:
         """Begin a frame; returns where its output will be. What was under way is stopped."""

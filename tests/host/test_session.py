@@ -251,6 +251,17 @@ def test_a_late_frame_among_others_is_still_to_be_had(session, device):
     np.testing.assert_array_equal(session.finish(5.0)[0], regions(1)[0])
 
 
+def test_a_frame_among_others_that_overlap(session):
+    """It stops one of them, whose result nobody gets for another one's."""
+    given, found = regions(4), session.frames(regions(4), "depth")
+    np.testing.assert_array_equal(next(found)[0], given[0])
+    np.testing.assert_array_equal(session.frame(given[3], "edges")[0], given[3])
+    with pytest.raises(StaleError, match="a frame was begun among others that overlap"):
+        next(found)
+    assert list(found) == []
+    np.testing.assert_array_equal(session.frame(given[2], "edges")[0], given[2])
+
+
 def test_a_stream_of_samples(session, device):
     tasks, asked = ["depth", "edges", "edges"], []
 
