@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from random import Random  # NumPy's takes 30 ms to import
 from types import TracebackType
@@ -11,8 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine.commands import COMMAND_BYTES, FIELDS, Command, Kind, Space
-from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.commands import COMMAND_BYTES, Kind
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import (
     Elements,
@@ -25,8 +24,9 @@ from patchloom.compiler.machine.frames import (
     task_of,
     warn_of_clipping,
 )
-from patchloom.compiler.machine.program import ELEMENT_BYTES, Program, Task, command_table
+from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
+from patchloom.host import probe
 from patchloom.host.deadline import most_cycles
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import DeviceError, IdentityError, StaleError
@@ -35,7 +35,6 @@ WATCHDOG = 1 << 20  # cycles
 PATIENCE = 1.0  # seconds of a frame beside its cycles
 Counted = tuple[Elements, int, int]  # output region, cycles, saturations
 PROBED = 10  # deadlines, as the whole scratchpad is stored
-STORED_CHUNKS = 1 << FIELDS["rows"][0] - 1  # of one command, whole beats of any bus
 BUFFERS = 2  # for inputs and for outputs: one frame computes, another one travels
 
 
@@ -187,9 +186,7 @@ class Session:
         Meanwhile the task's commands in the device's memory are others: those, and what stores the scratchpad.
         """
         chosen, config = task_of(self.program, task), self.program.config
-        if not 1 <= count <= self.most_probed(task):
-            raise InputError(f"a probe must be of 1 to {self.most_probed(task)} commands, not {count}")
-        probing, number = _probing(config, chosen, count), self.program.tasks.index(chosen)
+        probing, number = probe.probing(config, chosen, count), self.program.tasks.index(chosen)
         pitch = config.command_depth * COMMAND_BYTES
         at = self._image.address + number * pitch
         self._halt()
@@ -201,11 +198,6 @@ class Session:
         self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
         self._whole = True
         return output
-
-    def most_probed(self, task: str | None) -> int:
-        """All commands but the last, or as many as leave room in the command memory for a dump."""
-        commands, config = task_of(self.program, task).commands, self.program.config
-        return min(len(commands) - 1, config.command_depth - len(_dump(config)) - 1)
 
     def _halt(self) -> None:
         if not self._whole:
@@ -331,32 +323,6 @@ def _check(identity: Identity, program: Program, build: int) -> None:
 def _check_region(task: Task, region: Elements) -> None:
     if region.nbytes != task.input_bytes:
         raise InputError(f"the input region must have {task.input_bytes} bytes, not {region.nbytes}")
-
-
-def _dump(config: Config) -> tuple[Command, ...]:
-    """The scratchpad to the output region, as far as it is whole beats."""
-    size = config.lanes * ELEMENT_BYTES  # of a chunk
-    whole = config.scratchpad_chunks - config.scratchpad_chunks % max(config.beat_bytes // size, 1)
-    return tuple(
-        Command(
-            kind=Kind.STORE, a_address=first, rows=(chunks := min(STORED_CHUNKS, whole - first)),
-            dma_space=Space.OUTPUT, dma_address=first * size, dma_beats=chunks * size // config.beat_bytes,
-        )
-        for first in range(0, whole, STORED_CHUNKS)
-    )  # fmt: skip
-
-
-def _probing(config: Config, task: Task, count: int) -> Task:
-    """The first commands of a task, and then those of a dump."""
-    begin, *rest = task.commands[:count]
-    dump = _dump(config)
-    return replace(
-        task,
-        name=f"{task.name}, probed",
-        commands=(replace(begin, rows=count + len(dump) + 1), *rest, *dump, Command(kind=Kind.END)),
-        notes=task.notes[:count],
-        output_bytes=sum(store.dma_beats for store in dump) * config.beat_bytes,
-    )
 
 
 # --- Whose result ---

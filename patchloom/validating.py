@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from patchloom.compiler.machine.commands import Command
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import Golden, Program, Task
+from patchloom.host.probe import most_commands
 from patchloom.host.session import Session
 from patchloom.sim.interpret import Elements, State, execute
 
@@ -72,7 +73,7 @@ def validate(session: Session) -> Iterator[Verdict]:
 
 def _first_difference(session: Session, task: Task, golden: Golden) -> Difference | None:
     """By bisection: what is wrong once is taken to stay so, until the outputs are stored."""
-    right, wrong = 1, session.most_probed(task.name) + 1
+    right, wrong = 1, most_commands(session.program.config, task) + 1
     found: Difference | None = None
     while wrong - right > 1:
         count = (right + wrong) // 2

@@ -12,6 +12,7 @@ from patchloom.compiler.machine.commands import Kind, Stationary
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import Golden
 from patchloom.host.errors import StaleError
+from patchloom.host.probe import most_commands
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
 from patchloom.validating import validate
@@ -71,7 +72,7 @@ def test_a_probe_is_the_interpreters_scratchpad(session, program):
     task = program.tasks[1]
     states = []
     execute(program, task.name, task.golden.input, lambda *told: states.append(told[2].scratchpad.copy()))
-    for count in (2, len(task.commands) // 2, session.most_probed(task.name)):
+    for count in (2, len(task.commands) // 2, most_commands(program.config, task)):
         found = session.probe(task.golden.input, task.name, count).reshape(states[0].shape)
         written = np.flatnonzero(states[count - 1].any(axis=1))
         np.testing.assert_array_equal(found[written], states[count - 1][written])
