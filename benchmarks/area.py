@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.configs import CONFIGS, DEVICES
 from patchloom.boards.area import PLACE, clock, design, measure, router
 from patchloom.boards.description import Family
+from patchloom.boards.place import ROUTER
 from patchloom.hw import cache
 
 RESULTS = Path(__file__).parent / "results" / "area.json"
@@ -42,7 +43,7 @@ class Measured:
 def area(name: str, progress: Progress = print) -> Measured:
     """Of a config by name, from `RESULTS` if nothing has changed."""
     family = FAMILIES[DEVICES[name]]
-    tools = () if family == "xcup" else PLACE
+    tools = () if family == "xcup" else (*PLACE, *ROUTER)
     key = cache.digest(design(CONFIGS[name]), DEVICES[name], version("pyosys"), *router()[:1], *tools)
     if key not in known().get(name, {}):
         begin = time.monotonic()

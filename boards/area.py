@@ -23,7 +23,7 @@ from amaranth.hdl._ir import PortDirection
 from patchloom.boards import sources
 from patchloom.boards.description import Board
 from patchloom.boards.estimate import Area
-from patchloom.boards.place import OPTIONS, SETTINGS, with_settings
+from patchloom.boards.place import OPTIONS, ROUTER, with_settings
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.registers import DIGEST_BITS
@@ -190,7 +190,7 @@ def synthesise(directory: Path, files: Mapping[str, str], passes: Sequence[str])
 def clock(config: Config) -> tuple[float | None, bool | None]:
     """(MHz, whether it was routed) of a machine alone in an LFE5U-85F; unknown without a router. Takes minutes."""
     text = design(config)
-    key = cache.digest(text, version("pyosys"), *router()[:1], *PLACE, *SETTINGS.values())
+    key = cache.digest(text, version("pyosys"), *router()[:1], *PLACE, *ROUTER)
 
     def build(directory: Path) -> None:
         files = {"top.il": text, "shell.v": shell(text)}

@@ -30,7 +30,8 @@ USED = re.compile(r"(?P<kind>TRELLIS_COMB|TRELLIS_FF|DP16KD|MULT18X18D): +(?P<us
 STAGES = {"Packing": "pack", "placer": "place", "Routing": "route", "router2": "route"}
 
 HOPE = 0.85  # of the clock asked for, that a placed design's estimate must be: routed ones had up to 15 % more
-RULES = (*OPTIONS, json.dumps(SETTINGS), str(HOPE), str(STUCK))  # that an outcome depends on
+ROUTER = (*OPTIONS, json.dumps(SETTINGS))  # all that nextpnr is told
+RULES = (*ROUTER, str(HOPE), str(STUCK))  # that an outcome depends on
 
 Watch = Callable[[str, str], None]  # stage, and what is new of it
 

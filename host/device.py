@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from patchloom.compiler.machine.registers import REGISTERS, Control, Status
-from patchloom.host.errors import DeadlineError
+from patchloom.compiler.machine.registers import REGISTERS, Access, Control, Status
+from patchloom.host.errors import CapacityError, DeadlineError, RegisterError
 
+PAGE = 4096
 RESET_SECONDS = 0.01  # the memory's answers to what is under way
 PATIENCE = 1 / 16  # a wait looks again after this share of its distance to when the interrupt is expected,
 LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
@@ -20,6 +21,27 @@ class Region:
 
     address: int
     size: int
+
+
+class Pages:
+    """Memory that is given out from its beginning on, at page boundaries, and never taken back."""
+
+    def __init__(self, memory: Region, name: str = "the device's memory") -> None:
+        self.memory, self.name, self._taken = memory, name, 0
+
+    def take(self, size: int) -> Region:
+        """Raises `CapacityError`."""
+        if self._taken + size > self.memory.size:
+            raise CapacityError(f"{self.name} has {self.memory.size - self._taken} bytes left, not {size}")
+        start, self._taken = self._taken, -(-(self._taken + size) // PAGE) * PAGE
+        return Region(self.memory.address + start, size)
+
+
+def writable(register: str) -> int:
+    """Its offset; raises `RegisterError`, as a bus that carries no answer cannot."""
+    if REGISTERS[register].access == Access.READ:
+        raise RegisterError(f"register {register} cannot be written")
+    return REGISTERS[register].offset
 
 
 class Device(Protocol):

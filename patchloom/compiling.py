@@ -90,10 +90,11 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     read = {name for graph in graphs for name in graph.inputs()}
     quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
     if board is None:
-        return _keeping(schedule(quantised, config or preset_for(bits)), kept, samples)
-    program, made = _sized(quantised, samples, board, config, progress, measured=measure)
-    if budget:
-        budget(made)
+        program = schedule(quantised, config or preset_for(bits))
+    else:
+        program, made = _sized(quantised, samples, board, config, progress, measured=measure)
+        if budget:
+            budget(made)
     return _keeping(program, kept, samples)
 
 

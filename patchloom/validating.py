@@ -12,7 +12,7 @@ from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.program import Golden, Program, Task
 from patchloom.host.probe import most_commands
 from patchloom.host.session import Session
-from patchloom.sim.interpret import Elements, State, execute
+from patchloom.sim.interpret import State, execute
 
 FILLS = 0, -1  # of a scratchpad before a frame: what is not alike after them was never written
 
@@ -99,7 +99,7 @@ class _Enough(Exception):
 
 
 def _scratchpad(program: Program, task: Task, golden: Golden, count: int, fill: int) -> NDArray[np.int16]:
-    found: list[Elements] = []
+    found: list[NDArray[np.int16]] = []
 
     def observe(position: int, command: Command, state: State) -> None:
         if position == 0:
@@ -110,7 +110,7 @@ def _scratchpad(program: Program, task: Task, golden: Golden, count: int, fill: 
 
     with suppress(_Enough):
         execute(program, task.name, golden.input, observe)
-    return found[0].view(np.int16)
+    return found[0]
 
 
 def _buffer(task: Task, lanes: int, place: int, command: int) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import REGISTERS
-from patchloom.host.device import Device, Region
+from patchloom.host.device import Device, Pages, Region
 from patchloom.host.errors import CapacityError, RegisterError
 from patchloom.hw import cache
 from patchloom.hw.axi import Response
@@ -25,7 +25,6 @@ NATIVE = Path(__file__).parent / "native"
 BASE = 1 << 32  # addresses of more than 32 bits, so that no upper half is forgotten
 SLICE = 1 << 17  # cycles between looks at the keyboard
 REGISTER_CYCLES = 10_000  # deadline of one register access
-PAGE = 4096
 CLOCK_HZ = 100e6  # of the seconds that a driver counts
 
 
@@ -188,7 +187,8 @@ class SimulatedDevice(Device):
         )  # fmt: skip
         if not 0 <= stalls <= 0.95:
             raise InputError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
-        self.config, self.base, self._size, self._free = config, BASE, memory_bytes, 0
+        self.config, self.base, self._size = config, BASE, memory_bytes
+        self._pages = Pages(Region(self.base, memory_bytes))
         text = self._verilog(config, top)
         self.digest = digest(text)
         self._library = _library(build(text, _trace_kind(trace)))
@@ -266,10 +266,7 @@ class SimulatedDevice(Device):
 
     def allocate(self, size: int) -> Region:
         """At a page boundary; never given back."""
-        if self._free + size > self._size:
-            raise CapacityError(f"the device's memory has {self._size - self._free} bytes left, not {size}")
-        start, self._free = self._free, -(-(self._free + size) // PAGE) * PAGE
-        return Region(self.base + start, size)
+        return self._pages.take(size)
 
     def put(self, address: int, data: bytes) -> None:
         ctypes.memmove(self._at(address, len(data)), data, len(data))

@@ -96,7 +96,7 @@ def _clean(path: Path) -> None:
 
 
 def _write(program: Program, path: Path) -> None:
-    indices, goldens = _Indices(), _Goldens()
+    indices, goldens = _Indices(), _Parts()
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -108,9 +108,9 @@ def _write(program: Program, path: Path) -> None:
             asdict(s) | {"crc32": zlib.crc32(program.image[s.offset : s.offset + s.length])} for s in _segments(program)
         ],
     }
-    parts = {"image": program.image, "index": b"".join(indices.parts)}
-    if goldens.parts:
-        parts["golden"] = b"".join(goldens.parts)
+    parts = {"image": program.image, "index": bytes(indices.data)}
+    if goldens.data:
+        parts["golden"] = bytes(goldens.data)
     names = {name: f"{name}-{blake2b(data, digest_size=8).hexdigest()}.bin" for name, data in parts.items()}
     for name, data in parts.items():
         _put(path / names[name], data)
@@ -138,36 +138,39 @@ def _segments(program: Program) -> Iterator[Segment]:
         end = max(end, segment.offset + segment.length)
 
 
-class _Indices:
-    """Contents of the index file; equal arrays are stored once."""
+class _Parts:
+    """Contents of a file, one part behind another."""
 
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
+        self.data = bytearray()
+
+    def append(self, part: bytes) -> int:
+        """Where it begins."""
+        offset = len(self.data)
+        self.data += part
+        return offset
+
+
+class _Indices(_Parts):
+    """Of the index file; equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.known: dict[bytes, Json] = {}
 
     def add(self, index: Ints) -> Json:
         data = index.astype("<i4").tobytes()
         if data not in self.known:
-            offset = sum(map(len, self.parts))
-            self.known[data] = {"offset": offset, "count": index.size, "crc32": zlib.crc32(data)}
-            self.parts.append(data)
+            self.known[data] = {"offset": self.append(data), "count": index.size, "crc32": zlib.crc32(data)}
         return self.known[data]
 
 
-class _Goldens:
-    """Contents of the file of goldens: inputs and outputs of the tasks that have one."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def add(self, golden: Golden) -> Json:
-        data = golden.input.astype("<i2").tobytes() + golden.output.astype("<i2").tobytes()
-        offset = sum(map(len, self.parts))
-        self.parts.append(data)
-        return {"offset": offset, "crc32": zlib.crc32(data), "saturations": golden.saturations}
+def _golden_document(golden: Golden, goldens: _Parts) -> Json:
+    data = golden.input.astype("<i2").tobytes() + golden.output.astype("<i2").tobytes()
+    return {"offset": goldens.append(data), "crc32": zlib.crc32(data), "saturations": golden.saturations}
 
 
-def _task_document(task: Task, indices: _Indices, goldens: _Goldens) -> Json:
+def _task_document(task: Task, indices: _Indices, goldens: _Parts) -> Json:
     def port(p: Port) -> Json:
         entry = {
             "name": p.name, "shape": list(p.shape), "offset": p.offset, "elements": p.elements,
@@ -185,7 +188,7 @@ def _task_document(task: Task, indices: _Indices, goldens: _Goldens) -> Json:
         "notes": list(task.notes),
         "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
         "experts": [list(numbers) for numbers in task.experts],
-        **({"golden": goldens.add(task.golden)} if task.golden else {}),
+        **({"golden": _golden_document(task.golden, goldens)} if task.golden else {}),
     }
 
 

@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.registers import REGISTERS, Access
-from patchloom.host.device import Device, Region
-from patchloom.host.errors import CapacityError, LinkError, RegisterError
+from patchloom.compiler.machine.registers import REGISTERS
+from patchloom.host.device import PAGE, Device, Pages, Region, writable
+from patchloom.host.errors import CapacityError, LinkError
 from patchloom.host.transports.lock import try_lock
 
-PAGE = 4096
 SLOWEST_HZ = 25e6  # of a machine of which nobody says more
 NAME = "patchloom"  # of the UIO device, as the board's device tree has it
 
@@ -64,9 +63,7 @@ class MappedDevice(Device):
         return self._registers.read(REGISTERS[register].offset)
 
     def write(self, register: str, value: int) -> None:
-        if REGISTERS[register].access == Access.READ:
-            raise RegisterError(f"register {register} cannot be written")
-        self._registers.write(REGISTERS[register].offset, int(value) & 0xFFFF_FFFF)  # PYNQ takes no subclass
+        self._registers.write(writable(register), int(value) & 0xFFFF_FFFF)  # PYNQ takes no subclass
 
     def put(self, address: int, data: bytes) -> None:
         piece, offset = self._place(address, len(data))
@@ -228,17 +225,15 @@ def uio_device(name: str = NAME, root: Path = Path("/")) -> MappedDevice:
         opened.callback(registers.close)
         if holder := try_lock(registers.file):
             raise LinkError(f"{registers.path} must be nobody else's: {holder} has it")
-        buffer, free = _Mapping(root / "dev" / memory.name, size), 0
+        buffer = _Mapping(root / "dev" / memory.name, size)
         opened.callback(buffer.close)
 
-        def allocate(wanted: int) -> _DmaBuffer:
-            nonlocal free
-            if free + wanted > size:
-                raise CapacityError(f"{buffer.path} has {size - free} bytes left, not {wanted}")
-            at, free = free, -(-(free + wanted) // PAGE) * PAGE
-            return _DmaBuffer(buffer, at, Region(base + at, wanted))
+        pages, uio = Pages(Region(base, size), str(buffer.path)), _Uio(registers)
 
-        uio = _Uio(registers)
+        def allocate(wanted: int) -> _DmaBuffer:
+            region = pages.take(wanted)
+            return _DmaBuffer(buffer, region.address - base, region)
+
         return MappedDevice(uio, allocate, sleep=uio.sleep, close=opened.pop_all().close)
 
 

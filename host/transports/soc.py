@@ -9,14 +9,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.registers import MAGIC, REGISTERS, Access
-from patchloom.host.device import Device, Region
-from patchloom.host.errors import CapacityError, RegisterError
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS
+from patchloom.host.device import Device, Pages, Region, writable
 from patchloom.host.transports.levelling import Levelling, level
 from patchloom.host.transports.stream import Stream
 from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
-
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class SocDevice(Device):
     """
 
     def __init__(self, soc: SocMap, bus: Bus) -> None:
-        self.soc, self.bus, self._free, self.clock_hz = soc, bus, 0, soc.clock_hz
+        self.soc, self.bus, self.clock_hz, self._pages = soc, bus, soc.clock_hz, Pages(soc.memory)
         self._set_up()
 
     @classmethod
@@ -106,9 +103,7 @@ class SocDevice(Device):
         return self.bus.read(self.soc.registers + REGISTERS[register].offset)
 
     def write(self, register: str, value: int) -> None:
-        if REGISTERS[register].access == Access.READ:
-            raise RegisterError(f"register {register} cannot be written")
-        self.bus.write(self.soc.registers + REGISTERS[register].offset, value & 0xFFFF_FFFF)
+        self.bus.write(self.soc.registers + writable(register), value & 0xFFFF_FFFF)
 
     def read_all(self) -> dict[str, int]:
         words = self.bus.fetch(self.soc.registers, len(REGISTERS))
@@ -141,11 +136,7 @@ class SocDevice(Device):
 
     def allocate(self, size: int) -> Region:
         """At a page boundary; never given back."""
-        memory = self.soc.memory
-        if self._free + size > memory.size:
-            raise CapacityError(f"the device's memory has {memory.size - self._free} bytes left, not {size}")
-        start, self._free = self._free, -(-(self._free + size) // PAGE) * PAGE
-        return Region(memory.address + start, size)
+        return self._pages.take(size)
 
     def now(self) -> float:
         return self.bus.stream.now()

@@ -46,7 +46,7 @@ typedef enum {
   PATCHLOOM_OTHER_CONFIG,  /* than the one that patchloom_regs.h, and so the Program, was made for */
   PATCHLOOM_OTHER_BUILD,   /* the digest is not that of patchloom_regs.h */
   PATCHLOOM_LATE,          /* not done after as many looks as were allowed */
-  PATCHLOOM_FAILED,        /* patchloom_failure says why; the next frame begins with a reset */
+  PATCHLOOM_FAILED,        /* patchloom_why says why; the next frame begins with a reset */
   PATCHLOOM_STALE          /* the registers no longer say that this frame was done: do not believe its output */
 } patchloom_result;
 
