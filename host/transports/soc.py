@@ -4,16 +4,18 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import MAGIC, REGISTERS
 from patchloom.host.device import Device, Pages, Region, writable
+from patchloom.host.transports.bus import Bus
+from patchloom.host.transports.etherbone import PATIENCE, Etherbone
 from patchloom.host.transports.levelling import Levelling, level
-from patchloom.host.transports.stream import Stream
-from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
+from patchloom.host.transports.stream import Datagrams, Stream
+from patchloom.host.transports.uartbone import GIVES_UP, UartBone
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,6 @@ class SocMap:
         return cls(**{**data, "memory": memory, "setup": setup, "levelling": levelling})
 
 
-class Bus(Protocol):
-    """A SoC's bus over a link, as `UartBone`."""
-
-    stream: Stream
-
-    def read(self, address: int) -> int: ...
-    def write(self, address: int, value: int) -> None: ...
-    def fetch(self, address: int, count: int) -> Words: ...
-    def store(self, address: int, words: Words) -> None: ...
-
-
 class SocDevice(Device):
     """The machine of a SoC behind its link. Time is the link's.
 
@@ -82,7 +73,12 @@ class SocDevice(Device):
     @classmethod
     def uart(cls, soc: SocMap, stream: Stream) -> Self:
         """Over UARTBone."""
-        return cls(soc, UartBone(stream, (soc.registers + REGISTERS["magic"].offset, MAGIC), soc.gives_up))
+        return cls(soc, UartBone(stream, _witness(soc), soc.gives_up))
+
+    @classmethod
+    def etherbone(cls, soc: SocMap, packets: Datagrams, patience: float = PATIENCE) -> Self:
+        """Over Etherbone; `patience` is seconds for an answer."""
+        return cls(soc, Etherbone(packets, _witness(soc), patience))
 
     def _set_up(self) -> None:
         steps = self.soc.setup
@@ -139,10 +135,14 @@ class SocDevice(Device):
         return self._pages.take(size)
 
     def now(self) -> float:
-        return self.bus.stream.now()
+        return self.bus.link.now()
 
     def sleep(self, seconds: float) -> None:
-        self.bus.stream.sleep(seconds)
+        self.bus.link.sleep(seconds)
 
     def close(self) -> None:
-        self.bus.stream.close()
+        self.bus.link.close()
+
+
+def _witness(soc: SocMap) -> tuple[int, int]:
+    return soc.registers + REGISTERS["magic"].offset, MAGIC

@@ -112,6 +112,9 @@ class FakeStream(Stream):
         self._check()
         self.answer.clear()
 
+    def reopen(self):
+        self._check()
+
     def now(self):
         return self.machine.time
 

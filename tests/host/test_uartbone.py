@@ -14,9 +14,10 @@ from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.registers import MAGIC, REGISTERS
 from patchloom.host.errors import CapacityError, DeadlineError, LinkError, NoAnswerError, RegisterError
 from patchloom.host.session import Session
+from patchloom.host.transports.bus import TRIES
 from patchloom.host.transports.soc import SocDevice, SocMap
 from patchloom.host.transports.tty import Tty
-from patchloom.host.transports.uartbone import TRIES, UartBone
+from patchloom.host.transports.uartbone import UartBone
 from tests.host.bridge import CONTROLLER, MAP, REGISTERS_AT, SETUP, Bridge, FakeStream
 from tests.host.fake import BASE, FakeDevice
 from tests.host.programs import ELEMENTS, copying
