@@ -1,12 +1,13 @@
 """What a driver needs of a machine, wherever it is: registers, memory, an interrupt."""
 
+import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from patchloom.compiler.machine.registers import REGISTERS, Access, Control, Status
-from patchloom.host.errors import CapacityError, DeadlineError, RegisterError
+from patchloom.host.errors import CapacityError, DeadlineError, LinkError, RegisterError
 
 PAGE = 4096
 RESET_SECONDS = 0.01  # the memory's answers to what is under way
@@ -81,6 +82,25 @@ class Device(Protocol):
 
     @abstractmethod
     def close(self) -> None: ...
+
+    @property
+    def doubts(self) -> int:
+        """How often something was written that may have gone elsewhere; only a link can do that."""
+        return 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the link failed, and must be opened again."""
+        return False
+
+    def reopen(self) -> None:
+        """Raises `LinkError`. Afterwards it may be another machine, with anything in its memory."""
+        if self.lost:
+            raise LinkError("the link to the machine was lost, and cannot be opened again")
+
+    def crc(self, region: Region) -> int:
+        """CRC32 of memory, as zlib's. Read back: a home whose machine computes it moves nothing."""
+        return zlib.crc32(self.get(region.address, region.size))
 
     def wait(self, seconds: float, expected: float = 0.0) -> None:
         """Until the interrupt, looking again and again; raises `DeadlineError`.

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from random import Random  # NumPy's takes 30 ms to import
@@ -27,9 +28,10 @@ from patchloom.compiler.machine.frames import (
 from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
 from patchloom.host import probe
+from patchloom.host.contents import Contents
 from patchloom.host.deadline import most_cycles
 from patchloom.host.device import Device, Region
-from patchloom.host.errors import DeviceError, IdentityError, StaleError
+from patchloom.host.errors import DeviceError, IdentityError, LinkError, StaleError
 
 WATCHDOG = 1 << 20  # cycles
 PATIENCE = 1.0  # seconds of a frame beside its cycles
@@ -64,6 +66,7 @@ class _Ended:
     job: _Job
     cycles: int
     saturations: int
+    doubts: int  # of the device when it began
 
 
 class Session:
@@ -79,18 +82,18 @@ class Session:
 
     def __init__(self, device: Device, program: Program, *, build: int = 0, watchdog: int = WATCHDOG) -> None:
         self.device, self.program, self.watchdog = device, program, watchdog
-        self.identity = identify(device)
-        _check(self.identity, program, build)
-        self._image = device.allocate(len(program.image))
-        device.put(self._image.address, program.image)
+        self._build, self._contents = build, Contents.of(device)
+        self._reopen()
+        self._identify()
+        self._image = self._contents.image(program.image)
         self._deadlines = {
             task.name: PATIENCE + most_cycles(program.config, task.commands) / device.clock_hz for task in program.tasks
         }
-        self._whole = True  # the image in the device's memory
         self._regions: dict[int, tuple[Region, Region]] = {}
         self._probed: Region | None = None  # where probes put the scratchpad
         self._random = Random(0)
         self._job: _Job | None = None  # that the machine works on
+        self._doubts = 0  # of the device when it began
         self._begun = 0.0
         self._seconds: dict[str, float] = {}  # by task: the least that a frame has taken
 
@@ -189,20 +192,43 @@ class Session:
         probing, number = probe.probing(config, chosen, count), self.program.tasks.index(chosen)
         pitch = config.command_depth * COMMAND_BYTES
         at = self._image.address + number * pitch
-        self._halt()
-        self._whole = False
-        self.device.put(at, command_table(config, [probing.commands]))
         self._probed = self._probed or self.device.allocate(probing.output_bytes)
-        self._begin(self._put_at(region, probing, number, self._allocated(0)[0], self._probed))
-        output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
-        self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
-        self._whole = True
+        self._halt()
+        self._contents.settle()
+        try:
+            self.device.put(at, command_table(config, [probing.commands]))
+            self._begin(self._put_at(region, probing, number, self._allocated(0)[0], self._probed))
+            output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
+            self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
+        except BaseException:
+            self._contents.doubt()
+            raise
         return output
 
+    def _reopen(self) -> None:
+        if self.device.lost:
+            self.device.reopen()
+            self._contents.doubt()
+
+    def _identify(self) -> None:
+        self.identity = identify(self.device)
+        _check(self.identity, self.program, self._build)
+
     def _halt(self) -> None:
-        if not self._whole:
-            raise StaleError("the Program in the device's memory is not whole since a probe failed: open a new Session")
+        """An idle machine, whatever was before: that which the Program is for, and the Program in its memory."""
         self._job = None
+        lost = self.device.lost
+        try:
+            self._prepare()
+        except LinkError:  # since the call before
+            if lost:
+                raise
+            self._prepare()
+
+    def _prepare(self) -> None:
+        self._reopen()
+        if self._contents.doubtful:
+            self._identify()
         if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
             self.device.reset()
 
@@ -213,8 +239,8 @@ class Session:
     def _put_at(self, region: Elements, task: Task, number: int, source: Region, target: Region) -> _Job:
         _check_region(task, region)
         poison = _poisoned(self._random, self.program, task)
-        self.device.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
-        self.device.put(target.address, poison.tobytes())
+        self._contents.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
+        self._contents.put(target.address, poison.tobytes())
         registers = {
             **_halves("program_base", self._image.address),
             **_halves("input_base", source.address),
@@ -227,8 +253,12 @@ class Session:
     def _begin(self, job: _Job) -> None:
         """The machine must be idle."""
         self.device.write_all(job.registers)
+        self._contents.settle()
+        self._contents.forget(job.target.address)
+        self._job, self._doubts, self._begun = job, self.device.doubts, self.device.now()
         self.device.write("control", Control.START | Control.IRQ_ENABLE)
-        self._job, self._begun = job, self.device.now()
+        if not self.device.read("status") & Status.BUSY and not self.device.read("irq_status"):
+            raise self._astray("START")
 
     def _end(self, deadline: float | None) -> _Ended:
         """Wait for what was begun. The machine is idle afterwards, or has failed."""
@@ -239,17 +269,37 @@ class Session:
         device.wait(limit, self._seconds.get(job.task.name, 0.0))
         self._job = None
         found = device.read_all()
-        self._check_registers(job, found)
+        with self._doubting():
+            self._check_registers(job, found)
         device.write("irq_status", found["irq_status"])
+        if device.read("irq_status"):
+            raise self._astray("the end of the interrupt")
         passed = device.now() - self._begun
         self._seconds[job.task.name] = min(passed, self._seconds.get(job.task.name, passed))
-        return _Ended(job, found["cycles_lo"] | found["cycles_hi"] << 32, found["saturations"])
+        return _Ended(job, found["cycles_lo"] | found["cycles_hi"] << 32, found["saturations"], self._doubts)
 
     def _collect(self, ended: _Ended) -> Counted:
         target = ended.job.target
         output = np.frombuffer(self.device.get(target.address, target.size), "<i2").astype(np.int16)
-        _refuse_poison(self.program, ended.job, output)
+        if self.device.doubts != ended.doubts:
+            raise LinkError("what the link changed on its way to the machine may have changed the result of this frame")
+        with self._doubting():
+            _refuse_poison(self.program, ended.job, output)
         return output, ended.cycles, ended.saturations
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Whatever is wrong here may be because something else lies in the device's memory than should."""
+        try:
+            yield
+        except (DeviceError, StaleError):
+            self._contents.doubt()
+            raise
+
+    def _astray(self, what: str) -> LinkError:
+        self._job = None
+        self._contents.doubt()
+        return LinkError(f"{what} did not reach the machine: the link lost or changed it")
 
     def _check_registers(self, job: _Job, found: dict[str, int]) -> None:
         status = Status(found["status"])

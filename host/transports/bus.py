@@ -12,7 +12,10 @@ from patchloom.compiler.machine.errors import InputError
 from patchloom.host.errors import LinkError
 from patchloom.host.transports.stream import Link
 
-TRIES = 4
+TRIES = 6  # of one access, each of half as many words as the one before
+WARY = 1000  # bursts after one that failed, in which
+MORE = 2  # more reads must agree: of some thousand addresses that are changed, two will be changed alike
+GROWTH = 8  # successes until there are about twice as many again
 
 Words = NDArray[np.uint32]
 T = TypeVar("T")
@@ -22,39 +25,39 @@ class Bus(ABC):
     """Words of 32 bits at byte addresses. All methods raise `LinkError`. A protocol is a subclass.
 
     Whatever is read is read twice, and whatever is stored is read back. What differs, or is not answered, is done
-    again. `witness` is the address of a word that never changes, and its value, by which a link in order is known.
+    again, in shorter bursts: they are the less likely to be hit. On a link that has lately failed more reads must
+    agree. `witness` is the address of a word that never changes, and its value, by which a link in order is known.
 
     A request that was changed on its way may write words to anywhere. `doubts` counts those that may have: only a
-    checksum of the memory, taken afterwards, tells that nothing else was overwritten. It is certain to count them where
-    what is stored differs from what was there, since then a word that went elsewhere is missing where it should be.
+    checksum of the memory, taken afterwards, tells that nothing else was overwritten. None is missed, since what is
+    stored is something else than what was there: words that are there already are not written.
     """
 
     def __init__(self, link: Link, witness: tuple[int, int], words: int) -> None:
-        self.link, self.witness = link, witness
-        self.words = words  # of a burst, at most
+        self.link, self.witness, self.words = link, witness, words
+        self._burst = words  # as many as go well
+        self._wary = 0  # for so many bursts
         self.doubts = 0
         self.lost = False  # the last access failed for good
 
     def read(self, address: int) -> int:
         """A word that two reads agree on; of one that never stands still, the last."""
-        before = self._again(self._read, address, 1)
+        word, alike = self._word(address), 0
         for _ in range(TRIES):
-            word = self._again(self._read, address, 1)
-            if word == before:
+            before, word = word, self._word(address)
+            alike = alike + 1 if word == before else 0
+            if alike > self._more:
                 break
-            before = word
-        return int(before[0])
+        return word
 
     def fetch(self, address: int, count: int) -> Words:
         """Words of memory, one after another."""
-        parts = [self._again(self._fetch, *burst) for burst in self._bursts(address, count)]
+        parts = self._again(lambda at, size: self._fetch(address + 4 * at, size), address, count)
         return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
     def store(self, address: int, words: Words) -> None:
         """Words of memory, one after another."""
-        for at, count in self._bursts(address, words.size):
-            first = (at - address) // 4
-            self._again(self._store, at, words[first : first + count])
+        self._again(lambda at, size: self._store(address + 4 * at, words[at : at + size]), address, words.size)
 
     def write(self, address: int, value: int) -> None:
         """A word that may have effects, once: if this fails, nobody knows whether it was written."""
@@ -90,20 +93,30 @@ class Bus(ABC):
         if found != wanted:
             raise self._out_of_order(LinkError(f"the word at {address:#x} must be {wanted:#x}, not {found:#x}"))
 
-    def _bursts(self, address: int, count: int) -> list[tuple[int, int]]:
-        """Address and length of each."""
-        if address % 4:
-            raise InputError(f"an address on the link must be a multiple of 4, not {address:#x}")
-        return [(address + 4 * at, min(self.words, count - at)) for at in range(0, count, self.words)]
+    def _word(self, address: int) -> int:
+        ((word,),) = self._again(lambda at, size: self._read(address, size), address, 1)
+        return int(word)
 
     def _fetch(self, address: int, count: int) -> Words:
-        first = self._read(address, count)
-        self._compare(address, first, self._read(address, count), "twice alike")
-        return first
+        words = self._read(address, count)
+        self._confirm(address, words, 1 + self._more)
+        return words
 
     def _store(self, address: int, words: Words) -> None:
+        if np.array_equal(words, self._read(address, words.size)):
+            self._confirm(address, words, 1 + self._more)
+            return
         with self._doubting():
             self._compare(address, words, self._read(address, words.size, (address, words)), "as they were written")
+            self._confirm(address, words, self._more)
+
+    @property
+    def _more(self) -> int:
+        return MORE if self._wary else 0
+
+    def _confirm(self, address: int, words: Words, times: int) -> None:
+        for _ in range(times):
+            self._compare(address, words, self._read(address, words.size), "twice alike")
 
     def _compare(self, address: int, wanted: Words, found: Words, how: str) -> None:
         wrong = int(np.count_nonzero(wanted != found))
@@ -129,14 +142,24 @@ class Bus(ABC):
             self.lost = True
             raise
 
-    def _again(self, access: Callable[..., T], *arguments: object) -> T:
-        """An access that may be repeated."""
+    def _again(self, access: Callable[[int, int], T], address: int, count: int) -> list[T]:
+        """An access that may be repeated, burst by burst: it is given its first word and how many there are."""
+        if address % 4:
+            raise InputError(f"an address on the link must be a multiple of 4, not {address:#x}")
+        done: list[T] = []
+        at, left = 0, TRIES
         with self._losing():
-            for left in reversed(range(TRIES)):
+            while at < count:
+                size = min(self._burst, count - at)
                 try:
                     self.restore()
-                    return access(*arguments)
+                    done.append(access(at, size))
                 except LinkError:
+                    left -= 1
+                    self._burst, self._wary = max(1, size // 2), WARY
                     if not left:
                         raise
-            raise AssertionError
+                else:
+                    at, left, self._wary = at + size, TRIES, max(0, self._wary - 1)
+                    self._burst = min(self._burst + self._burst // GROWTH + 1, self.words)
+        return done

@@ -134,6 +134,19 @@ class SocDevice(Device):
         """At a page boundary; never given back."""
         return self._pages.take(size)
 
+    @property
+    def doubts(self) -> int:
+        return self.bus.doubts
+
+    @property
+    def lost(self) -> bool:
+        return self.bus.lost
+
+    def reopen(self) -> None:
+        """Also the memory is initialised again if the board was without power."""
+        self.bus.reopen()
+        self._set_up()
+
     def now(self) -> float:
         return self.bus.link.now()
 
