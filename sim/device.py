@@ -181,10 +181,10 @@ class SimulatedDevice(Device):
         memory_bytes: int = 1 << 32,
         trace: str | Path | None = None,
     ) -> None:
-        timing = check_memory(
+        self._timing = check_memory(
             latency=latency, jitter=jitter, cycles_per_beat=cycles_per_beat, refresh_period=refresh_period,
             refresh_cycles=refresh_cycles, outstanding=outstanding,
-        )  # fmt: skip
+        ) | {"stall_parts": round(stalls * 65536)}  # fmt: skip
         if not 0 <= stalls <= 0.95:
             raise InputError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
         self.config, self.base, self._size = config, BASE, memory_bytes
@@ -196,8 +196,7 @@ class SimulatedDevice(Device):
         if self._native is None:
             raise CapacityError(f"no address space for a memory of {memory_bytes} bytes")
         self._delete = weakref.finalize(self, self._library.device_delete, self._native)
-        settings = _Settings(**timing, stall_parts=round(stalls * 65536))
-        self._library.device_settings(self._handle, ctypes.byref(settings))
+        self.set_memory()
         if trace is not None:
             self._library.device_trace(self._handle, str(trace).encode())
         words = [self.digest >> 32 * i & 0xFFFF_FFFF for i in range(4)]
@@ -302,6 +301,11 @@ class SimulatedDevice(Device):
         counts = (ctypes.c_uint64 * 4)()
         self._library.device_traffic(self._handle, counts)
         return Traffic(*counts)
+
+    def set_memory(self, **timing: int) -> None:
+        """Of what the memory was made with, something else from now on."""
+        self._timing |= check_memory(**timing)
+        self._library.device_settings(self._handle, ctypes.byref(_Settings(**self._timing)))
 
     def inject(self, address: int, size: int, response: Response, *, reads: bool = True, writes: bool = True) -> None:
         """Answer accesses to these bytes with an error; writes to them are lost."""

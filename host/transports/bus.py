@@ -47,7 +47,9 @@ class Bus(ABC):
             before, word = word, self._word(address)
             alike = alike + 1 if word == before else 0
             if alike > self._more:
-                break
+                return word
+        if self._wary:
+            raise LinkError(f"the word at {address:#x} does not read twice alike")
         return word
 
     def fetch(self, address: int, count: int) -> Words:

@@ -95,9 +95,9 @@ class FakeStream(Stream):
             if answering:
                 answering -= 1
                 continue
-            answer = self.bridge.take(byte, self.machine.time)
-            answering = len(answer)
-            self.answer += self.garble(answer)
+            if answer := self.bridge.take(byte, self.machine.time):
+                answering = len(answer)
+                self.answer += self.garble(answer)
 
     def receive(self, size, seconds):
         self._check()

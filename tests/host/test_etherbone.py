@@ -9,10 +9,9 @@ import pytest
 
 import patchloom
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.errors import Error, InputError
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import MAGIC
 from patchloom.host.errors import LinkError, NoAnswerError
-from patchloom.host.session import Session
 from patchloom.host.transports.bus import TRIES
 from patchloom.host.transports.etherbone import MOST_WORDS, PATIENCE, reading, writing
 from patchloom.host.transports.soc import SocDevice
@@ -130,7 +129,7 @@ def test_what_never_answers_ends(packets, device):
     packets.spoil = lambda packet: []
     for _ in range(3):
         begun = packets.now()
-        with pytest.raises(NoAnswerError, match="the read of 512 bytes at 0x40000000 was not answered"):
+        with pytest.raises(NoAnswerError, match=r"the read of \d+ bytes at 0x40000000 was not answered"):
             device.get(BASE, SIZE)
         assert packets.now() - begun < TRIES * 8 * PATIENCE + 0.1
     packets.spoil = lambda packet: [packet]
@@ -138,32 +137,6 @@ def test_what_never_answers_ends(packets, device):
     packets.gone = True
     with pytest.raises(LinkError, match="the network is down"):
         device.read("magic")
-
-
-def spoiled(random, share):
-    """Of the packets, some are lost, some doubled, some changed."""
-
-    def spoil(packet):
-        if random.random() >= share:
-            return [packet]
-        return random.choice((FAULTS["lost"], FAULTS["doubled"], flipped(random.randrange(len(packet)))))(packet)
-
-    return spoil
-
-
-def test_session_on_a_bad_network(packets, device):
-    """No result is wrong; a frame that fails says so, and another one works."""
-    session, failed = Session(device, PROGRAM), 0
-    packets.spoil, packets.garble = spoiled(Random(1), 0.02), spoiled(Random(2), 0.02)
-    for seed in range(200):
-        region = np.frombuffer(Random(100 + seed).randbytes(FRAME), np.int16)
-        try:
-            output, _, _ = session.frame(region, "copy")
-        except Error:
-            failed += 1
-        else:
-            np.testing.assert_array_equal(output, region)
-    assert 0 < failed < 40
 
 
 # --- A socket ---

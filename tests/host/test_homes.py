@@ -12,7 +12,7 @@ import pytest
 import patchloom
 from patchloom.boards.simulated import simulate
 from patchloom.compiler.machine.registers import Control, ErrorCode
-from patchloom.host.errors import CapacityError, DeadlineError, DeviceError, RegisterError
+from patchloom.host.errors import CapacityError, DeadlineError, DeviceError, LinkError, RegisterError
 from patchloom.host.session import Session, frame_bytes
 from patchloom.host.transports.soc import SocDevice
 from patchloom.host.transports.tty import Tty
@@ -63,6 +63,8 @@ def pynq(folder):
     from tests.host.double import MOST, doubled  # noqa: PLC0415 - imports PYNQ
 
     with SimulatedDevice(MACHINE, latency=5) as machine, doubled(machine, folder) as device:
+        with pytest.raises(LinkError, match=r"the machine must be nobody else's: process \d+ has it"):
+            doubled(machine, folder).__enter__()
         with pytest.raises(CapacityError, match="no CMA left"):
             device.allocate(MOST + 1)
         yield device, MACHINE
@@ -141,7 +143,6 @@ def test_commands_that_were_overwritten(session, device, program):
     device.put(image, bytes(64))
     with pytest.raises(DeviceError, match="BAD_COMMAND at command"):
         session.frame(MODEL.region(program, 0, 0), TASKS[0])
-    device.put(image, program.image[:64])
     check_frame(session, 1, TASKS[0])
 
 
@@ -168,3 +169,10 @@ def test_a_reset_in_the_middle_of_a_frame(session, device, program):
 def test_what_cannot_be_written(device):
     with pytest.raises(RegisterError):
         device.write("status", 1)
+
+
+def test_a_second_session_moves_no_weight(session, device, program, monkeypatch):
+    moved, put = [], device.put
+    monkeypatch.setattr(device, "put", lambda address, data: (moved.append(len(data)), put(address, data)))
+    check_frame(Session(device, program), 0, TASKS[0])
+    assert len(moved) == 2  # input, and what the output must replace

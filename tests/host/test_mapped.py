@@ -12,7 +12,7 @@ import pytest
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import MAGIC, REGISTERS
-from patchloom.host.device import Region
+from patchloom.host.device import LONGEST_PAUSE, Region
 from patchloom.host.errors import CapacityError, DeadlineError, LinkError, RegisterError
 from patchloom.host.session import Session
 from patchloom.host.transports.mapped import MappedDevice, uio_device
@@ -156,6 +156,25 @@ def test_an_interrupt_ends_a_wait(root):
         begun = device.now()
         device.sleep(30.0)
         assert device.now() - begun < 20
+
+
+def test_an_interrupt_that_never_comes(root, monkeypatch):
+    """The end of a frame is seen all the same."""
+    looks = []
+
+    def nothing(readers, writers, others, seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            stated = words(root)
+            stated[REGISTERS["irq_status"].offset // 4] = 1
+            stated.tofile(root / "dev/uio1")
+        return [], [], []
+
+    monkeypatch.setattr("select.select", nothing)
+    with uio_device(root=root) as device:
+        device.wait(60.0)
+        assert len(looks) == 3
+        assert max(looks) <= LONGEST_PAUSE
 
 
 def test_what_is_missing(root):

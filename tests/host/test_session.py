@@ -7,7 +7,7 @@ from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning
 from patchloom.compiler.machine.registers import Control, ErrorCode, Status
-from patchloom.host.errors import DeadlineError, DeviceError, IdentityError, StaleError
+from patchloom.host.errors import DeadlineError, DeviceError, IdentityError, LinkError, StaleError
 from patchloom.host.session import Session
 from tests.host.fake import BASE, FakeDevice
 from tests.host.programs import ELEMENTS, FRACTION, SHAPE, copying
@@ -354,6 +354,8 @@ def test_inputs_that_are_refused(session, device):
     for inputs, task, text in (
         (sample()[:4], "depth", r"input 'x' must have shape \[5, 16\], .* not \[4, 16\]"),
         (sample() * np.nan, "depth", "input 'x' must be finite"),
+        (sample().astype(str), "depth", "input 'x' must "),
+        (sample() * 1j, "depth", "input 'x' must "),
         (sample(), "paint", "task must be one of depth, edges, not 'paint'"),
         (sample(), None, "task must be one of depth, edges, not None"),
     ):
@@ -373,3 +375,79 @@ def test_sessions_share_a_device(device):
     addresses = [address for address, _ in device.puts]
     assert min(addresses) == BASE
     assert len(set(addresses)) == 2 + 2 + 2  # images, inputs, outputs
+
+
+# --- What is in memory ---
+
+
+def test_an_image_that_is_there_is_not_moved(session, device):
+    device.puts.clear()
+    again = Session(device, copying(CONFIG, "depth", "edges"))  # the same Program, read once more
+    assert device.puts == []
+    np.testing.assert_array_equal(again.run(sample(), task="edges").outputs["y"], sample())
+    Session(device, copying(CONFIG, "other"))
+    assert max(size for _, size in device.puts) > 2 * ELEMENTS
+
+
+def test_an_input_that_is_there_is_not_moved(session, device):
+    region = regions(1)[0]
+    session.frame(region, "depth")
+    device.puts.clear()
+    np.testing.assert_array_equal(session.frame(region, "edges")[0], region)
+    assert [address for address, _ in device.puts] == [device.registers["output_base_lo"]]
+
+
+def fail(device):
+    device.registers |= {"status": Status.ERROR, "irq_status": 2, "error_code": ErrorCode.BAD_COMMAND}
+
+
+@pytest.mark.parametrize("fate", [fail, stale, other_task])
+def test_a_program_that_was_overwritten(fate, session, device):
+    """Whatever it made of a frame, it is whole again in the next one, and only what had changed was moved."""
+    session.frame(regions(1)[0], "depth")
+    image = device.registers["program_base_lo"] - BASE
+    device.memory[image + 100] ^= 1
+    device.fate = fate
+    with pytest.raises((DeviceError, StaleError)):
+        session.frame(regions(1)[0], "depth")
+    device.fate = FakeDevice.copy
+    device.puts.clear()
+    np.testing.assert_array_equal(session.frame(regions(2)[1], "depth")[0], regions(2)[1])
+    assert device.memory[image : image + len(PROGRAM.image)] == PROGRAM.image
+    assert sorted(size for _, size in device.puts)[:2] == [2 * ELEMENTS] * 2
+    assert len(device.puts) == 3
+
+
+def test_a_probe_that_fails(session, device):
+    """Its commands are not those of the next frame."""
+    device.fate = fail
+    with pytest.raises(DeviceError):
+        session.probe(regions(1)[0], "depth", 1)
+    device.fate = FakeDevice.copy
+    np.testing.assert_array_equal(session.frame(regions(1)[0], "depth")[0], regions(1)[0])
+    assert device.get(device.registers["program_base_lo"], len(PROGRAM.image)) == PROGRAM.image
+
+
+def test_a_start_that_did_not_arrive(session, device):
+    write = device.write
+    device.write = lambda register, value: None if register == "control" else write(register, value)
+    with pytest.raises(LinkError, match="START did not reach the machine"):
+        session.run(sample(), task="depth")
+    device.write = lambda register, value: None if register == "irq_status" else write(register, value)
+    with pytest.raises(LinkError, match="the end of the interrupt did not reach the machine"):
+        session.run(sample(), task="depth")
+    device.write = write
+    np.testing.assert_array_equal(session.run(sample(1), task="depth").outputs["y"], sample(1))
+
+
+def test_memory_that_cannot_be_proved():
+    """A device that doubts whatever it does."""
+
+    class Doubtful(FakeDevice):
+        doubts = property(lambda self: len(self.puts))
+
+    device = Doubtful(CONFIG, 2 * ELEMENTS)
+    device.put, puts = lambda address, data: puts.append((address, len(data))), device.puts
+    with pytest.raises(LinkError, match="the device's memory cannot be proved"):
+        Session(device, PROGRAM).run(sample(), task="depth")
+    assert len(puts) < 100
