@@ -25,7 +25,7 @@ PORT = 1234  # as LiteX has it
 HEADER = bytes.fromhex("4e6f 1044 0000 0000")  # magic, version 1, 32 bits of address and data
 RECORD = struct.Struct(">BBBB")  # flags, byte enable, words written, words read
 ALL_BYTES = 0xF
-MOST_WORDS = 128  # of a record: half of what the board's buffer holds
+MOST_WORDS = 255  # of a record: with an address what the buffer of a board holds
 PATIENCE = 0.25  # seconds for an answer, and twice as long in every try that follows,
 MOST_PATIENT = 8  # times that at most
 
