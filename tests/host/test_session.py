@@ -397,6 +397,32 @@ def test_an_input_that_is_there_is_not_moved(session, device):
     assert [address for address, _ in device.puts] == [device.registers["output_base_lo"]]
 
 
+def test_an_input_that_has_arrived_in_part(session, device):
+    """The one before is there no more."""
+    first, second = regions(2)
+    session.frame(first, "depth")
+    put = device.put
+
+    def cut(address, data):
+        put(address, data[:100])
+        raise LinkError("the link was cut")
+
+    device.put = cut
+    with pytest.raises(LinkError, match="cut"):
+        session.frame(second, "depth")
+    device.put = put
+    np.testing.assert_array_equal(session.frame(first, "depth")[0], first)
+
+
+def test_results_are_nothing_that_was_put(session, device):
+    """In doubt they are not overwritten."""
+    list(session.frames(regions(2), "depth"))
+    session._contents.doubt()
+    device.puts.clear()
+    session.frame(regions(3)[2], "depth")
+    assert len(device.puts) == 2
+
+
 def fail(device):
     device.registers |= {"status": Status.ERROR, "irq_status": 2, "error_code": ErrorCode.BAD_COMMAND}
 

@@ -110,6 +110,27 @@ def test_bursts_are_as_long_as_the_line_allows(stream, bone):
     assert lines[1] < 600 < max(lines) == 6 + 4 * 255 + 6, "as before, in the end"
 
 
+def test_a_line_that_has_failed_is_read_more_often(stream, bone, monkeypatch):
+    monkeypatch.setattr("patchloom.host.transports.bus.WARY", 3)
+    lines = []
+    stream.spoil = lambda data: lines.append(len(data)) or data
+    stream.garble = once(FAULTS["lost"])
+    for reads in (6, 4, 4, 2):  # at first the bridge is asked whether it is in step, and asked again
+        lines.clear()
+        bone.fetch(BASE, 1)
+        assert len(lines) == reads
+
+
+def test_a_word_that_never_reads_alike(stream, bone):
+    """One that counts has every value; on a line that has failed nobody knows."""
+    words = iter(range(1000))
+    stream.garble = lambda data: data if data == MAGIC.to_bytes(4, "big") else next(words).to_bytes(4, "big")
+    assert bone.read(BASE) == TRIES
+    bone._wary = 1000
+    with pytest.raises(LinkError, match="the word at 0x40000000 does not read twice alike"):
+        bone.read(BASE)
+
+
 def test_slow_lines_have_short_bursts(stream):
     """A burst that takes 0.1 s is given up."""
     stream.rate = 11520
