@@ -1,7 +1,7 @@
 """What a device's memory holds, as far as it is known: moved once, and proved again whenever there is doubt."""
 
 import zlib
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy
 
 from patchloom.host.device import Device, Region
 from patchloom.host.errors import LinkError
@@ -17,7 +17,7 @@ class Contents:
     """Of one device, for all its Sessions."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self._device: Device = proxy(device)  # which would never end if what is known of it held it
         self._images: dict[bytes, Region] = {}
         self._held: dict[int, bytes | memoryview] = {}  # by address: what a driver has put there
         self._proved: int | None = device.doubts  # how many of the device's doubts all that has been proved after

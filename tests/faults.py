@@ -34,6 +34,7 @@ SHARES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2)  # of the bytes, that are hit
 PERIOD = 100  # transfers over one link
 CUT = 0.01  # of the transfers, in which the link is cut
 OVERLAPPING = 3  # frames
+CARRIED = "bytes carried"
 
 
 class Wrong(AssertionError):
@@ -89,6 +90,7 @@ class Faults:
         self.left -= 1
         if self.left < 0:
             raise LinkError("the link was cut")
+        self.found.outcomes[CARRIED] += len(data)
         return self.spoiler(data)
 
     def packets(self, packet: bytes) -> list[bytes]:

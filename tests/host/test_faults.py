@@ -5,12 +5,13 @@ from random import Random
 import pytest
 
 from tests.campaign import Found
-from tests.faults import PROGRAM, Faults, Spoiler, faults
+from tests.faults import CARRIED, PROGRAM, Faults, Spoiler, faults
 
 
 def test_no_result_is_wrong():
     found = faults(300, 1, period=30)
     assert not found.failures, found
+    assert found.outcomes.pop(CARRIED) > 300 * 100
     outcomes = {outcome.rpartition(" ")[2] for outcome in found.outcomes}
     assert {"right", "LinkError", "NoAnswerError"} <= outcomes
     assert sum(found.outcomes.values()) == 300

@@ -1,5 +1,8 @@
 """What a Session believes and what it refuses, on a machine that does as a test tells it."""
 
+from gc import collect
+from weakref import ref
+
 import numpy as np
 import pytest
 
@@ -387,6 +390,15 @@ def test_an_image_that_is_there_is_not_moved(session, device):
     np.testing.assert_array_equal(again.run(sample(), task="edges").outputs["y"], sample())
     Session(device, copying(CONFIG, "other"))
     assert max(size for _, size in device.puts) > 2 * ELEMENTS
+
+
+def test_a_device_that_nobody_needs_ends():
+    device = FakeDevice(CONFIG, 2 * ELEMENTS)
+    Session(device, PROGRAM).run(sample(), task="edges")
+    left = ref(device)
+    del device
+    collect()
+    assert left() is None
 
 
 def test_an_input_that_is_there_is_not_moved(session, device):
