@@ -58,7 +58,7 @@ class Tty(Stream):
         """Whoever pulls a plug puts it back within seconds, or is told to."""
         if not self._lost:
             return
-        self.close()
+        self._release()
         limit = self.now() + REOPENED
         while True:
             try:
@@ -134,6 +134,10 @@ class Tty(Stream):
         return LinkError(f"{self.path} was lost: {why}")
 
     def close(self) -> None:
+        self._lost = False
+        self._release()
+
+    def _release(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None

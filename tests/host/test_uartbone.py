@@ -430,6 +430,8 @@ def test_a_plug_that_is_pulled_out_and_put_back(tmp_path):
         np.testing.assert_array_equal(session.frame(region(3), "copy")[0], region(3))
     with plugged(FakeDevice(Config(lanes=8), FRAME), path), pytest.raises(IdentityError, match="another Config"):
         session.frame(region(2), "copy")  # another board
+    with pytest.raises(LinkError, match=f"{path} was lost"):
+        session.frame(region(2), "copy")
     device.close()
     with plugged(machine, path), pytest.raises(LinkError, match=f"{path} is closed"):
         session.frame(region(2), "copy")
