@@ -229,7 +229,8 @@ class Session:
         self._reopen()
         if self._contents.doubtful:
             self._identify()
-        if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
+        # In this order: a frame may end between the two.
+        if self.device.read("status") & ~Status.DONE or self.device.read("irq_status"):
             self.device.reset()
 
     def _put(self, region: Elements, task: Task, slot: int) -> _Job:

@@ -331,6 +331,20 @@ def test_interrupt_of_a_frame_that_nobody_waited_for(session, device):
     np.testing.assert_array_equal(session.run(sample(2), task="edges").outputs["y"], sample(2))
 
 
+def test_a_frame_that_ends_while_the_machine_is_looked_at(session, device):
+    session.start(np.zeros(ELEMENTS, np.int16), "depth")
+    read = device.read
+
+    def ending(register):
+        value = read(register)
+        device.read = read
+        device.wait(1.0)
+        return value
+
+    device.read = ending
+    np.testing.assert_array_equal(session.run(sample(2), task="edges").outputs["y"], sample(2))
+
+
 def test_soft_reset_that_does_not_end(device):
     def read(register):
         device.time += 0.001
