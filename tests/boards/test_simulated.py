@@ -67,7 +67,7 @@ def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
     image = MODEL.calibration["image"][:2]
     np.save(tmp_path / "image.npy", image)
     with soc.terminal() as path:
-        line = f"run program --input image.npy --output out.npz --task {TASKS[0]} --device uart:{path} --project ."
+        line = f"run program image.npy --output out.npz --task {TASKS[0]} --device uart:{path} --project ."
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["patchloom", *line.split()])
         with pytest.raises(SystemExit) as caught:

@@ -133,7 +133,7 @@ def test_everything_works(wheel, user, call, tmp_path, samples):
     assert {path.name for path in (tmp_path / "home/.cache/patchloom").iterdir()} >= {"hls", "verilog"}
 
     call(commands, "patchloom", "compile", "design.yaml", "-o", "designed")
-    call(commands, "patchloom", "run", "designed", "--input", "samples.npy", "--output", "out.npz")
+    call(commands, "patchloom", "run", "designed", "samples.npy", "--output", "out.npz")
     call(commands, "patchloom", "hls", "designed", "designed-hls")
     with np.load(user / "out.npz") as results:
         expected = patchloom.run(patchloom.load(user / "designed"), samples)
@@ -161,6 +161,6 @@ def test_base_alone_loads_and_runs(wheel, user, call, tmp_path, program, samples
     assert call(commands, "patchloom", "--version").strip() == patchloom.__version__
     assert "compile" in call(commands, "patchloom", "--help")
     assert "main" in call(commands, "patchloom", "inspect", "program")
-    call(commands, "patchloom", "run", "program", "--input", "samples.npy", "--output", "out.npz")
+    call(commands, "patchloom", "run", "program", "samples.npy", "--output", "out.npz")
     with pytest.raises(AssertionError, match=r"patchloom compile needs .*patchloom\[compile\]"):
         call(commands, "patchloom", "compile", "design.yaml", "-o", "designed")
