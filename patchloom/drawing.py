@@ -238,12 +238,17 @@ class _Experts(_Panel):
 
     def fill(self, axes: "Axes") -> None:
         axes.imshow(self.pixels, "gray", interpolation="nearest", **_scale(self.pixels))
+        numbers = self.numbers()
+        _numbered(axes, np.ma.masked_less(numbers, 0), self.sets.shape[1], alpha=ALPHA)
+
+    def numbers(self) -> Ints:
+        """Of the expert at each pixel, -1 is none."""
         shown = np.full(self.pixels.shape[:2], -1)
         for chosen, (top, left, bottom, right) in zip(self.sets, self.places, strict=True):
             if bottom > top:
                 experts = np.flatnonzero(chosen)
                 shown[top:bottom, left:right] = experts[np.arange(right - left) * len(experts) // (right - left)]
-        _numbered(axes, np.ma.masked_less(shown, 0), self.sets.shape[1], alpha=ALPHA)
+        return shown
 
 
 def _scale(pixels: NDArray[Any]) -> dict[str, Any]:
