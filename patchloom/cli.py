@@ -1,4 +1,4 @@
-"""The command line: compile, run, validate, inspect, hls, rtl, build, flash."""
+"""The command line: compile, run, validate, inspect, hls, rtl, build, deploy, flash."""
 
 import json
 import signal
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from patchloom import __version__, running, session, showing, sources, validating
 from patchloom.boards.board import BOARDS
+from patchloom.boards.deploy import deploy
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning, Result, Tell, input_frames, input_region, task_of
 from patchloom.compiler.machine.program import Program, Task
@@ -459,6 +460,21 @@ def told(built: Any) -> str:
     used = ", ".join(f"{kind} {count} of {limit}" for kind, (count, limit) in built.routed.used.items())
     clocks = ", ".join(map(str, built.routed.clocks))
     return f"{built.path}: bitstream for {found.title}, seed {built.routed.seed}\n{clocks}\n{used}"
+
+
+@app.command("deploy")
+def deploy_command(
+    program: Directory,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to copy; it must not hold others.")],
+    project: Annotated[Path, typer.Option(help="The folder that `patchloom build` wrote for the board.")],
+) -> None:
+    """Write a directory to copy to a board: bitstream, Program, driver, a script that validates, a notebook.
+
+    The driver there needs Python and NumPy alone. Where Vivado has made the bitstream, it is taken from the project.
+    """
+    deployed = deploy(load(program), project, output)
+    bitstream = "with its bitstream" if deployed.bitstream else "without a bitstream yet"
+    out.print(f"{output}: for {deployed.board.title}, {bitstream}; README.md there says how to go on", soft_wrap=True)
 
 
 @app.command()
