@@ -23,6 +23,7 @@ from patchloom.pictures import inputs_with_pictures, is_picture, pictures_in
 
 LOOK = 0.1  # seconds from one look into a folder to the next
 SETTLED = 0.5  # seconds that a file must have stayed as it is
+LONGEST_NAME = 240  # bytes: file systems have 255
 Stop = Callable[[], bool]
 Version = tuple[int, int, int, int]  # of a file: device, inode, size, time of its last change
 
@@ -117,6 +118,8 @@ def shot(name: str, tasks: Sequence[Task], read: Read) -> Shot:
 
 
 def of_file(path: Path, tasks: Sequence[Task]) -> Shot:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"{path} must have a name of at most {LONGEST_NAME} bytes: its results' are longer")
     return shot(path.name, tasks, lambda what, kept: pictures.read_pictures(what, path, kept))
 
 
@@ -248,4 +251,6 @@ def _taken(capture: Any, tasks: Sequence[Task], stop: Stop) -> Iterator[Shot]:
 
 def _of_camera(frame: Bytes, what: str, preprocessing: Preprocessing | None) -> Any:
     assert preprocessing is not None
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise InputError(f"a camera's frames must have three colours, not shape {list(frame.shape)}")
     return pictures.read_frame(what, frame, preprocessing)

@@ -135,6 +135,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(tasks, monkeypatch):
 
 def test_what_is_no_picture_harms_nothing(tasks):
     watch = Watch(tasks)
+    long = f"{'n' * 237}.png"
+    grey(f"in/{long}")
     Path("in/d.png").mkdir()
     Path("in/nowhere.png").symlink_to("/nowhere")
     os.mkfifo("in/fifo.png")
@@ -144,7 +146,11 @@ def test_what_is_no_picture_harms_nothing(tasks):
     Path("in/link.png").symlink_to(Path("target").resolve())
     grey(os.fsencode("in/").decode() + os.fsdecode(b"\xff .png"), 1)
     assert sorted(watch.later()) == sorted([os.fsdecode(b"\xff .png"), "link.png"])
-    assert sorted(text.split(": ")[1].split(" ")[0] for text in watch.told) == ["in/empty.jpeg", "in/junk.jpg"]
+    assert sorted(text.removeprefix("input 'image': ").split(" ")[0] for text in watch.told) == [
+        "in/empty.jpeg",
+        "in/junk.jpg",
+        f"in/{long}",
+    ]
 
 
 def test_a_burst_ends_when_nothing_waits(tasks):
@@ -245,4 +251,10 @@ def test_no_camera(tasks, opened, monkeypatch, program):
 def test_a_camera_of_another_size(tasks, opened):
     opened(Capture([np.zeros((480, 640, 3), np.uint8)]))
     with pytest.raises(InputError, match="input 'image' must have 8 x 16 pixels, not 480 x 640"):
+        list(next(camera(0, tasks, lambda: False)))
+
+
+def test_a_camera_without_colours(tasks, opened):
+    opened(Capture([np.zeros((8, 16), np.uint8)]))
+    with pytest.raises(InputError, match=r"a camera's frames must have three colours, not shape \[8, 16\]"):
         list(next(camera(0, tasks, lambda: False)))
