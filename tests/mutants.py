@@ -30,6 +30,7 @@ STORE, TEST_STORE = "compiler/machine/store.py", "compiler/machine/test_program.
 FIT, HLS = "compiler/schedule/test_fit.py", "hw/test_hls.py"
 GOLDEN, MACHINE = "sim/test_cycles.py::test_golden", "sim/test_hls.py"
 PASSES = "compiler/passes/test_passes.py"
+EXPERTS, SOURCES, DEPLOY = (f"patchloom/test_{name}.py" for name in ("experts", "sources", "deploy"))
 MUTANTS = (
     (FIXED, "(np.int64(1) << shift) >> 1)", "(np.int64(1) << shift) >> 2)", TEST_FIXED),
     (FIXED, "magnitude < 8 << GELU_FRACTION", "magnitude < 4 << GELU_FRACTION", TEST_FIXED),
@@ -97,6 +98,17 @@ MUTANTS = (
     ("hw/router.py", "(found[i] >= logit)", "(found[i] > logit)", "hw/test_router.py"),
     ("hw/storer.py", "& (level != self.BUFFER)", "", "hw/test_storer.py"),
     ("hw/issuer.py", "settle.eq(Datapath.latency(config))", "settle.eq(1)", "test_tiny.py"),
+    ("patchloom/experts.py", "self.tokens[:, None] if c.queue == Queue.SCATTER else NOWHERE", "NOWHERE", EXPERTS),
+    ("patchloom/experts.py", "sets[queue, expert] = True", "sets[queue, expert - 1] = True", EXPERTS),
+    ("patchloom/drawing.py", "axis = 2 if last and not first else 0", "axis = 0", "patchloom/test_drawing.py"),
+    ("patchloom/sources.py", "if now - since >= SETTLED", "", SOURCES),
+    ("patchloom/sources.py", "if _version(path) != version:", "if False:", SOURCES),
+    ("patchloom/sources.py", "more = not stop()", "more = True", SOURCES),
+    ("patchloom/showing.py", "output.resolve() == folder.resolve()", "output == folder", "patchloom/test_showing.py"),
+    ("patchloom/showing.py", "if not np.array_equal(raw, result.raw[name])", "if False", "patchloom/test_showing.py"),
+    ("boards/deploy.py", 'if facts["fingerprint"] != f"{program.config.fingerprint:08x}":', "if False:", DEPLOY),
+    ("boards/deploy.py", '{**facts, "format": FORMAT}', "facts", DEPLOY),
+    ("boards/wheel.py", "waiting += [*_imported(text), ", "waiting += [", DEPLOY),
 )  # fmt: skip
 
 

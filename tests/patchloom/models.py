@@ -96,7 +96,8 @@ class Mixture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cut, self.token = nn.Conv2d(1, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
-        self.moe, self.heads = Experts(), nn.ModuleList(nn.Linear(16, classes) for classes in (3, 1))
+        self.mixtures = nn.ModuleList(Experts() for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(16, classes) for classes in (3, 1))
 
     def embedded(self, image: Tensor) -> Tensor:
         """Tokens [batch, 9, 16], as the gates see them."""
@@ -106,6 +107,8 @@ class Mixture(nn.Module):
 
     def forward(self, image: Tensor, task: int) -> Tensor:
         x = self.embedded(image)
-        y = self.heads[task](x + self.moe(x, task))[:, 1:]
+        for mixture in self.mixtures:
+            x = x + mixture(x, task)
+        y = self.heads[task](x)[:, 1:]
         y = y.reshape(-1, 1, 2, 2, 2, y.shape[-1]).permute(0, 5, 1, 3, 2, 4)
         return y.reshape(len(image), -1, 2, 4)

@@ -74,11 +74,10 @@ def sights(program, scenes, *, named: str | None = None):
 
 
 def test_the_same_bytes_whatever_the_names(seeing, scenes, recwarn):
-    for name in (None, "$x_{1$", "学" * 60, "a " * 50):
-        first, second = (drawn(seeing, list(sights(seeing, scenes, named=name))) for _ in range(2))
-        assert first == second
-        width, height = Image.open(BytesIO(first)).size
-        assert width > height > 100
+    first, second = (drawn(seeing, list(sights(seeing, scenes, named="$x_{1$" + "学" * 60))) for _ in range(2))
+    assert first == second
+    width, height = Image.open(BytesIO(first)).size
+    assert width > height > 100
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -87,7 +86,7 @@ def test_experts_lie_side_by_side_where_their_patch_is(seeing, scenes):
         *_, last = drawing._panels(seeing, sight)
         assert type(last).__name__ == "_Experts"
         shown = last.numbers()
-        [sets] = sight.sets
+        _, sets = sight.sets
         for row in range(2):
             for column in range(4):
                 token = 1 + 4 * (column // 2) + 2 * row + column % 2  # windows of 2 x 2, behind the class token
@@ -100,7 +99,7 @@ def test_experts_of_tokens_without_a_place_are_bars(seeing, scenes):
     flat = replace(sight.task, inputs=(replace(sight.task.inputs[0], preprocessing=None, name="image"),))
     picture = {"image": np.zeros((4, 4, 8))}  # neither grey nor colours
     *_, last = drawing._panels(seeing, replace(sight, task=flat, inputs=picture))
-    np.testing.assert_array_equal(last.values, sight.sets[0].sum(axis=0))
+    np.testing.assert_array_equal(last.values, sight.sets[1].sum(axis=0))
     *_, last = drawing._panels(seeing, replace(sight, sets=None))
     assert "experts" not in last.title
 

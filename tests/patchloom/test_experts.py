@@ -11,8 +11,8 @@ def test_sets_are_the_gates_choices(mixture, seeing, scenes):
     for number, task in enumerate(seeing.tasks):
         routing = Routing()
         patchloom.run(seeing, scenes[:1], task=task.name, observe=routing)
-        [sets] = routing.taken(task)
-        logits = mixture.moe.gates[number](mixture.embedded(torch.from_numpy(scenes[:1]))[0])
+        sets, _ = routing.taken(task)
+        logits = mixture.mixtures[0].gates[number](mixture.embedded(torch.from_numpy(scenes[:1]))[0])
         wanted = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(2).indices, value=True)
         assert (sets.sum(axis=1) == 2).all()
         assert (sets == wanted.numpy()).mean() > 0.9  # quantisation moves a token near a tie
@@ -23,7 +23,8 @@ def test_places_are_the_pixels_that_a_token_depends_on(mixture, seeing, scenes):
     image = torch.from_numpy(scenes[:1]).requires_grad_()
     tokens = mixture.embedded(image)[0]
     for task in seeing.tasks:
-        [places] = token_places(seeing, task, task.inputs[0], (1, 2))
+        places, after = token_places(seeing, task, task.inputs[0], (1, 2))
+        np.testing.assert_array_equal(places, after)
         assert len(places) == len(tokens) == 9
         assert places[0, 2] <= places[0, 0]  # the class token
         for token, (top, left, bottom, right) in zip(tokens[1:], places[1:], strict=True):
