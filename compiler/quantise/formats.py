@@ -9,7 +9,7 @@ import numpy as np
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import SCORE_FRACTION, operand_limits
+from patchloom.compiler.machine.fixed import SCORE_FRACTION, Ints, operand_limits, saturate
 from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.quantise.calibration import Calibration, Key, Observed
 from patchloom.compiler.quantise.errors import QuantiseError
@@ -27,6 +27,10 @@ class Format:
 
     width: int
     scale: float
+
+    def round(self, values: Floats) -> Ints:
+        """The nearest integers; what is out of range saturates."""
+        return saturate(np.floor(values.astype(np.float64) / self.scale + 0.5), self.width)
 
     @property
     def fraction(self) -> int:

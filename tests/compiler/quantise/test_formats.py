@@ -13,7 +13,7 @@ from tests.compiler.graphs import Builder, quantised, transformer
 
 
 def observed(values) -> Observed:
-    return Observed(float(np.abs(values).max()), [np.asarray(values, np.float32)])
+    return Observed(float(np.min(values)), float(np.max(values)), [np.asarray(values, np.float32)])
 
 
 def test_widths_follow_the_readers():
