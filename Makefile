@@ -48,6 +48,7 @@ docs: $(READY)  ## write the tables and figures of docs/, but those of `make ben
 	$(BIN)/python -m docs.core
 	$(BIN)/python -m docs.boards
 	$(BIN)/python -m docs.figures
+	$(BIN)/python -m docs.accuracy
 	$(BIN)/python -m examples.picture
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from patchloom.compiler.machine.store import load, save
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
     from patchloom.presets import PRESETS
+    from patchloom.reporting.making import report
     from patchloom.running import predict, run
     from patchloom.session import Session
     from patchloom.sizing import Budget
@@ -38,6 +39,7 @@ __all__ = [
     "compile",
     "load",
     "predict",
+    "report",
     "run",
     "save",
 ]
@@ -55,6 +57,7 @@ _HOMES = {
     "compile": "compiling:compile_module",
     "load": "compiler.machine.store:load",
     "predict": "running:predict",
+    "report": "reporting.making:report",
     "run": "running:run",
     "save": "compiler.machine.store:save",
 }
@@ -68,7 +71,7 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     from patchloom.extras import needed_by  # noqa: PLC0415 - after this package
 
-    with needed_by(f"patchloom.{name}", "boards" if name == "build" else "compile"):
+    with needed_by(f"patchloom.{name}", {"build": "boards", "report": "report"}.get(name, "compile")):
         value = getattr(import_module(f"{__name__}.{module}"), attribute)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""The command line: compile, run, validate, inspect, hls, rtl, build, flash."""
+"""The command line: compile, run, validate, inspect, report, hls, rtl, build, flash."""
 
 import os
 import sys
@@ -227,7 +227,7 @@ def warnings_told(*, strict: bool) -> Iterator[None]:
         err.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def inputs_for(task: Task, paths: Sequence[Path]) -> dict[str, Any]:
+def inputs_for(task: Task, paths: Sequence[Path], option: str = "--input") -> dict[str, Any]:
     """The task's inputs: pictures, one or a batch, or all of a folder; or a file's arrays.
 
     Other arrays of the file are ignored, and a lone array needs no name.
@@ -238,12 +238,12 @@ def inputs_for(task: Task, paths: Sequence[Path]) -> dict[str, Any]:
     if any(map(is_picture, paths)):
         if not all(map(is_picture, paths)) or len(names) != 1:
             raise InputError(
-                f"--input must be pictures, and the task's only input, or one file of arrays, not {_listed(paths)} for "
-                f"{_listed(names)}"
+                f"{option} must be pictures, and the task's only input, or one file of arrays, not {_listed(paths)} "
+                f"for {_listed(names)}"
             )
         return {names[0]: path if len(paths) == 1 else paths}
     if len(paths) > 1:
-        raise InputError(f"--input must be pictures, or one file of arrays, not {_listed(paths)}")
+        raise InputError(f"{option} must be pictures, or one file of arrays, not {_listed(paths)}")
     if path.suffix not in arrays.SUFFIXES:
         raise InputError(f"{path} must be a file that ends in {', '.join((*arrays.SUFFIXES, *pictures.SUFFIXES))}")
     found = arrays.read_arrays(path)
@@ -259,18 +259,23 @@ def _listed(things: Iterable[Any]) -> str:
     return ", ".join(f"'{thing}'" for thing in things)
 
 
-def write_arrays(path: Path, results: dict[str, Any]) -> None:
-    """All of the file or nothing of it."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write it: all of the file takes its place, or nothing of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with zipfile.ZipFile(temporary, "w") as archive:  # as np.savez does, which takes no array named 'file'
-            for name, array in results.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, results: dict[str, Any]) -> None:
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in results.items():  # as np.savez does, which takes no array named 'file'
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def report(result: Result, output: Path) -> None:
@@ -293,6 +298,47 @@ def report_json(result: Result, output: Path) -> None:
         "written": str(output),
     }
     out.print_json(data=facts)
+
+
+@app.command("report")
+def report_command(
+    program: Directory,
+    design: Annotated[Path, typer.Option(help="The design file that the Program was compiled of.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help=f"None of the calibration's. {ARRAYS} Or pictures: .png, .jpg, .jpeg; or a folder of them."),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A page: .html.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="The units over time, for ui.perfetto.dev or chrome://tracing: .json.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Of the data, the first ones.")] = 16,
+    tries: Annotated[int, typer.Option(min=0, help="Losses of each task that overrides are tried for.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Say where a Program loses accuracy and time, layer by layer, and try what would mend it.
+
+    A layer's noise is told alone, with its input exact, and accumulated, against the float model of the design file,
+    whose code this runs. Overrides of precision are compiled and run on the same data.
+    """
+    with needed_by("patchloom report", "report"):
+        from patchloom.reporting import making, page, table  # noqa: PLC0415 - an extra
+        from patchloom.reporting.trace import trace as trace_of  # noqa: PLC0415
+    for option, path, suffix in (("--output", output, ".html"), ("--trace", trace, ".json")):
+        if path is not None and path.suffix != suffix:
+            raise InputError(f"{option} must end in {suffix}, not '{path.name}'")
+    loaded = load(program)
+    inputs = {name: value for task in loaded.tasks for name, value in inputs_for(task, data, "--data").items()}
+    with progress_bar() as tell, warnings_told(strict=False):
+        made = making.report(loaded, design, inputs, frames=frames, tries=tries, progress=tell)
+    for path, text in ((output, page.page(made)), (trace, trace_of(made))):
+        if path is not None:
+            with whole_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        out.print(made.to_json(), end="", soft_wrap=True)
+    else:
+        out.print(table.renderable(made))
 
 
 @app.command()

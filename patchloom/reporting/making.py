@@ -9,8 +9,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from patchloom.boards.board import board
-from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.graph import Graph
+from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import Samples, Tell, input_frames
 from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Layer, Program, Task
@@ -21,8 +21,8 @@ from patchloom.design import load_design, read_design
 from patchloom.pictures import inputs_with_pictures
 from patchloom.reporting.budget import Budget, Measured
 from patchloom.reporting.machine import check_layers, run
-from patchloom.reporting.overrides import WORTH, Trials, candidates, distinct, merged
-from patchloom.reporting.report import LayerReport, Override, Report, TaskReport
+from patchloom.reporting.overrides import Trials, candidates, distinct, merged
+from patchloom.reporting.report import WORTH, LayerReport, Override, Report, TaskReport
 from patchloom.reporting.timing import Timing
 
 FRAMES, TRIES = 16, 3
@@ -101,8 +101,8 @@ class _Making:
             raise InputError("the Program must be made of this model and these samples, and is not: compile it again")
         budgets = {task.name: self._budget(graphs[task.name], task) for task in self.program.tasks}
         tasks = tuple(self._task(budgets[task.name], task) for task in self.program.tasks)
-        overrides = list(self._overrides(trials, tasks, tries))
-        useful = sorted((one for one in overrides if one.gain >= WORTH), key=lambda one: -one.gain)
+        overrides = sorted(self._overrides(trials, tasks, tries), key=lambda one: -one.gain)
+        useful = merged(one for one in overrides if one.gain >= WORTH)
         config = self.program.config
         return Report(
             precision=self.program.precision,
@@ -111,8 +111,8 @@ class _Making:
             f"{config.activation_width} bits, {config.bus_width}-bit bus",
             memory=dict(self.memory),
             tasks=tasks,
-            overrides=(*useful, *(one for one in overrides if one not in useful)),
-            together=trials.tried(merged(useful), tasks) if len(useful) > 1 else None,
+            overrides=tuple(overrides),
+            together=trials.tried(useful, tasks) if useful else None,
         )
 
     @property

@@ -18,7 +18,6 @@ from patchloom.reporting.report import Change, Override, TaskReport
 from patchloom.reporting.timing import Timing
 from patchloom.sim.interpret import execute
 
-WORTH = 0.5  # dB of a task's outputs: what gains less is no help
 WIDER = {4: 8, 8: 16, 16: 16}
 
 
@@ -80,7 +79,11 @@ def candidates(graph: Graph, node: Node, precision: Precision) -> Iterator[dict[
     """Wider weights, wider operands, both; and wider operands of what reads the node, which its own bits follow."""
     if node.is_layer:
         weights, activations = precision.of(node.name)
-        for wider in ((WIDER[weights], activations), (weights, WIDER[activations]), (WIDER[weights], WIDER[activations])):
+        for wider in (
+            (WIDER[weights], activations),
+            (weights, WIDER[activations]),
+            (WIDER[weights], WIDER[activations]),
+        ):
             if wider != (weights, activations):
                 yield {node.name: _named(*wider)}
     readers = [reader for reader in graph.nodes() if reader.is_layer and node in reader.inputs]

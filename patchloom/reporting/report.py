@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 FORMAT, VERSION = "patchloom report", 1
+WORTH = 0.5  # dB of a task's outputs: what gains less is no help
 Range = tuple[float, float]
 Spans = dict[str, tuple[int, int]]  # of each unit: first cycle and end
 
@@ -131,6 +132,11 @@ class Report:
     overrides: tuple[Override, ...]  # the most useful first
     together: Override | None  # the best of each layer that gains
 
+    @property
+    def useful(self) -> list[Override]:
+        """Those that are worth it."""
+        return [override for override in self.overrides if override.gain >= WORTH]
+
     def to_json(self) -> str:
         """Of the schema `schema()`."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
@@ -189,7 +195,12 @@ def _reference(kind: Any, defined: dict[str, Any]) -> dict[str, Any]:
     if name not in defined:
         properties = {name: _schema(part, defined) for name, part in _types(kind).items()}
         required = list(properties)
-        defined[name] = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+        defined[name] = {
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "additionalProperties": False,
+        }
     return {"$ref": f"#/$defs/{name}"}
 
 
