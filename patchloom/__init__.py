@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
     from patchloom.presets import PRESETS
     from patchloom.reporting.making import report
+    from patchloom.reporting.report import Report
     from patchloom.running import predict, run
     from patchloom.session import Session
     from patchloom.sizing import Budget
@@ -33,6 +34,7 @@ __all__ = [
     "Error",
     "Preprocessing",
     "Program",
+    "Report",
     "Result",
     "Session",
     "build",
@@ -51,6 +53,7 @@ _HOMES = {
     "Error": "compiler.machine.errors:Error",
     "Preprocessing": "compiler.machine.preprocessing:Preprocessing",
     "Program": "compiler.machine.program:Program",
+    "Report": "reporting.report:Report",
     "Result": "compiler.machine.frames:Result",
     "Session": "session:Session",
     "build": "boards.build:build",

@@ -336,7 +336,7 @@ def report_command(
             with whole_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     if as_json:
-        out.print(made.to_json(), end="", soft_wrap=True)
+        typer.echo(made.to_json(), nl=False)
     else:
         out.print(table.renderable(made))
 

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from patchloom.boards.board import board
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.frames import Samples, Tell, input_frames
+from patchloom.compiler.machine.frames import Samples, Tell, input_frames, warn_of_clipping
 from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Layer, Program, Task
 from patchloom.compiler.machine.verify import verify_once
@@ -46,7 +46,8 @@ def report(
     `model` is the design file that the Program was compiled of; or the module, and then `example_inputs`, `calibration`
     and `preprocessing` are those of `patchloom.compile`. `data` is what `patchloom.run` takes, of which the first
     `frames` are looked at; cycles are those of the first. Of each task's `tries` largest losses, overrides of precision
-    are tried. Raises `InputError` if the Program was made of another model, or of other samples.
+    are tried. Raises `InputError` if the Program was made of another model, or of other samples; may warn of a
+    `ClippedWarning`.
     """
     for name, number, least in (("frames", frames, 1), ("tries", tries, 0)):
         if number < least:
@@ -71,7 +72,9 @@ def samples_of(task: Task, data: Any, frames: int) -> list[Samples]:
         data = {name: value for name, value in data.items() if name in names}
     if isinstance(data, list):  # pictures, which are read one by one
         data = data[:frames]
-    return input_frames(task, inputs_with_pictures(task, data))[0][:frames]
+    made = input_frames(task, inputs_with_pictures(task, data))[0][:frames]
+    warn_of_clipping(task, made)
+    return made
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 import patchloom
 from examples.fashion_scenes.model import TASKS, FashionSceneViT
 from patchloom import cli
+from patchloom.boards.board import BOARDS
 from patchloom.compiler.machine.errors import InputError
+from patchloom.compiler.machine.frames import ClippedWarning
 from patchloom.compiler.quantise import Precision
 from patchloom.reporting import words
+from patchloom.reporting.making import samples_of
 from patchloom.reporting.overrides import candidates, merged
 from patchloom.reporting.page import body, page, picture
 from patchloom.reporting.report import Change, Override, Quality, Report, schema
@@ -127,6 +130,21 @@ def test_what_an_override_gains_is_what_it_gains(report, program, model):
         assert change.output.median == pytest.approx(np.median(each), abs=0.05)
         assert change.gain == pytest.approx(np.median(each) - report.tasks[number].output.median, abs=0.1)
         assert change.cycles == patchloom.predict(better, images[:1], task=change.task).cycles
+
+
+def test_cycles_are_of_the_boards_memory(program, model):
+    found = reported(replace(program, board="ulx3s_85f"), model, frames=1, tries=0)
+    memory = BOARDS["ulx3s_85f"].memory.timing
+    assert (found.board, found.memory) == ("ulx3s_85f", memory)
+    images = pictures(4, 1)[:1]
+    assert found.tasks[0].cycles == patchloom.predict(program, images, task="segmentation", **memory).cycles
+
+
+def test_data_by_name_and_out_of_range(program, model, report):
+    with pytest.warns(ClippedWarning, match="input 'image': 100% of its values do not fit"):
+        samples_of(program.tasks[0], {"image": 99 + pictures(2, 1), "other": 1}, 1)
+    few = samples_of(program.tasks[0], pictures(4, 1), 3)
+    assert [sample["image"].shape for sample in few] == [(1, 64, 128)] * 3
 
 
 def test_tries_are_as_many_as_asked(program, model, report):
