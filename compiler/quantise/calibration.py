@@ -40,10 +40,12 @@ class Observed:
     low: float = 0.0
     high: float = 0.0
     parts: list[Floats] = field(default_factory=list, repr=False)
+    times: int = 0  # that it was seen, at least
 
     def add(self, array: Floats, count: int, rng: np.random.Generator) -> None:
         if array.size:
             self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
+            self.times += 1
             flat = array.reshape(-1)
             self.parts.append(flat[rng.integers(0, flat.size, min(count, flat.size))])
 
@@ -58,7 +60,8 @@ class Observed:
     @staticmethod
     def of_all(several: Sequence["Observed"]) -> "Observed":
         low, high = min(o.low for o in several), max(o.high for o in several)
-        return Observed(low, high, [part for o in several for part in o.parts])
+        times = min(o.times for o in several)
+        return Observed(low, high, [part for o in several for part in o.parts], times)
 
 
 @dataclass(eq=False)

@@ -50,8 +50,14 @@ def test_tasks_agree_on_shared_layers():
             assert numbers.numbers[a] is numbers.numbers[b]
 
 
-def test_sixteen_bits_keep_headroom():
-    assert 32767 / 2 < 10 / wide_scale(10) < 32767 / 1.4
+@pytest.mark.parametrize(("samples", "headroom"), [(1, 1.5), (4, 1.25), (25, 1.1), (100, 1.05)])
+def test_sixteen_bits_keep_headroom_for_what_the_samples_have_not_shown(samples, headroom):
+    seen = Observed()
+    for _ in range(samples):
+        seen.add(np.array([3.0, -10.0], np.float32), 2, np.random.default_rng(0))
+    assert wide_scale(seen) * 32767 == pytest.approx(10 * headroom)
+    fewer = Observed(low=-10.0, times=1)
+    assert wide_scale(Observed.of_all([seen, fewer])) == wide_scale(fewer)
 
 
 def test_eight_bits_clip_outliers():
