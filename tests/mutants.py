@@ -30,6 +30,7 @@ STORE, TEST_STORE = "compiler/machine/store.py", "compiler/machine/test_program.
 FIT, HLS = "compiler/schedule/test_fit.py", "hw/test_hls.py"
 GOLDEN, MACHINE = "sim/test_cycles.py::test_golden", "sim/test_hls.py"
 PASSES = "compiler/passes/test_passes.py"
+BUDGET, REPORT = "patchloom/reporting/test_budget.py", "patchloom/reporting/test_report.py"
 MUTANTS = (
     (FIXED, "(np.int64(1) << shift) >> 1)", "(np.int64(1) << shift) >> 2)", TEST_FIXED),
     (FIXED, "magnitude < 8 << GELU_FRACTION", "magnitude < 4 << GELU_FRACTION", TEST_FIXED),
@@ -97,6 +98,21 @@ MUTANTS = (
     ("hw/router.py", "(found[i] >= logit)", "(found[i] > logit)", "hw/test_router.py"),
     ("hw/storer.py", "& (level != self.BUFFER)", "", "hw/test_storer.py"),
     ("hw/issuer.py", "settle.eq(Datapath.latency(config))", "settle.eq(1)", "test_tiny.py"),
+    ("compiler/schedule/layers.py", 'written[draft.node, draft.places["o_address"][0]] = position',
+     'written.setdefault((draft.node, draft.places["o_address"][0]), position)', BUDGET),
+    ("compiler/schedule/layers.py", "| (np.diff(positions) != 1)", "", BUDGET),
+    ("compiler/schedule/drafting.py", "self.parts.append(Part(node, self.tensors[node], first,",
+     "self.parts.append(Part(node, self.tensors[node], 0,", BUDGET),
+    ("compiler/quantise/formats.py", "1 / math.sqrt(max(observed.times, 1))", "1 / max(observed.times, 1)",
+     "compiler/quantise/test_formats.py"),
+    ("patchloom/reporting/machine.py", "zip(next(self.orders), state", "zip(range(99), state", BUDGET),
+    ("patchloom/reporting/machine.py", "+= state.saturations - self.saturations", "+= state.saturations", REPORT),
+    ("patchloom/reporting/budget.py", "ranked[:, top - 1] - ranked[:, top]", "ranked[:, 0] - ranked[:, top]", BUDGET),
+    ("patchloom/reporting/budget.py", "if not changed.isdisjoint(later.inputs):", "if node in later.inputs:", BUDGET),
+    ("patchloom/reporting/timing.py", "ends[position - 1] if position else 0", "0", REPORT),
+    ("patchloom/reporting/overrides.py", "(*self.precision.overrides, *overrides)", "tuple(overrides)", REPORT),
+    ("sim/native/cycles.cpp", "ahead[2 * w.stager_index] = cycle + 1", "ahead[2 * w.stager_index] = cycle + 900",
+     "sim/test_cycles.py::test_where_cycles_go"),
 )  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.precision import Precision
 
 NARROW = 8  # bits of what no reader wants wider
-HEADROOM = 0.5  # of 16-bit tensors beyond the largest magnitude that one sample has shown
 LIMIT_FRACTION = 14  # log2 of the integer that stands for an activation's limit in 16 bits
 SOFTMAX_DEPTH = 16.0  # e**-16 is nothing in a softmax of 16 bits
 
@@ -156,7 +155,7 @@ def power_of_two(scale: float) -> float:
 
 def wide_scale(observed: Observed) -> float:
     """Of 16 bits, with headroom: the more samples, the less is what others exceed them by."""
-    headroom = 1 + HEADROOM / math.sqrt(max(observed.times, 1))
+    headroom = 1 + 1 / math.sqrt(max(observed.times, 1))
     return (observed.absmax or 1) * headroom / operand_limits(ELEMENT_WIDTH)[1]
 
 
