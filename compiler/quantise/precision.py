@@ -25,8 +25,8 @@ class Precision:
     @staticmethod
     def stated(text: str) -> "Precision":
         """What `str` has made of one, as Programs keep it."""
-        bits, *layers = text.split(", ")
-        return Precision.parse(bits, dict(layer.rsplit(": ", 1) for layer in layers))
+        bits, _, layers = text.partition(", ")
+        return Precision.parse(bits, dict(re.findall(r"(.+?): (w\d+a\d+)(?:, |$)", layers)))
 
     def of(self, name: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the node `name`."""

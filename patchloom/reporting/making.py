@@ -69,12 +69,16 @@ def samples_of(task: Task, data: Any, frames: int) -> list[Samples]:
     """The first frames of a task; of data by name those that it reads."""
     if isinstance(data, dict):
         names = {port.name for port in task.inputs}
-        data = {name: value for name, value in data.items() if name in names}
-    if isinstance(data, list):  # pictures, which are read one by one
-        data = data[:frames]
+        data = {name: _few(value, frames) for name, value in data.items() if name in names}
+    data = _few(data, frames)
     made = input_frames(task, inputs_with_pictures(task, data))[0][:frames]
     warn_of_clipping(task, made)
     return made
+
+
+def _few(value: Any, frames: int) -> Any:
+    """Of a list of pictures the first, so that no others are read."""
+    return value[:frames] if isinstance(value, list) else value
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ import jschon
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import patchloom
@@ -145,6 +146,16 @@ def test_data_by_name_and_out_of_range(program, model, report):
         samples_of(program.tasks[0], {"image": 99 + pictures(2, 1), "other": 1}, 1)
     few = samples_of(program.tasks[0], pictures(4, 1), 3)
     assert [sample["image"].shape for sample in few] == [(1, 64, 128)] * 3
+
+
+def test_no_more_pictures_are_read_than_looked_at(program, tmp_path):
+    port = replace(
+        program.tasks[0].inputs[0], preprocessing=patchloom.Preprocessing(size=(64, 128), mean=(0.0,), std=(1.0,))
+    )
+    Image.fromarray(np.zeros((64, 128), np.uint8)).save(tmp_path / "a.png")
+    task, paths = replace(program.tasks[0], inputs=(port,)), [tmp_path / "a.png", tmp_path / "nowhere.png"]
+    for data in (paths, {"image": paths}):
+        assert len(samples_of(task, data, 1)) == 1
 
 
 def test_tries_are_as_many_as_asked(program, model, report):
