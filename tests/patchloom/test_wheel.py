@@ -164,3 +164,5 @@ def test_base_alone_loads_and_runs(wheel, user, call, tmp_path, program, samples
     call(commands, "patchloom", "run", "program", "--input", "samples.npy", "--output", "out.npz")
     with pytest.raises(AssertionError, match=r"patchloom compile needs .*patchloom\[compile\]"):
         call(commands, "patchloom", "compile", "design.yaml", "-o", "designed")
+    with pytest.raises(AssertionError, match=r"patchloom report needs .*patchloom\[report\]"):
+        call(commands, "patchloom", "report", "program", "--design", "design.yaml", "--data", "samples.npy")
