@@ -65,7 +65,7 @@ def head(task: TaskReport) -> list[tuple[str, str]]:
         tiles.append(("tokens routed as in float", f"{task.routed:.2%}"))
     return [
         *tiles,
-        ("saturations", f"{task.saturations:,} in {task.frames} frames"),
+        ("saturations", f"{task.saturations:,} in {task.frames} frame{'s' * (task.frames > 1)}"),
         ("cycles a frame", f"{task.cycles:,}"),
         ("multipliers used", share(task.utilisation)),
         ("bytes a frame", f"{task.bytes:,}"),
