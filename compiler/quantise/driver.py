@@ -44,9 +44,8 @@ def calibrate(graphs: Sequence[Graph], samples: Samples, progress: Progress | No
 def quantise_by(
     graphs: Sequence[Graph], seen: Calibration, precision: Precision, progress: Progress | None = None
 ) -> Quantised:
-    """By what these very graphs' calibration has seen."""
+    """By what these very graphs' calibration has seen; `precision` is one that fits them."""
     tell, layers = progress or _silent, _layers(graphs)
-    precision.check(dict.fromkeys(node.name for node in layers))
     formats = choose_formats(graphs, precision, seen)
     at, numbers = Quantising(precision, formats, seen), {}
     for done, node in enumerate(layers):
