@@ -1,8 +1,8 @@
 """A Program as a directory: a manifest, the memory image and index tables, with a CRC per part and no pickle.
 
-The manifest states what the image does not: Config, tasks, ports, layers, segments. Commands are read from the image. It also
-names the other files, whose names follow from their content: a save writes them beside those of the Program that
-was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
+The manifest states what the image does not: Config, tasks, ports, layers, segments. Commands are read from the image.
+It also names the other files, whose names follow from their content: a save writes them beside those of the Program
+that was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
 meanwhile finds one or the other, whole, and a save that is killed leaves the old one; the next save removes its rest.
 """
 
