@@ -35,14 +35,21 @@ def tables(report: Report) -> Iterator[str]:
 def _task(task: TaskReport) -> Iterator[str]:
     head = "; ".join(f"{name} {value}" for name, value in words.head(task))
     yield from (f"**{task.name}**: {head}", "")
-    yield "| layer | of the noise | alone | accumulated | format | saturated | routed elsewhere | cycles | busy |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| layer | noise | alone | accumulated | format | bits used | saturated | routed elsewhere | cycles | busy |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for layer in task.losses[:SHOWN]:
         cells = (
-            layer.name, words.share(layer.share), words.decibels(layer.alone.median),
-            words.decibels(layer.accumulated.median), words.form(layer), f"{layer.saturations:,}", words.routed(layer),
-            f"{layer.cycles:,}", words.share(layer.utilisation),
-        )  # fmt: skip
+            layer.name,
+            words.share(layer.share),
+            words.decibels(layer.alone.median),
+            words.decibels(layer.accumulated.median),
+            words.form(layer),
+            words.used(layer),
+            f"{layer.saturations:,}",
+            words.routed(layer),
+            f"{layer.cycles:,}",
+            words.share(layer.utilisation),
+        )
         yield f"| {' | '.join(cells)} |"
     yield ""
 

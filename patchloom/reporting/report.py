@@ -1,6 +1,7 @@
 """What a report says: one versioned object, as JSON and back. Noise is told as a ratio to it, in dB."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
@@ -62,6 +63,12 @@ class LayerReport:
     bytes: int  # that its commands move between memory and machine, if every expert has tokens
     macs: int
     utilisation: float  # of the multipliers, while it runs
+
+    @property
+    def used(self) -> float:
+        """Bits of its format that its values need: fewer than it has, where it shares a scale with larger ones."""
+        largest = max(-self.seen[0], self.seen[1])
+        return self.bits - max(math.log2(-self.reach[0] / largest), 0) if largest else 0
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def _layers(task: TaskReport) -> Table:
             Text(words.short(layer.name)),
             words.share(layer.share),
             *(words.decibels(quality.median).removesuffix(" dB") for quality in (layer.alone, layer.accumulated)),
-            str(layer.bits),
+            words.used(layer),
             f"{layer.saturations:,}",
             words.rerouted(layer),
             f"{layer.cycles:,}",
@@ -48,7 +48,7 @@ def _overrides(report: Report) -> Iterator[RenderableType]:
     table = Table("override that was tried", "what it changes", "bytes", box=None, pad_edge=False)
     together = [report.together] if report.together else []
     for override in (*report.useful, *together):
-        names = words.lines(override) if override is not report.together else ["all of these"]
+        names = words.lines(override) if override is not report.together else ["together, the best of each"]
         table.add_row(Text("\n".join(names)), Text(_changes(report, override)), f"{override.bytes:+,}")
     if report.useful:
         yield Text()

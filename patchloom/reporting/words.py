@@ -41,6 +41,11 @@ def form(layer: LayerReport) -> str:
     return f"{layer.bits} bits, step {layer.step:.2g}"
 
 
+def used(layer: LayerReport) -> str:
+    """Bits of the format that the values need."""
+    return f"{layer.used:.1f}/{layer.bits}"
+
+
 def routed(layer: LayerReport) -> str:
     """Tokens that go elsewhere, and how near the tie was."""
     if layer.routing is None:

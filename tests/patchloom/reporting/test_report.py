@@ -120,6 +120,13 @@ def test_layers_are_the_users(report):
     assert report.tasks[0].losses[0].share == max(layer.share for layer in report.tasks[0].layers)
 
 
+def test_bits_used(report):
+    layer = replace(report.tasks[0].layers[0], bits=16, reach=(-8.0, 7.9))
+    for seen, used in (((-1.0, 0.5), 13), ((0.0, 8.0), 16), ((0.0, 99.0), 16), ((0.0, 0.0), 0)):
+        assert replace(layer, seen=seen).used == used
+    assert words.used(replace(layer, seen=(-1.0, 0.5))) == "13.0/16"
+
+
 def test_what_an_override_gains_is_what_it_gains(report, program, model):
     override = report.overrides[0]
     assert override.gain == max(one.gain for one in report.overrides)
