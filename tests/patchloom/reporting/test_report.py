@@ -219,6 +219,7 @@ def test_json_and_back(report):
     assert Report.from_json(report.to_json()) == report
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what jschon imports
 def test_json_is_of_the_schema(report):
     jschon.create_catalog("2020-12")
     stated = jschon.JSONSchema(schema())
