@@ -25,8 +25,9 @@ lint: $(READY)  ## all checks but the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-fuzz: $(READY)  ## damaged files, killed compiles, random models: only errors, nothing lost, nothing wrong; minutes
+fuzz: $(READY)  ## damaged files, bad links, killed compiles, random models: only errors, nothing wrong; half an hour
 	$(BIN)/python -m tests.fuzz --count 5000 --seed 0
+	$(BIN)/python -m tests.faults --count 100000 --seed 0
 	$(BIN)/python -m tests.kill --count 500 --seed 0
 	$(BIN)/python -m tests.modules --count 500 --seed 0
 
@@ -48,6 +49,7 @@ docs: $(READY)  ## write the tables and figures of docs/, but those of `make ben
 	$(BIN)/python -m docs.core
 	$(BIN)/python -m docs.boards
 	$(BIN)/python -m docs.figures
+	$(BIN)/python -m docs.accuracy
 	$(BIN)/python -m examples.picture
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them

@@ -1,7 +1,7 @@
 """The area model of `boards.estimate` beside Yosys: `python -m benchmarks.area_model`.
 
-`measure [NAMES]` measures the machines of `POINTS` that are not in the results yet, a minute or more each; `soc` what
-is around the machine on boards that LiteX builds for.
+`measure [NAMES]` measures the machines of `POINTS` that the results do not have of today's RTL, a minute or more each;
+`soc` what is around the machine on boards that LiteX builds for.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from patchloom.boards.area import measure, measure_soc, parts
 from patchloom.boards.board import BOARDS, board
 from patchloom.boards.description import Family
 from patchloom.boards.estimate import FACTORS, SOC, UNITS, Factors, estimate, features
 from patchloom.compiler.machine.config import Config
+from patchloom.hw.cache import RTL, digest, sources
 
 RESULTS = Path(__file__).parent / "results" / "area_points.json"
 Floats = NDArray[np.floating[Any]]
@@ -78,7 +80,6 @@ GROUPS = {
     "scratchpad": 3,
 }
 RIDGE = 3e-3  # of a factor whose size explains a whole unit by itself, against errors as shares of the unit
-STEPS = 4000
 
 
 def points() -> list[dict[str, Any]]:
@@ -88,19 +89,25 @@ def points() -> list[dict[str, Any]]:
 # --- Measuring ---
 
 
-def run(names: list[str]) -> None:
-    """Measure the machines that are not in the results."""
-    for name, family in itertools.product(names, FAMILIES):
-        if family not in POINTS[name] or any((p["name"], p["family"]) == (name, family) for p in points()):
+def run(names: Sequence[str], families: Sequence[Family]) -> None:
+    """Measure the machines that are not in the results, or were measured on another RTL."""
+    rtl = digest(*sources(*RTL))
+    for name, family in itertools.product(names, families):
+        if family not in POINTS[name] or any(_place(p) == (name, family) and p["rtl"] == rtl for p in points()):
             continue
         begin, config = time.monotonic(), POINTS[name][family]
-        point = {"name": name, "family": family, "date": datetime.now(UTC).date().isoformat()}
+        point = {"name": name, "family": family, "date": datetime.now(UTC).date().isoformat(), "rtl": rtl}
         point |= {"config": asdict(config), "area": asdict(measure(config, family))}
         if family != "ecp5":
             point["parts"] = {part: list(asdict(area).values()) for part, area in parts(config, family).items()}
         point["seconds"] = round(time.monotonic() - begin)
         print(name, family, point["area"], point["seconds"], flush=True)
-        RESULTS.write_text(json.dumps({"command": COMMAND, "points": [*points(), point]}, indent=1) + "\n")
+        kept = sorted([*(p for p in points() if _place(p) != (name, family)), point], key=_place)
+        RESULTS.write_text(json.dumps({"command": COMMAND, "points": kept}, indent=1) + "\n")
+
+
+def _place(point: Mapping[str, Any]) -> tuple[str, str]:
+    return point["name"], point["family"]
 
 
 def run_soc(names: Sequence[str]) -> None:
@@ -119,34 +126,23 @@ def run_soc(names: Sequence[str]) -> None:
 
 def fitted(chosen: list[dict[str, Any]]) -> Factors:
     """Factors by family, kind, unit."""
-    made: Factors = {}
-    whole = {kind: _by_unit([p for p in chosen if "parts" in p], kind) for kind in KINDS}
-    for family in FAMILIES:
-        ours = [p for p in chosen if p["family"] == family]
-        scaled = _in_proportion if family == "ecp5" else _to_scale
-        made[family] = {kind: scaled(ours, kind, whole[kind]) for kind in KINDS}
-    return made
+    made = {family: _by_unit([p for p in chosen if p["family"] == family]) for family in FAMILIES if family != "ecp5"}
+    ecp5 = [p for p in chosen if p["family"] == "ecp5"]
+    return {"ecp5": {kind: _in_proportion(ecp5, kind, made["xcup"][kind]) for kind in KINDS}, **made}
 
 
-def _by_unit(chosen: list[dict[str, Any]], kind: str) -> dict[str, list[float]]:
-    """Of all families that keep the hierarchy."""
+def _by_unit(chosen: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Of a family whose hierarchy is kept."""
     rows = [features(Config(**p["config"]), p["family"]) for p in chosen]
-    found = [_units(p["parts"], KINDS[kind]) for p in chosen]
-    return {
-        unit: _least_squares(np.array([row[unit] for row in rows], float), np.array([f[unit] for f in found], float))
-        for unit in UNITS
-    }
-
-
-def _to_scale(chosen: list[dict[str, Any]], kind: str, like: dict[str, list[float]]) -> dict[str, list[float]]:
-    """One family's factors: those of each unit scaled to what was found in it."""
-    rows = [features(Config(**p["config"]), p["family"]) for p in chosen]
-    found = [_units(p["parts"], KINDS[kind]) for p in chosen]
-    made = {}
-    for unit, factors in like.items():
-        said = np.array([float(np.dot(row[unit], factors)) for row in rows])
-        scale = float(np.dot(said, [f[unit] for f in found]) / max(np.dot(said, said), 1e-9))
-        made[unit] = [factor * scale for factor in factors]
+    made: dict[str, dict[str, list[float]]] = {}
+    for kind, column in KINDS.items():
+        found = [_units(p["parts"], column) for p in chosen]
+        made[kind] = {
+            unit: _least_squares(
+                np.array([row[unit] for row in rows], float), np.array([f[unit] for f in found], float)
+            )
+            for unit in UNITS
+        }
     return made
 
 
@@ -180,17 +176,12 @@ def _ridge(matrix: Floats, target: Floats, weight: float) -> Floats:
 
 
 def _least_squares(matrix: Floats, found: Floats) -> list[float]:
-    """Factors, none negative, of least squared error as a share; small ones where the data leave a choice.
-
-    Projected gradient descent over columns that are scaled to be alike.
-    """
+    """Factors, none negative, of least squared error as a share; small ones where the data leave a choice."""
     weights = 1 / np.maximum(found, found.max() / 10 + 1)
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-9) / (found.max() + 1)
     a, b = matrix / scale * weights[:, None], found * weights
-    gram = a.T @ a + RIDGE * np.eye(a.shape[1])
-    x, step = np.zeros(a.shape[1]), 1 / np.linalg.eigvalsh(gram)[-1]
-    for _ in range(STEPS):
-        x = np.maximum(x - step * (gram @ x - a.T @ b), 0)
+    size = a.shape[1]
+    x, _ = nnls(np.vstack([a, np.sqrt(RIDGE) * np.eye(size)]), np.concatenate([b, np.zeros(size)]))
     return [float(value) for value in x / scale]
 
 
@@ -225,9 +216,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verb", nargs="?", default="fit", choices=("fit", "measure", "soc"))
     parser.add_argument("names", nargs="*", help="of points, or of boards")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="to measure; all if none is named")
     asked = parser.parse_args()
     if asked.verb == "measure":
-        run(asked.names or list(POINTS))
+        run(asked.names or list(POINTS), asked.family or FAMILIES)
     elif asked.verb == "soc":
         run_soc(asked.names or [name for name, found in BOARDS.items() if found.litex])
     factors = fitted(points())

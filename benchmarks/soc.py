@@ -27,6 +27,7 @@ from patchloom.compiler.machine.frames import input_region
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.schedule import schedule
 from patchloom.design import compile_design, load_design
+from patchloom.host.device import Region
 from patchloom.host.session import Session
 from patchloom.host.transports.soc import SocDevice
 from patchloom.sim.cycles import predict, queue_lengths
@@ -43,9 +44,10 @@ app = typer.Typer(add_completion=False)
 
 
 class Preloading(SocDevice):
-    """What is large goes straight into the memory's model."""
+    """A large image goes straight into the memory's model."""
 
     simulated: SimulatedSoc
+    image = Region(0, 0)
 
     @classmethod
     def on(cls, simulated: SimulatedSoc) -> "Preloading":
@@ -53,11 +55,24 @@ class Preloading(SocDevice):
         device.simulated = simulated
         return device
 
+    def allocate(self, size: int) -> Region:
+        region = super().allocate(size)
+        if size >= PRELOADED:
+            self.image = region
+        return region
+
+    def _in_image(self, address: int) -> bool:
+        return 0 <= address - self.image.address < self.image.size
+
+    def crc(self, region: Region) -> int:
+        """None of the image's, so that it is put: the simulated machine would sum it for minutes."""
+        return -1 if self._in_image(region.address) else super().crc(region)
+
     def put(self, address: int, data: bytes) -> None:
-        if len(data) < PRELOADED:
-            super().put(address, data)
-        else:
+        if self._in_image(address):
             self.simulated.preload(address, data + bytes(-len(data) % 64))
+        else:
+            super().put(address, data)
 
 
 def fashion_scenes(machine: Config) -> tuple[Program, NDArray[np.float32]]:

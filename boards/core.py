@@ -20,6 +20,7 @@ from patchloom.boards.sources import LICENCE, MACHINE, header, machine_verilog
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.frames import Elements
 from patchloom.compiler.machine.program import Program
+from patchloom.compiler.machine.registers import DIGEST_BITS
 from patchloom.hw import axi
 from patchloom.hw.dma import BURSTS_AHEAD, longest_burst
 from patchloom.hw.folder import write_project
@@ -84,18 +85,21 @@ def attributes(config: Config) -> dict[str, tuple[str, str]]:
     return found
 
 
-def wrapper(config: Config, build: int) -> str:
-    """Module `WRAPPER`: the machine with ports in ANSI style and attributes, its digest fixed to `build`."""
+def wrapper(config: Config, build: int, clock_hz: int = 0) -> str:
+    """Module `WRAPPER`: the machine with ports in ANSI style and attributes, its digest fixed to `build`.
+
+    Its parameter CLOCK_HZ is what the machine says of its clock, `clock_hz` unless whoever instantiates it says better.
+    """
     found, marks = [PortOf("clk", 1, True), PortOf("rst", 1, True), *ports(config)], attributes(config)
-    outside = [port for port in found if port.name != "digest"]
-    lines = [f"module {WRAPPER} ("]
+    values = {"digest": f"{DIGEST_BITS}'h{build:032x}", "clock_hz": "CLOCK_HZ"}
+    outside = [port for port in found if port.name not in values]
+    lines = [f"module {WRAPPER} #(parameter [31:0] CLOCK_HZ = {clock_hz}) ("]
     for position, port in enumerate(outside):
         info, parameter = marks[port.name]
         lines.append(f'  (* X_INTERFACE_INFO = "{info}" *)')
         lines += [f'  (* X_INTERFACE_PARAMETER = "{parameter}" *)'] * bool(parameter)
         way, width = "input" if port.is_input else "output", f" [{port.width - 1}:0]" * (port.width > 1)
         lines.append(f"  {way} wire{width} {port.name}" + "," * (position < len(outside) - 1))
-    values = {"digest": f"{next(p.width for p in found if p.name == 'digest')}'h{build:032x}"}
     links = [f"    .{port.name}({values.get(port.name, port.name)})" for port in found]
     lines += [");", f"  {MACHINE} machine (", ",\n".join(links), "  );", "endmodule"]
     return "\n".join(lines) + "\n"

@@ -16,8 +16,10 @@ import numpy as np
 from patchloom.boards.description import Board, Family
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH
+from patchloom.hw.array import Accumulators
 from patchloom.hw.bundles import columns_width, lengths_width, parameters_width, queue_entry, tile_word
-from patchloom.hw.command import STEPS_WIDTH, CommandLayout
+from patchloom.hw.command import STEPS_WIDTH, CommandLayout, beat_layout
+from patchloom.hw.datapath import Datapath
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.serialiser import Serialiser
 from patchloom.hw.statistics import SQUARES_WIDTH, TOTAL_WIDTH
@@ -110,12 +112,36 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "xilinx 18": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
     "xilinx 36": ((32768, 1), (16384, 2), (8192, 4), (4096, 9), (2048, 18), (1024, 36), (512, 72)),
 }
-SHALLOW = {"ecp5": 32, "xilinx": 64}  # up to so many words a memory is made of look-up tables
+# A memory is made of look-up tables if that takes fewer than so many small memories for each block RAM (of 18 kbit):
+# words and bits of one, and how many.
+SMALL: Mapping[Family, tuple[int, int, int]] = {"ecp5": (16, 4, 20), "xc7": (64, 1, 42), "xcup": (64, 1, 55)}
 
 
 def block_rams(config: Config, family: Family) -> float:
-    reciprocals = 3 if family == "ecp5" else 0  # tables that are look-up tables elsewhere
-    return reciprocals + sum(_blocks(*memory, family) for memory in memories(config))
+    listed = memories(config)
+    total = sum(_blocks(*memory, family) for memory in listed)
+    if family != "ecp5":
+        return total
+    # Tables that are look-up tables elsewhere; delays that are; and as no hierarchy is kept, a queue that is read for
+    # its tokens alone has no blocks for the rest.
+    reciprocals, token = 3, (config.max_rows - 1).bit_length()
+    queues, entry, *_ = listed[QUEUES]
+    rest = _blocks(queues, entry, 1, False, family) - _blocks(queues, entry, 1, False, family, used=token)
+    return total + reciprocals - rest + sum(_blocks(*ring, 1, False, family) for ring in _rings(config))
+
+
+def _rings(config: Config) -> list[tuple[int, int]]:
+    """(cycles, bits) of the longest delays of the datapath: of a beat, and of the parameters that meet its sums."""
+    beat = beat_layout(config)
+    flags = sum(field.width == 1 for _, field in beat)
+    sums = Datapath.sums_latency(config)
+    rings = [(sums - Accumulators.LATENCY, beat.size - flags)]
+    if not config.epilogue_lanes:
+        rings.append((sums - 1, (config.outputs - 1).bit_length() + parameters_width(config)))
+    return rings
+
+
+QUEUES = 3  # their place among the memories
 
 
 def memories(config: Config) -> list[tuple[int, int, int, bool]]:
@@ -130,7 +156,6 @@ def memories(config: Config) -> list[tuple[int, int, int, bool]]:
     row = (c.max_rows - 1).bit_length() + STEPS_WIDTH + 1 + SUM_WIDTH + c.outputs * c.accumulator_width
     queue = [(Serialiser.depth(c), row, 1, False)] if c.epilogue_lanes else []
     return [
-        *((words, c.lanes * ELEMENT_WIDTH // 2, halves, shared) for words in blocks),
         (c.max_rows, c.outputs * c.accumulator_width + SUM_WIDTH, 1, False),
         (c.statistics_rows, TOTAL_WIDTH + SQUARES_WIDTH, 2, False),
         (c.max_rows, ELEMENT_WIDTH, 2, False),  # maxima
@@ -139,19 +164,22 @@ def memories(config: Config) -> list[tuple[int, int, int, bool]]:
         (c.fifo_beats // c.word_beats, c.bus_width, c.word_beats, False),
         (512, 24, c.channels_at_once, False),  # GELU
         *queue,
+        *((words, c.lanes * ELEMENT_WIDTH // 2, halves, shared) for words in blocks),
     ]
 
 
-def _blocks(words: int, bits: int, alike: int, shared: bool, family: Family) -> float:
-    kind = "ecp5" if family == "ecp5" else "xilinx"
-    if words <= SHALLOW[kind]:
-        return 0.0
-    sizes = {"ecp5": 1.0} if kind == "ecp5" else {"xilinx 18": 0.5, "xilinx 36": 1.0}
-    return alike * min(
-        size * -(-words // depth) * -(-bits // width)
+def _blocks(words: int, bits: int, alike: int, shared: bool, family: Family, used: int | None = None) -> float:
+    """Of `alike` memories, each of so many words and bits; `used` of the latter, if it is not all."""
+    sizes = {"ecp5": 1.0} if family == "ecp5" else {"xilinx 18": 0.5, "xilinx 36": 1.0}
+    blocks, size, depth, width = min(
+        (size * -(-words // depth) * -(-bits // width), size, depth, width)
         for shape, size in sizes.items()
         for depth, width in SHAPES[shape][: -1 if shared else None]
     )
+    small_words, small_bits, worth = SMALL[family]
+    if -(-words // small_words) * -(-bits // small_bits) < worth * blocks / min(sizes.values()):
+        return 0.0
+    return alike * size * -(-words // depth) * -(-(used or bits) // width)
 
 
 # --- Look-up tables and flip-flops ---
@@ -176,7 +204,7 @@ def features(config: Config, family: Family) -> dict[str, tuple[float, ...]]:
     # Registers behind the block RAMs; a chain of them with nothing to choose between is a shift register on Xilinx.
     chain = family != "ecp5" and c.banks == blocks == 1
     registers = width if chain else width * (2 * c.banks * (blocks + 1) + ports + c.banks)
-    shallow = -(-c.max_rows // 64) if family != "ecp5" and c.max_rows <= SHALLOW["xilinx"] else 0
+    shallow = int(_blocks(*memories(c)[0], family) == 0)  # the accumulators
     expert = (c.max_experts - 1).bit_length()
     # Rows that wait for few lanes are taken to cost as much as their accumulators; no such machine is measured yet.
     waiting = 2 if c.epilogue_lanes else 1

@@ -5,7 +5,7 @@ from typing import Any
 
 from amaranth.hdl._ir import PortDirection
 from litex.soc.interconnect.axi import AXIInterface, AXILiteInterface
-from migen import ClockSignal, Instance, Module, ResetSignal, Signal
+from migen import ClockSignal, Constant, Instance, Module, ResetSignal, Signal
 
 from patchloom.boards.sources import DIGEST, MACHINE
 from patchloom.compiler.machine.config import Config
@@ -19,11 +19,12 @@ PORT = re.compile(r"(?P<bus>m_axi|s_axil)_(?P<channel>aw|ar|w|b|r)(?P<member>\w+
 class Machine(Module):
     """Master `memory`, slave `control` (byte addresses of 32 bits, of which the machine sees its own), `irq`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock_hz: int) -> None:
         self.memory = AXIInterface(data_width=config.bus_width, address_width=axi.ADDRESS_WIDTH, id_width=1)
         self.control = AXILiteInterface(data_width=axi.LITE_DATA_WIDTH, address_width=32)
         self.irq = Signal()
         self.digest = Signal(DIGEST_BITS)
+        self.clock_hz = Constant(clock_hz, 32)
         ports = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
         for name, (value, direction) in axi.port_map(Top(config)).items():
             way = "i" if direction == PortDirection.Input else "o"

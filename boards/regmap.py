@@ -101,7 +101,7 @@ def for_host(values: Known, base: int = 0) -> dict[str, str]:
 
 # --- CMSIS-SVD 1.3 ---
 
-SVD_ACCESS = {Access.READ: "read-only", Access.WRITE: "read-write", Access.CLEAR: "read-write"}
+SVD_ACCESS = {access: "read-only" if access == Access.READ else "read-write" for access in Access}
 
 
 def svd(values: Known, base: int = 0) -> str:

@@ -112,7 +112,7 @@ class Soc(SoCCore):
             )
         region = self.bus.regions["main_ram"]
         memory = replace(found.memory, base=region.origin, bytes=region.size)
-        self.machine = machine = Machine(config)
+        self.machine = machine = Machine(config, found.clock_hz)
         self.bridge = bridge = Bridge(memory, self.sdram.crossbar.get_port())
         self.comb += machine.memory.connect(bridge.axi)
         self.bus.add_slave(

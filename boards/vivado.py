@@ -122,7 +122,7 @@ def sources(found: Board, config: Config) -> tuple[int, dict[str, str]]:
         f"{MACHINE}.v": machine_verilog(config),
     }
     build = digest([found.name, *(text for item in sorted(made.items()) for text in item)])
-    return build, made | {f"{WRAPPER}.v": wrapper(config, build)}
+    return build, made | {f"{WRAPPER}.v": wrapper(config, build, found.clock_hz)}
 
 
 def readme_facts(found: Board) -> dict[str, str]:

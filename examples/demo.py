@@ -7,7 +7,7 @@ output element or in the number of saturations.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from examples.fashion_scenes.model import CLASSES, TASKS, FashionSceneViT, Mixtu
 from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.frames import Tell
 from patchloom.design import compile_design, load_design
+from patchloom.experts import Sets, sets_of_queues
 from patchloom.progress import progress_bar
 from patchloom.sim.interpret import State
 
@@ -48,12 +49,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "segmentation": {"cmap": "tab20", "vmin": 0, "vmax": CLASSES - 1},
     "depth": {"cmap": "viridis", "vmin": 0.2, "vmax": 1},
 }
-Sets = NDArray[np.bool_]  # [mixture layers, frames, tokens, experts]: which experts a token is sent to
 
 
 @dataclass(frozen=True)
 class Runs:
-    """One task's outputs on every engine, scene by scene; the RTL may have run only the first ones."""
+    """One task's outputs on every engine, scene by scene; the RTL may have run only the first ones.
+
+    Experts are [mixture layers, frames, tokens, experts]: which ones a token is sent to.
+    """
 
     float_outputs: NDArray[np.float32]
     float_experts: Sets = field(repr=False)
@@ -140,7 +143,8 @@ def routed_sets(
 
     def observe(_: int, command: Command, state: State) -> None:
         if command.kind == Kind.ROUTE:
-            experts.append(sets_of_queues(command, state, orders[len(experts) % len(orders)]))
+            tokens = [queue.token for queue in state.queues]
+            experts.append(sets_of_queues(command, tokens, orders[len(experts) % len(orders)]))
 
     result = patchloom.run(program, images, task=task, observe=observe, progress=tell)
     by_frame = np.stack(experts).reshape(len(images), -1, *experts[0].shape)
@@ -150,14 +154,6 @@ def routed_sets(
 def sets_of_logits(logits: NDArray[np.float32], top_k: int) -> Sets:
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
     return np.asarray((chosen[:, :, None] == np.arange(logits.shape[1])).any(axis=1))
-
-
-def sets_of_queues(command: Command, state: State, order: Sequence[int]) -> Sets:
-    """[tokens, experts] after a ROUTE; `order` is the model's number of each queue's expert."""
-    sets = np.zeros((command.rows, command.columns), np.bool_)
-    for expert, queue in zip(order, state.queues, strict=True):
-        sets[queue.token, expert] = True
-    return sets
 
 
 # --- Figures ---

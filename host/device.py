@@ -1,15 +1,21 @@
 """What a driver needs of a machine, wherever it is: registers, memory, an interrupt."""
 
+import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from patchloom.compiler.machine.registers import REGISTERS, Access, Control, Status
-from patchloom.host.errors import CapacityError, DeadlineError, RegisterError
+from patchloom.compiler.machine.registers import REGISTERS, RESET_LIMIT, Access, Control, Status, parts
+from patchloom.host.errors import CapacityError, DeadlineError, LinkError, RegisterError
+
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11; the driver runs on 3.10, too
 
 PAGE = 4096
 RESET_SECONDS = 0.01  # the memory's answers to what is under way
+CHECKSUM_CYCLES = 16  # of a byte that the machine sums, whatever the memory;
+CHECKSUM_SECONDS = 5.0  # beside: what answers may be a simulation
 PATIENCE = 1 / 16  # a wait looks again after this share of its distance to when the interrupt is expected,
 LONGEST_PAUSE = 0.02  # and after this at the latest, in seconds
 SHORTEST_PAUSE = 0.0002
@@ -21,6 +27,12 @@ class Region:
 
     address: int
     size: int
+
+
+def halves(name: str, value: int) -> dict[str, int]:
+    """Values of a register of 64 bits, by its two parts."""
+    low, high = parts(name, 64)
+    return {low: value & 0xFFFF_FFFF, high: value >> 32}
 
 
 class Pages:
@@ -82,6 +94,47 @@ class Device(Protocol):
     @abstractmethod
     def close(self) -> None: ...
 
+    @property
+    def doubts(self) -> int:
+        """How often something was written that may have gone elsewhere; only a link can do that."""
+        return 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the link failed, and must be opened again."""
+        return False
+
+    def reopen(self) -> None:
+        """Raises `LinkError`. Afterwards it may be another machine, with anything in its memory."""
+        if self.lost:
+            raise LinkError("the link to the machine was lost, and cannot be opened again")
+
+    def crc(self, region: Region) -> int:
+        """CRC32 of memory, as zlib's: by the machine where it is idle, else of what is moved here.
+
+        Raises `DeadlineError`, or `LinkError` if the machine did not do as it was told.
+        """
+        if region.address % PAGE or self.read("status") & ~Status.DONE:
+            return zlib.crc32(self.get(region.address, region.size))
+        if self._checksum(Region(region.address, 0)):  # so that the next one's is not an earlier one's
+            raise LinkError("the machine did not begin a checksum: the link lost or changed what it was told")
+        return self._checksum(region)
+
+    def _checksum(self, region: Region) -> int:
+        """By an idle machine."""
+        settings = {**halves("program_base", region.address), "program_bytes": region.size}
+        self.write_all(settings)
+        self.write("control", Control.CHECKSUM)
+        limit = self.now() + CHECKSUM_SECONDS + region.size * CHECKSUM_CYCLES / self.clock_hz
+        while Status(found := self.read("status")) & Status.BUSY:
+            if self.now() > limit:
+                raise self.overdue("the time that a checksum takes")
+        if found & ~Status.DONE or any(self.read(name) != value for name, value in settings.items()):
+            raise LinkError(
+                f"the checksum of {region.size} bytes at {region.address:#x} failed, status {Status(found)!r}"
+            )
+        return self.read("checksum")
+
     def wait(self, seconds: float, expected: float = 0.0) -> None:
         """Until the interrupt, looking again and again; raises `DeadlineError`.
 
@@ -105,19 +158,25 @@ class Device(Protocol):
             self.write(name, value)
 
     def reset(self, seconds: float = RESET_SECONDS) -> None:
-        """Soft reset: whatever the machine did, it is idle afterwards. Raises `DeadlineError`."""
-        limit = self.now() + seconds
+        """Soft reset: whatever the machine did, it is idle afterwards. Raises `DeadlineError`.
+
+        The machine waits for the memory's answers to what was under way, and gives up after `RESET_LIMIT` cycles.
+        """
+        limit = self.now() + seconds + RESET_LIMIT / self.clock_hz
         self.write("control", Control.SOFT_RESET)
-        while self.read("status") & Status.RESETTING:
+        while (status := self.read("status")) & (Status.RESETTING | Status.OWED):
             if self.now() > limit:
-                raise DeadlineError(f"the soft reset did not end within {seconds:g} s: the memory owes answers")
+                raise DeadlineError(
+                    f"the soft reset has not made the machine idle, status {Status(status)!r}: the memory owes "
+                    "answers. Reset its bus, load the bitstream again, or switch the board off and on"
+                )
 
     def overdue(self, limit: str) -> DeadlineError:
         """The error of a `wait`: how far the machine is."""
         status, command = Status(self.read("status")), self.read("command_index")
         return DeadlineError(f"no interrupt within {limit}; status {status!r}, command {command}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

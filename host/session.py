@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import cycle
 from random import Random  # NumPy's takes 30 ms to import
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,16 @@ from patchloom.compiler.machine.frames import (
     warn_of_clipping,
 )
 from patchloom.compiler.machine.program import Program, Task, command_table
-from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Status, parts
+from patchloom.compiler.machine.registers import DIGEST_BITS, MAGIC, VERSION, Control, Interrupt, Status, parts
 from patchloom.host import probe
-from patchloom.host.deadline import most_cycles
-from patchloom.host.device import Device, Region
-from patchloom.host.errors import DeviceError, IdentityError, StaleError
+from patchloom.host.contents import ROUNDS, Contents
+from patchloom.host.deadline import most_cycles, most_cycles_of_one
+from patchloom.host.device import Device, Region, halves
+from patchloom.host.errors import DeviceError, IdentityError, LinkError, StaleError
 
-WATCHDOG = 1 << 20  # cycles
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11; the driver runs on 3.10, too
+
 PATIENCE = 1.0  # seconds of a frame beside its cycles
 Counted = tuple[Elements, int, int]  # output region, cycles, saturations
 PROBED = 10  # deadlines, as the whole scratchpad is stored
@@ -47,7 +51,7 @@ class Identity:
     digest: int  # of the build; 0 is unknown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     """A frame whose input lies in the device's memory, and the registers that say so."""
 
@@ -55,6 +59,9 @@ class _Job:
     target: Region
     registers: dict[str, int]
     poison: Elements  # the output region before start
+    number: int = 0  # of the machine's frames
+    doubts: int = 0  # of the device when it began
+    begun: float = 0.0  # by the device's clock
 
 
 @dataclass(frozen=True)
@@ -69,29 +76,32 @@ class _Ended:
 class Session:
     """A Program on a device. Its image is uploaded once; switching task moves none of it.
 
-    `build` is the digest of the only build that will do; 0 is any of the Program's Config.
-    `watchdog` is the number of cycles without progress after which the machine gives up; 0 is never. The device stays
-    the caller's. Sessions of several Programs may share it, one frame at a time.
+    `build` is the digest of the only build that will do; 0 is any of the Program's Config. `watchdog` is the number of
+    cycles of one command after which the machine gives up, 0 is never; by default no command of the Program takes as
+    many. The device stays the caller's. Sessions of several Programs may share it, one after the other.
 
-    A result is believed only if the machine says that it has ended well, its registers still name this frame's task
-    and regions, and everything that the task stores has replaced the random numbers that lay there before.
+    A result is believed only if the machine took this frame's task and regions as they were written, says that the
+    frame of this number has ended well, has not been reset since, and everything that the task stores has replaced the
+    random numbers that lay there before.
     """
 
-    def __init__(self, device: Device, program: Program, *, build: int = 0, watchdog: int = WATCHDOG) -> None:
-        self.device, self.program, self.watchdog = device, program, watchdog
-        self.identity = identify(device)
-        _check(self.identity, program, build)
-        self._image = device.allocate(len(program.image))
-        device.put(self._image.address, program.image)
+    def __init__(self, device: Device, program: Program, *, build: int = 0, watchdog: int | None = None) -> None:
+        self.device, self.program = device, program
+        self.watchdog = _watchdog(program) if watchdog is None else watchdog
+        self._build, self._contents = build, Contents.of(device)
+        self._reopen()
+        self._identify()
+        if self._contents.epoch is None:
+            self._contents.epoch = device.read("epoch")
+        self._image = self._contents.image(program.image)
         self._deadlines = {
             task.name: PATIENCE + most_cycles(program.config, task.commands) / device.clock_hz for task in program.tasks
         }
-        self._whole = True  # the image in the device's memory
-        self._regions: dict[int, tuple[Region, Region]] = {}
+        self._slots: list[tuple[Region, Region]] = []  # of the frames that are on their way at a time
         self._probed: Region | None = None  # where probes put the scratchpad
-        self._random = Random(0)
-        self._job: _Job | None = None  # that the machine works on
-        self._begun = 0.0
+        self._random = Random()
+        self._under_way: deque[_Job] = deque()  # that the machine works on, and that waits behind
+        self._frames = 0  # that have been begun, by the machine's count
         self._seconds: dict[str, float] = {}  # by task: the least that a frame has taken
 
     def run(
@@ -147,34 +157,32 @@ class Session:
     def jobs(self, jobs: Iterable[tuple[Elements, str | None]], deadline: float | None = None) -> Iterator[Counted]:
         """As `frames`, each with its task. A job is asked for while the one before computes."""
         self._halt()
-        running: _Job | None = None
-        for slot, (region, task) in zip(cycle(range(BUFFERS)), jobs):
-            job = self._put(region, task_of(self.program, task), slot)
-            ended = self._end_of(running, deadline) if running else None
-            self._begin(job)
-            running = job
-            if ended:
-                try:
-                    yield self._collect(ended)
-                except BaseException:  # nobody will ask for what was begun meanwhile
-                    self._job = None
-                    raise
-        if running:
-            yield self._collect(self._end_of(running, deadline))
+        begun: deque[_Job] = deque()
+        try:
+            for slot, (region, task) in zip(cycle(range(BUFFERS)), jobs):
+                begun.append(self._begin(self._put(region, task_of(self.program, task), slot)))
+                if len(begun) == BUFFERS:
+                    yield self._collect(self._end_of(begun.popleft(), deadline))
+            while begun:
+                yield self._collect(self._end_of(begun.popleft(), deadline))
+        finally:
+            if begun and self._is_next(begun[0]):  # nobody will ask for what was begun meanwhile
+                self._under_way.clear()
 
     def _end_of(self, job: _Job, deadline: float | None) -> _Ended:
-        if self._job is not job:
+        if not self._is_next(job):
             raise StaleError("a frame was begun among others that overlap, and stopped one of them")
         return self._end(deadline)
+
+    def _is_next(self, job: _Job) -> bool:
+        return bool(self._under_way) and self._under_way[0] is job
 
     def start(self, region: Elements, task: str | None = None) -> Region:
         """Begin a frame; returns where its output will be. What was under way is stopped."""
         chosen = task_of(self.program, task)
         _check_region(chosen, region)
         self._halt()
-        job = self._put(region, chosen, 0)
-        self._begin(job)
-        return job.target
+        return self._begin(self._put(region, chosen, 0)).target
 
     def finish(self, deadline: float | None = None) -> Counted:
         """Wait for the frame that was started and read its result; after a `DeadlineError` it may be called again."""
@@ -189,22 +197,51 @@ class Session:
         probing, number = probe.probing(config, chosen, count), self.program.tasks.index(chosen)
         pitch = config.command_depth * COMMAND_BYTES
         at = self._image.address + number * pitch
-        self._halt()
-        self._whole = False
-        self.device.put(at, command_table(config, [probing.commands]))
         self._probed = self._probed or self.device.allocate(probing.output_bytes)
-        self._begin(self._put_at(region, probing, number, self._allocated(0)[0], self._probed))
-        output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
-        self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
-        self._whole = True
+        self._halt()
+        self._contents.settle()
+        try:
+            self.device.put(at, command_table(config, [probing.commands]))
+            self._begin(self._put_at(region, probing, number, self._allocated(0)[0], self._probed))
+            output, *_ = self.finish(PROBED * self._deadlines[chosen.name] if deadline is None else deadline)
+            self.device.put(at, self.program.image[number * pitch : (number + 1) * pitch])
+        except BaseException:
+            self._contents.doubt()
+            raise
         return output
 
+    def _reopen(self) -> None:
+        if self.device.lost:
+            self.device.reopen()
+            self._contents.doubt()
+
+    def _identify(self) -> None:
+        self.identity = identify(self.device)
+        _check(self.identity, self.program, self._build)
+
     def _halt(self) -> None:
-        if not self._whole:
-            raise StaleError("the Program in the device's memory is not whole since a probe failed: open a new Session")
-        self._job = None
-        if self.device.read("irq_status") or self.device.read("status") & ~Status.DONE:
+        """An idle machine, whatever was before: that which the Program is for, and the Program in its memory."""
+        self._under_way.clear()
+        lost = self.device.lost
+        try:
+            self._prepare()
+        except LinkError:  # since the call before
+            if lost:
+                raise
+            self._prepare()
+
+    def _prepare(self) -> None:
+        self._reopen()
+        if self._contents.doubtful:
+            self._identify()
+        if self.device.read("epoch") != self._contents.epoch:
+            self._contents.doubt()  # there was a reset, or another bitstream, or another driver
+        # In this order: a frame may end between the two.
+        if self.device.read("status") & ~Status.DONE or self.device.read("irq_status"):
             self.device.reset()
+        self._contents.epoch = self._random.randrange(1, 1 << 32)
+        self.device.write("epoch", self._contents.epoch)
+        self._frames = self.device.read("frames")
 
     def _put(self, region: Elements, task: Task, slot: int) -> _Job:
         source, target = self._allocated(slot)
@@ -213,55 +250,113 @@ class Session:
     def _put_at(self, region: Elements, task: Task, number: int, source: Region, target: Region) -> _Job:
         _check_region(task, region)
         poison = _poisoned(self._random, self.program, task)
-        self.device.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
-        self.device.put(target.address, poison.tobytes())
+        self._contents.put(source.address, np.ascontiguousarray(region, "<i2").tobytes())
+        self._contents.put(target.address, poison.tobytes())
+        span = [self._image, *(region for slot in self._slots for region in slot), source, target]
         registers = {
-            **_halves("program_base", self._image.address),
-            **_halves("input_base", source.address),
-            **_halves("output_base", target.address),
+            **halves("program_base", self._image.address),
+            **halves("input_base", source.address),
+            **halves("output_base", target.address),
+            "program_bytes": self._image.size,
+            "input_bytes": task.input_bytes,
+            "output_bytes": task.output_bytes,
             "task": number,
+            **halves("window_first", min(part.address for part in span)),
+            **halves("window_last", max(part.address + part.size - 1 for part in span)),
             "watchdog": self.watchdog,
+            "epoch": self._contents.epoch or 0,
         }
         return _Job(task, Region(target.address, task.output_bytes), registers, poison)
 
-    def _begin(self, job: _Job) -> None:
-        """The machine must be idle."""
-        self.device.write_all(job.registers)
-        self.device.write("control", Control.START | Control.IRQ_ENABLE)
-        self._job, self._begun = job, self.device.now()
+    def _begin(self, job: _Job) -> _Job:
+        """The machine must be idle, or have one frame to do."""
+        device = self.device
+        if self._under_way and self._contents.doubtful:
+            raise LinkError("the link changed what it carried to the machine while a frame ran")
+        self._settle(job)
+        self._contents.forget(job.target.address)
+        self._frames = self._frames + 1 & 0xFFFF_FFFF
+        job = replace(job, number=self._frames, doubts=device.doubts, begun=device.now())
+        device.write("control", Control.START | Control.IRQ_ENABLE)
+        self._check_taken(job, device.read_all())
+        self._under_way.append(job)
+        return job
+
+    def _settle(self, job: _Job) -> None:
+        """Memory and registers are as they should be; a proof of the one takes some of the other."""
+        for _ in range(ROUNDS):
+            self._contents.settle()
+            self.device.write_all(job.registers)
+            if not self._contents.doubtful:
+                return
+        raise LinkError(f"registers cannot be written: the link changed what it carried {ROUNDS} times in turn")
+
+    def _check_taken(self, job: _Job, found: dict[str, int]) -> None:
+        """What the machine was told it has kept, and it has begun or waits for the frame before."""
+        wrong = [name for name, value in job.registers.items() if found[name] != value]
+        if wrong:
+            raise self._astray(f"what was written to register {', '.join(wrong)}")
+        if self._under_way and found["frames"] != self._under_way[0].number:
+            is_taken = bool(found["status"] & Status.QUEUED)  # which was read before that one had ended
+        else:  # in this order: it may end between the two
+            is_taken = bool(self.device.read("status") & Status.BUSY or self.device.read("irq_status"))
+        if not is_taken:
+            raise self._astray("the start of a frame")
 
     def _end(self, deadline: float | None) -> _Ended:
-        """Wait for what was begun. The machine is idle afterwards, or has failed."""
-        if self._job is None:
+        """Wait for the first of what was begun; the next one runs by then."""
+        if not self._under_way:
             raise StaleError("no frame was started whose result has not been read")
-        job, device = self._job, self.device
+        job, device = self._under_way[0], self.device
         limit = self._deadlines[job.task.name] if deadline is None else deadline
         device.wait(limit, self._seconds.get(job.task.name, 0.0))
-        self._job = None
+        self._under_way.popleft()
         found = device.read_all()
-        self._check_registers(job, found)
-        device.write("irq_status", found["irq_status"])
-        passed = device.now() - self._begun
+        with self._doubting():
+            self._check_ended(job, found)
+        device.write("irq_status", Interrupt.DONE)
+        if device.read("irq_status") & Interrupt.DONE and device.read("frames") == job.number:  # not the next one's
+            raise self._astray("the end of an interrupt")
+        passed = device.now() - job.begun
         self._seconds[job.task.name] = min(passed, self._seconds.get(job.task.name, passed))
         return _Ended(job, found["cycles_lo"] | found["cycles_hi"] << 32, found["saturations"])
 
     def _collect(self, ended: _Ended) -> Counted:
         target = ended.job.target
         output = np.frombuffer(self.device.get(target.address, target.size), "<i2").astype(np.int16)
-        _refuse_poison(self.program, ended.job, output)
+        if self.device.doubts != ended.job.doubts:
+            raise LinkError("what the link changed on its way to the machine may have changed the result of this frame")
+        with self._doubting():
+            _refuse_poison(self.program, ended.job, output)
         return output, ended.cycles, ended.saturations
 
-    def _check_registers(self, job: _Job, found: dict[str, int]) -> None:
-        status = Status(found["status"])
-        if status & Status.ERROR:
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Whatever is wrong here may be because something else lies in the device's memory than should."""
+        try:
+            yield
+        except (DeviceError, StaleError):
+            self._under_way.clear()
+            self._contents.doubt()
+            raise
+
+    def _astray(self, what: str) -> LinkError:
+        self._under_way.clear()
+        self._contents.doubt()
+        return LinkError(f"{what} is not what the machine has: the link lost or changed it, or somebody else wrote")
+
+    def _check_ended(self, job: _Job, found: dict[str, int]) -> None:
+        """That it is this frame that has ended, well, on a machine that nobody has reset."""
+        before = job.number - 1 & 0xFFFF_FFFF
+        if found["epoch"] != job.registers["epoch"]:
+            raise StaleError("the machine was reset while the frame ran: its epoch is another")
+        if found["status"] & Status.ERROR and found["frames"] == before:
             raise self._error(job.task, found)
-        if status != Status.DONE:
-            raise StaleError(f"the interrupt came, but status is {status!r}, not {Status.DONE!r}")
-        for name, value in job.registers.items():
-            if found[name] != value:
-                raise StaleError(
-                    f"register {name} must still be {value:#x}, not {found[name]:#x}: somebody else wrote it"
-                )
+        if found["frames"] != job.number:
+            raise StaleError(
+                f"the interrupt came, but the machine has done {found['frames']} frames, not {job.number}: "
+                "somebody else began one, or took note of this one's end"
+            )
 
     @staticmethod
     def _error(task: Task, found: dict[str, int]) -> DeviceError:
@@ -271,22 +366,28 @@ class Session:
 
     def _allocated(self, slot: int) -> tuple[Region, Region]:
         """Input and output of one of the frames that are on their way at a time, large enough for every task."""
-        if slot not in self._regions:
-            sizes = frame_bytes(self.program)
-            self._regions[slot] = self.device.allocate(sizes[0]), self.device.allocate(sizes[1])
-        return self._regions[slot]
+        if not self._slots:
+            pairs = [[self.device.allocate(size) for size in frame_bytes(self.program)] for _ in range(BUFFERS)]
+            self._slots = [(source, target) for source, target in pairs]
+        return self._slots[slot]
 
     def close(self) -> None:
         """Stop what is under way."""
-        if self._job is not None:
-            self._job = None
+        if self._under_way:
+            self._under_way.clear()
             self.device.reset()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _watchdog(program: Program) -> int:
+    """Cycles that no command takes."""
+    most = max(most_cycles_of_one(program.config, task.commands) for task in program.tasks)
+    return min(most, (1 << 32) - 1)
 
 
 def frame_bytes(program: Program) -> tuple[int, int]:
@@ -351,9 +452,3 @@ def _refuse_poison(program: Program, job: _Job, output: Elements) -> None:
     if stale:
         size = program.config.lanes * 2
         raise StaleError(f"{stale} pieces of {size} bytes of the output were not written: the result is not whole")
-
-
-def _halves(name: str, value: int) -> dict[str, int]:
-    """Of a register of 64 bits."""
-    low, high = parts(name, 64)
-    return {low: value & 0xFFFF_FFFF, high: value >> 32}

@@ -6,16 +6,19 @@ taken, what is asked for arrives a fixed number of cycles later.
 
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
-from patchloom.compiler.machine.commands import FIELDS
+from patchloom.compiler.machine.commands import FIELDS, Space
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
 from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH
+from patchloom.compiler.machine.registers import WINDOW_PAGE
 from patchloom.hw.axi import ADDRESS_WIDTH
 from patchloom.hw.command import CommandLayout, beat_layout
 
 BEATS_WIDTH = FIELDS["dma_beats"].width
 FACTOR_WIDTH = ROW_ONE.bit_length()
 MULTIPLIER_WIDTH = PARAMETER["multiplier"].width
+SIZE_WIDTH = 32  # of a region
 ROUTES_WIDTH = 8  # of the numbers of ROUTEs, which wrap
 
 
@@ -220,10 +223,25 @@ class Beats(wiring.Signature):
 
 
 class Bases(wiring.Signature):
-    """Byte addresses that a command's DMA is relative to."""
+    """Byte addresses that a command's DMA is relative to, by its space."""
 
     def __init__(self) -> None:
-        super().__init__({name: Out(ADDRESS_WIDTH) for name in ("program", "input", "output")})
+        super().__init__({space.name.lower(): Out(ADDRESS_WIDTH) for space in Space})
+
+
+class Sizes(wiring.Signature):
+    """Bytes behind each of the `Bases`."""
+
+    def __init__(self) -> None:
+        super().__init__({space.name.lower(): Out(SIZE_WIDTH) for space in Space})
+
+
+class Window(wiring.Signature):
+    """Pages of memory that may be read and written, the first and the last."""
+
+    def __init__(self) -> None:
+        width = ADDRESS_WIDTH - exact_log2(WINDOW_PAGE)
+        super().__init__({"first": Out(width), "last": Out(width)})
 
 
 class Failure(wiring.Signature):

@@ -14,7 +14,7 @@ from amaranth.utils import exact_log2
 from patchloom.compiler.machine.config import Config
 from patchloom.hw import axi
 from patchloom.hw.buffer import Buffer
-from patchloom.hw.bundles import BEATS_WIDTH, Request
+from patchloom.hw.bundles import BEATS_WIDTH, Request, Window
 
 BURSTS_AHEAD = 4  # write bursts whose address may leave before their data
 BURSTS_UNANSWERED = 64  # writes on the way: with full bursts far more than any memory's latency needs
@@ -28,17 +28,18 @@ def longest_burst(config: Config) -> int:
 class _Splitter(wiring.Component):
     """Cuts requests into bursts that neither exceed `chunk` beats nor cross a multiple of it.
 
-    A burst every other cycle; it appears two cycles after its request was taken. `flush` drops what is left of a
-    request and takes none.
+    A burst every other cycle; it appears two cycles after its request was taken. One that is `outside` the window is
+    to stay where it is. `flush` drops what is left of a request and takes none.
     """
 
     def __init__(self, config: Config, chunk: int):
         self.beat_bytes, self.chunk = config.beat_bytes, chunk
-        burst = data.StructLayout({"address": axi.ADDRESS_WIDTH, "beats": range(chunk + 1)})
+        burst = data.StructLayout({"address": axi.ADDRESS_WIDTH, "beats": range(chunk + 1), "outside": 1})
         super().__init__(
             {
                 "request": In(stream.Signature(Request)),
                 "burst": Out(stream.Signature(burst)),
+                "window": In(Window()),
                 "flush": In(1),
                 "busy": Out(1),
             }
@@ -53,6 +54,7 @@ class _Splitter(wiring.Component):
         left, cut = Signal(BEATS_WIDTH), Signal()  # beats; whether a burst has been cut off them
         room = Signal(range(self.chunk + 1))
         final = Signal()
+        window_page = page[-len(self.window.first) :]  # of which a burst is in one
 
         m.d.comb += [
             self.busy.eq((left != 0) | cut),
@@ -68,6 +70,7 @@ class _Splitter(wiring.Component):
                 cut.eq(1),
                 self.burst.p.address[byte_bits:].eq(Cat(index, page)),
                 self.burst.p.beats.eq(Mux(final, left, room)),
+                self.burst.p.outside.eq((window_page < self.window.first) | (window_page > self.window.last)),
                 page.eq(page + 1),
                 index.eq(0),
                 left.eq(Mux(final, 0, left - room)),
@@ -83,7 +86,7 @@ class _Splitter(wiring.Component):
 def _raise_address(m, config: Config, bus, prefix: str, burst, allow):
     """Move bursts into the registered address channel `prefix` while `allow` is high; returns the event.
 
-    Once raised, VALID and its payload stay until READY, whatever `allow` does.
+    None that is outside the window. Once raised, VALID and its payload stay until READY, whatever `allow` does.
     """
     valid, ready = getattr(bus, prefix + "valid"), getattr(bus, prefix + "ready")
     free = ~valid | ready
@@ -92,7 +95,7 @@ def _raise_address(m, config: Config, bus, prefix: str, burst, allow):
         getattr(bus, prefix + "size").eq(exact_log2(config.beat_bytes)),
         getattr(bus, prefix + "burst").eq(axi.INCR),
         getattr(bus, prefix + "cache").eq(axi.CACHEABLE),
-        burst.ready.eq(free & allow),
+        burst.ready.eq(free & allow & ~burst.p.outside),
     ]
     with m.If(free):
         m.d.sync += valid.eq(do_burst)
@@ -128,11 +131,12 @@ class Reader(wiring.Component):
     a quarter of it: latency is hidden up to about `0.75 * fifo_beats` cycles. A word is on `data` two cycles after its
     last beat was on the bus. Beats answered with an error are passed on as they came.
 
-    `error` holds the RRESP of the first bad beat until `flush`.
+    `error` holds the RRESP of the first bad beat until `flush`. A burst `outside` the window is not begun, and the
+    engine waits for `flush`.
 
     `flush` drops requests, buffered and outstanding beats (`data.valid` is withdrawn at once). A read that was begun
     is finished as AXI asks. It may fall before `idle`: the engine goes on swallowing, and takes requests once idle.
-    `idle`: no request in work and nothing outstanding on the bus; the buffer may still hold data.
+    `idle`: no request in work and nothing outstanding on the bus; the buffer may still hold data, unless `empty`.
     """
 
     def __init__(self, config: Config):
@@ -142,9 +146,12 @@ class Reader(wiring.Component):
                 "request": In(stream.Signature(Request)),
                 "data": Out(stream.Signature(config.word_width)),
                 "bus": Out(axi.Reads(config.bus_width)),
+                "window": In(Window()),
                 "flush": In(1),
                 "idle": Out(1),
+                "empty": Out(1),
                 "error": Out(2),
+                "outside": Out(1),
             }
         )
 
@@ -169,8 +176,11 @@ class Reader(wiring.Component):
         asked = Mux(do_burst, splitter.burst.p.beats, 0)
 
         m.submodules.buffer = buffer = Buffer(len(bus.rdata), depth // ratio, ratio)
+        wiring.connect(m, wiring.flipped(self.window), splitter.window)
         m.d.comb += [
             splitter.flush.eq(discard),
+            self.outside.eq(splitter.burst.valid & splitter.burst.p.outside),
+            self.empty.eq(~splitter.busy & (free == depth)),
             bus.rready.eq(1),
             buffer.beat.eq(bus.rdata),
             buffer.push.eq(do_beat),
@@ -192,7 +202,8 @@ class Writer(wiring.Component):
     Addresses run up to `BURSTS_AHEAD` bursts ahead of their data and never wait for it; data never waits for AWREADY.
     A beat taken from `data` is on the bus one cycle later. BREADY is always high.
 
-    `error` holds the BRESP of the first bad answer until `flush`.
+    `error` holds the BRESP of the first bad answer until `flush`. A burst `outside` the window is not begun, and the
+    engine waits for `flush`.
 
     `flush` drops requests and takes no data; a burst that was begun is completed with WSTRB = 0. It may fall before
     `idle`: the engine goes on completing, and takes requests and data once idle.
@@ -206,9 +217,11 @@ class Writer(wiring.Component):
                 "request": In(stream.Signature(Request)),
                 "data": In(stream.Signature(config.bus_width)),
                 "bus": Out(axi.Writes(config.bus_width)),
+                "window": In(Window()),
                 "flush": In(1),
                 "idle": Out(1),
                 "error": Out(2),
+                "outside": Out(1),
             }
         )
 
@@ -230,8 +243,10 @@ class Writer(wiring.Component):
         allow = begun.w_rdy & (unanswered != BURSTS_UNANSWERED)
         do_burst = _raise_address(m, self.config, bus, "aw", splitter.burst, allow)
         do_answer = bus.bvalid & bus.bready
+        wiring.connect(m, wiring.flipped(self.window), splitter.window)
         m.d.comb += [
             splitter.flush.eq(discard),
+            self.outside.eq(splitter.burst.valid & splitter.burst.p.outside),
             begun.w_en.eq(do_burst),
             begun.w_data.eq(splitter.burst.p.beats - 1),
             bus.bready.eq(1),

@@ -11,7 +11,8 @@ from patchloom.hw.walker import Walker, dma_address
 
 
 class Fetcher(wiring.Component):
-    """Walks the commands as far ahead as the reader takes requests, from `begun` on; `ended` until `done`.
+    """Walks the commands as far ahead as the reader takes requests, from `begun` on; `ended`, the last one taken, until
+    `done`.
 
     A command takes four cycles, or as long as the reader's stall. One of an expert waits until its ROUTE has given the
     expert a token or is done, and asks for nothing if there is no token; where an expert is `expected` it asks at once.
@@ -39,8 +40,8 @@ class Fetcher(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         walker = Walker(m, self.config, self.read, self.lengths, self.routes)
-        c, request, asks = walker.command, self.request, Signal()
-        m.d.comb += self.boot.ready.eq(~request.valid)
+        c, request, asks, ended = walker.command, self.request, Signal(), Signal()
+        m.d.comb += [self.boot.ready.eq(~request.valid), self.ended.eq(ended & ~request.valid)]
         with m.If(request.valid & request.ready):
             m.d.sync += request.valid.eq(0)
         with m.If((asks | self.boot.valid) & ~request.valid):
@@ -56,5 +57,5 @@ class Fetcher(wiring.Component):
                 walker.advance()
 
         with m.FSM():
-            walker.walk_ahead(self.begun, self.done, walker.known | walker.filling | c.expected, ask, self.ended)
+            walker.walk_ahead(self.begun, self.done, walker.known | walker.filling | c.expected, ask, ended)
         return m

@@ -16,7 +16,7 @@ from patchloom.hw.walker import Walker, dma_address
 
 
 class Issuer(wiring.Component):
-    """Executes the commands one after another, from `begun` on; `done` pulses at the end.
+    """Executes the commands one after another, from `begun` on; `done` pulses at the end, when memory owes nothing.
 
     A beat a cycle is issued, unless the next tile or its parameters are not there (`stall_weights`), a row would come
     back too soon, or the scratchpad's one port is taken. A command begins when all that the one before left behind can
@@ -54,6 +54,8 @@ class Issuer(wiring.Component):
                 "router": Out(Execution()),
                 "storer": Out(Execution()),
                 "write_request": Out(stream.Signature(Request)),
+                "reader_idle": In(1),
+                "reader_empty": In(1),
                 "writer_idle": In(1),
             }
         )
@@ -135,9 +137,7 @@ class Issuer(wiring.Component):
             with m.Case(Kind.END):
                 m.next = "END"
             with m.Default():
-                code, detail = self.failure.code, self.failure.detail
-                m.d.comb += [self.failure.valid.eq(1), code.eq(ErrorCode.BAD_COMMAND), detail.eq(c.kind)]
-                m.next = "STOPPED"
+                self._fail(m, ErrorCode.BAD_COMMAND, c.kind)
 
     def _other_states(self, m: Module) -> None:
         """Of commands that others execute."""
@@ -155,11 +155,19 @@ class Issuer(wiring.Component):
                 self.walker.advance()
         with m.State("END"):
             m.d.comb += self.stall_writes.eq(~self.writer_idle)
-            with m.If(self.writer_idle & self.fetched & self.staged):
-                m.d.comb += self.done.eq(1)
+            with m.If(self.writer_idle & self.fetched & self.staged & self.reader_idle):
+                m.d.comb += self.done.eq(self.reader_empty)
                 m.next = "IDLE"
+                with m.If(~self.reader_empty):
+                    self._fail(m, ErrorCode.UNREAD, self.walker.index)
         with m.State("STOPPED"):
             pass
+
+    def _fail(self, m: Module, code: ErrorCode, detail: Value) -> None:
+        """From inside a state."""
+        failure = self.failure
+        m.d.comb += [failure.valid.eq(1), failure.code.eq(code), failure.detail.eq(detail)]
+        m.next = "STOPPED"
 
     @staticmethod
     def _next(m: Module, turn: wiring.PureInterface) -> tuple[Signal, Signal]:

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from patchloom.compiler.machine.config import Config
 from patchloom.hw.boot import Boot
-from patchloom.hw.bundles import Bases, Beats, Execution, Failure, Loading, Request, Turn, lengths_width
+from patchloom.hw.bundles import Bases, Beats, Execution, Failure, Loading, Request, Sizes, Turn, lengths_width
 from patchloom.hw.command_store import CommandStore
 from patchloom.hw.fetcher import Fetcher
 from patchloom.hw.issuer import Issuer
@@ -20,6 +20,8 @@ from patchloom.hw.stager import Stager
 
 class Sequencer(wiring.Component):
     """`start` runs the commands of `task`; `done` pulses when all they wrote is in memory, a `failure` stops all.
+
+    `sum`, in its place, makes `checksum` that of the program region, while `summing`.
 
     After a failure, or to abandon a task, reset the component. `stall_weights` is high while the datapath
     could go on but for the next tile, `stall_writes` while it waits for memory to take results.
@@ -32,11 +34,15 @@ class Sequencer(wiring.Component):
         super().__init__(
             {
                 "start": In(1),
+                "sum": In(1),
                 "busy": Out(1),
+                "summing": Out(1),
+                "checksum": Out(32),
                 "done": Out(1),
                 "failure": Out(Failure()),
                 "task": In(8),
                 "bases": In(Bases()),
+                "sizes": In(Sizes()),
                 "command_index": Out(16),
                 "stall_weights": Out(1),
                 "stall_writes": Out(1),
@@ -44,6 +50,8 @@ class Sequencer(wiring.Component):
                 "read_request": Out(stream.Signature(Request)),
                 "read_data": In(stream.Signature(config.word_width)),
                 "write_request": Out(stream.Signature(Request)),
+                "reader_idle": In(1),
+                "reader_empty": In(1),
                 "writer_idle": In(1),
                 # loader
                 "loader": Out(Loading()),
@@ -73,6 +81,9 @@ class Sequencer(wiring.Component):
         self._lead_out(m, boot, issuer, stager, fetcher)
         m.d.comb += [
             boot.start.eq(self.start),
+            boot.sum.eq(self.sum),
+            self.summing.eq(boot.summing),
+            self.checksum.eq(boot.checksum),
             boot.task.eq(self.task),
             boot.program_base.eq(self.bases.program),
             self.busy.eq(boot.busy),
@@ -81,6 +92,8 @@ class Sequencer(wiring.Component):
             issuer.stager_index.eq(stager.index),
             issuer.staged.eq(stager.ended),
             issuer.fetched.eq(fetcher.ended),
+            issuer.reader_idle.eq(self.reader_idle),
+            issuer.reader_empty.eq(self.reader_empty),
             issuer.writer_idle.eq(self.writer_idle),
             self.command_index.eq(issuer.index),
             self.stall_weights.eq(issuer.stall_weights),
@@ -95,6 +108,7 @@ class Sequencer(wiring.Component):
         connect(m, flipped(self.read_data), boot.read_data)
         connect(m, boot.weights, flipped(self.weights))
         connect(m, flipped(self.bases), issuer.bases, fetcher.bases)
+        connect(m, flipped(self.sizes), boot.sizes)
         connect(m, flipped(self.tile), issuer.tile)
         if self.config.epilogue_lanes:
             m.d.comb += issuer.taken.eq(self.taken)

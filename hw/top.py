@@ -24,6 +24,7 @@ def interface(config: Config) -> wiring.Signature:
             "control": In(axi.Lite()),
             "irq": Out(1),
             "digest": In(DIGEST_BITS),
+            "clock_hz": In(32),
         }
     )
 
@@ -31,7 +32,8 @@ def interface(config: Config) -> wiring.Signature:
 class Top(wiring.Component):
     """One clock, one AXI4 master for weights and tensors, one AXI4-Lite slave, one interrupt.
 
-    Whoever instantiates it ties `digest` to what tells this build from any other, `verilog.digest` say, or to 0.
+    Whoever instantiates it ties `digest` to what tells this build from any other, `verilog.digest` say, and `clock_hz`
+    to the clock; both may be 0.
 
     After an error everything but the registers is held in reset and the DMA engines finish what AXI makes
     them finish; a soft reset makes the machine as new. What is reset is so a cycle later, also at power-on.
@@ -69,6 +71,7 @@ class Top(wiring.Component):
         axi.forward(m, registers.control, self.control)
         for one, other in (
             (registers.bases, sequencer.bases),
+            (registers.sizes, sequencer.sizes),
             (sequencer.read_request, reader.request),
             (reader.data, sequencer.read_data),
             (sequencer.weights, loader.weights),
@@ -89,37 +92,47 @@ class Top(wiring.Component):
             (storer.beats, writer.data),
         ):
             wiring.connect(m, one, other)
+        wiring.connect(m, registers.window, reader.window, writer.window)
         self._share_scratchpad(m, datapath, router, storer)
         m.d.comb += [
             reader.flush.eq(hold),
             writer.flush.eq(hold),
             self.irq.eq(registers.irq),
             registers.digest.eq(self.digest),
+            registers.clock_hz.eq(self.clock_hz),
             registers.busy.eq(sequencer.busy),
+            registers.summing.eq(sequencer.summing),
+            registers.checksum.eq(sequencer.checksum),
+            registers.beat_read.eq(reader.bus.rvalid & reader.bus.rready),
+            registers.beat_written.eq(writer.bus.wvalid & writer.bus.wready),
             registers.stall_weights.eq(sequencer.stall_weights),
             registers.stall_writes.eq(sequencer.stall_writes),
             registers.saturation_increment.eq(datapath.saturations),
             registers.reset_done.eq(reader.idle & writer.idle),
             sequencer.start.eq(registers.start),
+            sequencer.sum.eq(registers.sum),
             sequencer.task.eq(registers.task),
             sequencer.lengths.eq(queues.lengths),
+            sequencer.reader_idle.eq(reader.idle),
+            sequencer.reader_empty.eq(reader.empty),
             sequencer.writer_idle.eq(writer.idle),
             queues.clear.eq(sequencer.router.start),
             queues.expert.eq(sequencer.beats.command.expert),
         ]
-        progress = sequencer.beats.beat.valid | loader.write.valid | loader.tile.load | router.push.valid
         if config.epilogue_lanes:
             m.d.comb += sequencer.taken.eq(datapath.taken)
-            progress |= datapath.taken
-        progress |= (reader.data.valid & reader.data.ready) | (writer.data.valid & writer.data.ready)
-        self._supervise(m, registers, sequencer, reader, writer, hold, progress)
+        self._supervise(m, registers, sequencer, reader, writer, hold)
         return m
 
-    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold, progress) -> None:
-        """Errors and the watchdog stop the machine until the soft reset."""
-        failed, idle_cycles = Signal(), Signal(32)
-        late = sequencer.busy & (registers.watchdog_limit != 0) & (idle_cycles >= registers.watchdog_limit)
-        m.d.sync += idle_cycles.eq(Mux(progress | ~sequencer.busy, 0, idle_cycles + 1))
+    def _supervise(self, m: Module, registers, sequencer, reader, writer, hold) -> None:
+        """Errors and the watchdog stop the machine until the soft reset.
+
+        Progress is a command that has ended: beats move in a livelock, too.
+        """
+        failed, passed = Signal(), Signal(32)  # cycles of this command
+        moved = sequencer.command_index != registers.command_index
+        late = sequencer.busy & (registers.watchdog_limit != 0) & (passed >= registers.watchdog_limit)
+        m.d.sync += passed.eq(Mux(moved | ~sequencer.busy, 0, passed + 1))
 
         fail = Signal()
         code, detail = Signal.like(registers.error_code), Signal.like(registers.error_detail)
@@ -131,25 +144,18 @@ class Top(wiring.Component):
             registers.error_code.eq(code),
             registers.error_detail.eq(detail),
         ]
-        for engine, first in ((reader, ErrorCode.READ_SLVERR), (writer, ErrorCode.WRITE_SLVERR)):
-            with m.If(engine.error[1] & ~hold):
-                m.d.comb += [
-                    fail.eq(1),
-                    code.eq(first + engine.error[0]),
-                    detail.eq(sequencer.command_index),
-                ]
-        with m.If(late & ~hold):
-            m.d.comb += [
-                fail.eq(1),
-                code.eq(ErrorCode.WATCHDOG),
-                detail.eq(registers.watchdog_limit),
-            ]
-        with m.If(sequencer.failure.valid & ~hold):
-            m.d.comb += [
-                fail.eq(1),
-                code.eq(sequencer.failure.code),
-                detail.eq(sequencer.failure.detail),
-            ]
+        index = sequencer.command_index
+        # Of several the last one is told.
+        for event, its_code, its_detail in (
+            (reader.outside, ErrorCode.READ_OUTSIDE, index),
+            (writer.outside, ErrorCode.WRITE_OUTSIDE, index),
+            (reader.error[1], ErrorCode.READ_SLVERR + reader.error[0], index),
+            (writer.error[1], ErrorCode.WRITE_SLVERR + writer.error[0], index),
+            (late, ErrorCode.WATCHDOG, registers.watchdog_limit),
+            (sequencer.failure.valid, sequencer.failure.code, sequencer.failure.detail),
+        ):
+            with m.If(event & ~hold):
+                m.d.comb += [fail.eq(1), code.eq(its_code), detail.eq(its_detail)]
         # After an error the register still tells where, though the sequencer is in reset.
         with m.If(~hold):
             m.d.sync += registers.command_index.eq(sequencer.command_index)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from patchloom.compiler.machine.store import load, save
     from patchloom.compiling import compile_module as compile  # noqa: A004 - `patchloom.compile`
     from patchloom.presets import PRESETS
+    from patchloom.reporting.making import report
+    from patchloom.reporting.report import Report
     from patchloom.running import predict, run
     from patchloom.session import Session
     from patchloom.sizing import Budget
@@ -32,12 +34,14 @@ __all__ = [
     "Error",
     "Preprocessing",
     "Program",
+    "Report",
     "Result",
     "Session",
     "build",
     "compile",
     "load",
     "predict",
+    "report",
     "run",
     "save",
 ]
@@ -49,12 +53,14 @@ _HOMES = {
     "Error": "compiler.machine.errors:Error",
     "Preprocessing": "compiler.machine.preprocessing:Preprocessing",
     "Program": "compiler.machine.program:Program",
+    "Report": "reporting.report:Report",
     "Result": "compiler.machine.frames:Result",
     "Session": "session:Session",
     "build": "boards.build:build",
     "compile": "compiling:compile_module",
     "load": "compiler.machine.store:load",
     "predict": "running:predict",
+    "report": "reporting.making:report",
     "run": "running:run",
     "save": "compiler.machine.store:save",
 }
@@ -68,7 +74,7 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     from patchloom.extras import needed_by  # noqa: PLC0415 - after this package
 
-    with needed_by(f"patchloom.{name}", "boards" if name == "build" else "compile"):
+    with needed_by(f"patchloom.{name}", {"build": "boards", "report": "report"}.get(name, "compile")):
         value = getattr(import_module(f"{__name__}.{module}"), attribute)
     globals()[name] = value
     return value

@@ -1,13 +1,14 @@
-"""The command line: compile, run, validate, inspect, hls, rtl, build, flash."""
+"""The command line: compile, run, validate, inspect, report, hls, rtl, build, deploy, flash."""
 
-import os
+import json
+import signal
 import sys
 import tempfile
 import time
 import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,18 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchloom import __version__, arrays, pictures, running, session, validating
+from patchloom import __version__, running, session, showing, sources, validating
 from patchloom.boards.board import BOARDS
+from patchloom.boards.deploy import deploy
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.frames import ClippedWarning, Result, Tell, input_frames, input_region, task_of
 from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.machine.store import load, save
+from patchloom.drawing import Sight, need_matplotlib
 from patchloom.extras import needed_by
 from patchloom.inspect import describe
-from patchloom.pictures import PictureWarning, inputs_with_pictures, is_picture, pictures_in
+from patchloom.pictures import PictureWarning, inputs_with_pictures
 from patchloom.presets import config_of
 from patchloom.progress import error_console as err
 from patchloom.progress import progress_bar, stages
+from patchloom.showing import Seen
 
 if TYPE_CHECKING:
     from patchloom.sizing import Budget
@@ -123,14 +127,17 @@ def boards() -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - one each option
     program: Directory,
-    input_: Annotated[
-        list[Path],
-        typer.Option("--input", help=f"{ARRAYS} Or pictures, one each: .png, .jpg, .jpeg; or a folder of them."),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="FILE.npz: outputs by name. Or a folder: a picture and arrays a frame."),
     ],
-    output: Annotated[Path, typer.Option("--output", help="Outputs by name, and their integers under raw/: .npz.")],
-    task: Annotated[str | None, typer.Option(help="Needed where the Program has several.")] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help=f"{ARRAYS} Or pictures, one each: .png, .jpg, .jpeg; or a folder of them."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Needed for FILE.npz where there are several; else all.")] = None,
     engine: Annotated[
         running.Engine | None,
         typer.Option(help="The reference interpreter, the HLS kernels under g++, or the RTL in simulation."),
@@ -141,34 +148,144 @@ def run(
     project: Annotated[
         Path | None, typer.Option(help="The folder that `patchloom build` wrote for the board on the other end.")
     ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="A folder: pictures as they arrive there, until Ctrl-C.", metavar="FOLDER")
+    ] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, help="Of this number, by OpenCV, until Ctrl-C.", metavar="N")
+    ] = None,
+    experts: Annotated[
+        bool,
+        typer.Option("--experts", help="Draw experts of a machine's frames, too: the interpreter runs them beside it."),
+    ] = False,
+    pictures: Annotated[bool, typer.Option(help="Of every frame, into the folder.")] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Inputs that do not fit or were converted are an error.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Report as JSON: an object, or one a line and frame.")
+    ] = False,
 ) -> None:
-    """Run a Program on inputs from a file, or on pictures; on an engine, or on a machine.
+    """Run a Program on inputs from files, on pictures as they come; on an engine, or on a machine.
 
-    Pictures, and arrays of bytes (uint8), go through the preprocessing that the Program keeps; floats are in the
-    model's own units.
+    Into a folder, frame by frame: NAME.png shows what each task sees beside the input, and, where the interpreter ran
+    the frame, the experts that each part of it went to; NAME.npz holds the outputs. Pictures, and arrays of bytes
+    (uint8), go through the preprocessing that the Program keeps; floats are in the model's own units.
     """
-    if output.suffix != ".npz":
-        raise InputError(f"--output must end in .npz, not '{output.name}'")
     if device and engine:
         raise InputError(f"--engine must be left out with --device: '{device}' is what runs the Program")
     if project and not device:
         raise InputError("--project must be left out without --device: no engine asks for a board's project")
-    loaded = load(program)
-    inputs = inputs_for(task_of(loaded, task), input_)
+    if (inputs is not None) + (watch is not None) + (camera is not None) != 1:
+        raise InputError("a run must have either inputs, or --watch, or --camera")
+    loaded, chosen = load(program), engine or "interpreter"
+    if output.suffix == ".npz":
+        if inputs is None or experts or not pictures:
+            options = "--watch, --camera, --experts and --no-pictures"
+            raise InputError(f"--output must be a folder with {options}, not '{output}'")
+        run_whole(loaded, inputs, output, task, chosen, device, project, strict=strict, as_json=as_json)
+        return
+    tasks = loaded.tasks if task is None else (task_of(loaded, task),)
+    showing.check_folder(output, [program, *([watch] if watch else inputs or [])])
+    showing.check_names(tasks)
+    if pictures:
+        need_matplotlib()
+    with warnings_told(strict=strict) as tell, until_asked(forever=inputs is None) as stop:
+        bursts = bursts_of(tasks, inputs, watch, camera, stop, strict=strict)
+        with showing.eyes(loaded, tasks, engine=chosen, device=device, project=project, experts=experts) as eyes:
+            for number, seen in enumerate(eyes.seen(bursts), 1):
+                tell()
+                files = showing.keep(loaded, seen, output, pictures=pictures)
+                (frame_json if as_json else frame_line)(number, seen, files)
+
+
+def bursts_of(
+    tasks: Sequence[Task],
+    inputs: list[Path] | None,
+    watch: Path | None,
+    camera: int | None,
+    stop: sources.Stop,
+    *,
+    strict: bool,
+) -> sources.Bursts:
+    """Frames from where they were asked for."""
+    if watch is not None:
+        return sources.watched(sources.Folder(watch, tasks, partial(refused, strict=strict)), stop)
+    if camera is not None:
+        return sources.camera(camera, tasks, stop)
+    return sources.files(tasks, inputs or [])
+
+
+def run_whole(
+    program: Program,
+    paths: list[Path],
+    output: Path,
+    task: str | None,
+    engine: running.Engine,
+    device: str | None,
+    project: Path | None,
+    *,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """All inputs at once, all outputs into one file."""
+    inputs = sources.inputs_for(task_of(program, task), paths)
     with progress_bar() as tell, warnings_told(strict=strict):
         if device:
-            result = on_device(loaded, inputs, task, device, project, tell)
+            result = on_device(program, inputs, task, device, project, tell)
         else:
-            result = running.run(loaded, inputs, task=task, engine=engine or "interpreter", progress=tell)
+            result = running.run(program, inputs, task=task, engine=engine, progress=tell)
     raw = {f"raw/{name}": array for name, array in result.raw.items()}
     if clash := sorted(raw.keys() & result.outputs.keys()):
         raise InputError(f"{output} cannot hold {clash[0]!r} twice: as an output, and as the integers of one")
-    write_arrays(output, result.outputs | raw)
+    showing.write_arrays(output, result.outputs | raw)
     (report_json if as_json else report)(result, output)
+
+
+@contextmanager
+def until_asked(*, forever: bool) -> Iterator[sources.Stop]:
+    """Of what would go on for ever: Ctrl-C, or a service's end, asks it to stop; a second time it is as ever."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM) if forever
+    }
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def refused(error: InputError, *, strict: bool) -> None:
+    """A picture that cannot be read, among others that can."""
+    if strict:
+        raise error
+    warned(error)
+
+
+def frame_line(number: int, seen: Seen, files: Sequence[Path]) -> None:
+    told = "; ".join(_sight_told(sight) for sight in seen.sights)
+    text = f"{number} {seen.name}: {told}; {seen.rate:.3g} frames a second; {files[-1]}"
+    out.print(text.encode(errors="backslashreplace").decode(), soft_wrap=True)
+
+
+def _sight_told(sight: Sight) -> str:
+    result = sight.result
+    cycles = f"{result.cycles[0]:,} cycles, " if result.cycles else ""
+    return f"{sight.task.name} {cycles}{result.saturations} saturations"
+
+
+def frame_json(number: int, seen: Seen, files: Sequence[Path]) -> None:
+    """The same for other programs, one object a line."""
+    tasks = {sight.task.name: _facts(sight.result) for sight in seen.sights}
+    facts = {"number": number, "frame": seen.name, "tasks": tasks, "frames_per_second": seen.rate}
+    sys.stdout.write(json.dumps(facts | {"written": list(map(str, files))}) + "\n")
+    sys.stdout.flush()
 
 
 def on_device(
@@ -217,60 +334,22 @@ def validate(
 
 
 @contextmanager
-def warnings_told(*, strict: bool) -> Iterator[None]:
-    """Of inputs that are clipped or converted: in one line, or as an error."""
+def warnings_told(*, strict: bool) -> Iterator[Callable[[], None]]:
+    """Of inputs that are clipped or converted: in one line, when it is called and at the end, or as an error."""
     with warnings.catch_warnings(record=not strict) as caught:
         for kind in (ClippedWarning, PictureWarning):
             warnings.simplefilter("error" if strict else "always", kind)
-        yield
-    for warning in caught or ():
-        err.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+
+        def tell() -> None:
+            while caught:
+                warned(caught.pop(0).message)
+
+        yield tell
+    tell()
 
 
-def inputs_for(task: Task, paths: Sequence[Path]) -> dict[str, Any]:
-    """The task's inputs: pictures, one or a batch, or all of a folder; or a file's arrays.
-
-    Other arrays of the file are ignored, and a lone array needs no name.
-    """
-    names = [port.name for port in task.inputs]
-    paths = [path for given in paths for path in (pictures_in(given) if given.is_dir() else [given])]
-    path = paths[0]
-    if any(map(is_picture, paths)):
-        if not all(map(is_picture, paths)) or len(names) != 1:
-            raise InputError(
-                f"--input must be pictures, and the task's only input, or one file of arrays, not {_listed(paths)} for "
-                f"{_listed(names)}"
-            )
-        return {names[0]: path if len(paths) == 1 else paths}
-    if len(paths) > 1:
-        raise InputError(f"--input must be pictures, or one file of arrays, not {_listed(paths)}")
-    if path.suffix not in arrays.SUFFIXES:
-        raise InputError(f"{path} must be a file that ends in {', '.join((*arrays.SUFFIXES, *pictures.SUFFIXES))}")
-    found = arrays.read_arrays(path)
-    if len(names) == len(found) == 1:
-        return dict(zip(names, found.values(), strict=True))
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(f"{path} must hold {_listed(missing)}; it holds {_listed(found)}")
-    return {name: found[name] for name in names}
-
-
-def _listed(things: Iterable[Any]) -> str:
-    return ", ".join(f"'{thing}'" for thing in things)
-
-
-def write_arrays(path: Path, results: dict[str, Any]) -> None:
-    """All of the file or nothing of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:  # as np.savez does, which takes no array named 'file'
-            for name, array in results.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def warned(what: Warning | Error | str) -> None:
+    err.print(f"warning: {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def report(result: Result, output: Path) -> None:
@@ -285,14 +364,57 @@ def report(result: Result, output: Path) -> None:
 
 def report_json(result: Result, output: Path) -> None:
     """The same for other programs."""
-    facts = {
+    out.print_json(data=_facts(result) | {"written": str(output)})
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {
         "outputs": {name: list(array.shape) for name, array in result.outputs.items()},
         "cycles": result.cycles,
         "saturations": result.saturations,
         "clipped": result.clipped,
-        "written": str(output),
     }
-    out.print_json(data=facts)
+
+
+@app.command("report")
+def report_command(
+    program: Directory,
+    design: Annotated[Path, typer.Option(help="The design file that the Program was compiled of.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help=f"None of the calibration's. {ARRAYS} Or pictures: .png, .jpg, .jpeg; or a folder of them."),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A page: .html.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="The units over time, for ui.perfetto.dev or chrome://tracing: .json.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Of the data, the first ones.")] = 16,
+    tries: Annotated[int, typer.Option(min=0, help="Losses of each task that overrides are tried for.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Say where a Program loses accuracy and time, layer by layer, and try what would mend it.
+
+    A layer's noise is told alone, with its input exact, and accumulated, against the float model of the design file,
+    whose code this runs. Overrides of precision are compiled and run on the same data.
+    """
+    with needed_by("patchloom report", "report"):
+        from patchloom.reporting import making, page, table  # noqa: PLC0415 - an extra
+        from patchloom.reporting.trace import trace as trace_of  # noqa: PLC0415
+    for option, path, suffix in (("--output", output, ".html"), ("--trace", trace, ".json")):
+        if path is not None and path.suffix != suffix:
+            raise InputError(f"{option} must end in {suffix}, not '{path.name}'")
+    loaded = load(program)
+    inputs = {name: value for task in loaded.tasks for name, value in sources.inputs_for(task, data).items()}
+    with progress_bar() as tell, warnings_told(strict=False):
+        made = making.report(loaded, design, inputs, frames=frames, tries=tries, progress=tell)
+    for path, text in ((output, page.page(made)), (trace, trace_of(made))):
+        if path is not None:
+            with showing.replaced(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+    else:
+        out.print(table.renderable(made))
 
 
 @app.command()
@@ -381,6 +503,21 @@ def told(built: Any) -> str:
     return f"{built.path}: bitstream for {found.title}, seed {built.routed.seed}\n{clocks}\n{used}"
 
 
+@app.command("deploy")
+def deploy_command(
+    program: Directory,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to copy; it must not hold others.")],
+    project: Annotated[Path, typer.Option(help="The folder that `patchloom build` wrote for the board.")],
+) -> None:
+    """Write a directory to copy to a board: bitstream, Program, driver, a script that validates, a notebook.
+
+    The driver there needs Python and NumPy alone. Where Vivado has made the bitstream, it is taken from the project.
+    """
+    deployed = deploy(load(program), project, output)
+    bitstream = "with its bitstream" if deployed.bitstream else "without a bitstream yet"
+    out.print(f"{output}: for {deployed.board.title}, {bitstream}; README.md there says how to go on", soft_wrap=True)
+
+
 @app.command()
 def flash(
     project: Annotated[Path, typer.Argument(help="Directory of a project with its bitstream.", show_default=False)],
@@ -402,7 +539,7 @@ def golden_input(task: Task, paths: Sequence[Path] | None) -> NDArray[np.int16]:
         noise = np.random.default_rng(0)
         inputs: dict[str, Any] = {port.name: noise.normal(size=port.shape) for port in task.inputs}
     else:
-        inputs = inputs_with_pictures(task, inputs_for(task, paths))
+        inputs = inputs_with_pictures(task, sources.inputs_for(task, paths))
     frames, _ = input_frames(task, inputs)
     return input_region(task, frames[0])[0]
 

@@ -1,7 +1,7 @@
 """From a trained module to a Program."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from patchloom.boards.board import board as board_of
 from patchloom.compiler.frontend.capture import capture, input_names
 from patchloom.compiler.frontend.module import plain_module
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import Samples, Tell, by_name, in_model_units, input_region
@@ -66,6 +67,43 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     paths of PNG and JPEG files and to arrays of type uint8, in `calibration` as well; floats are in the model's own
     units.
     """
+    bits = Precision.parse(precision, overrides)
+    if board and config:
+        _sizing().check_config(config, board_of(board))
+    elif board:
+        board_of(board)  # before anything that takes long
+    model = read_model(
+        module, example_inputs, calibration=calibration, tasks=tasks, preprocessing=preprocessing, progress=progress
+    )
+    quantised = quantise(model.graphs, model.samples, bits, progress)
+    if board is None:
+        program = schedule(quantised, config or preset_for(bits))
+    else:
+        program, made = _sized(quantised, model.samples, board, config, progress, measured=measure)
+        if budget:
+            budget(made)
+    return _keeping(program, model.preprocessing, model.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained module as the compiler reads it, and the samples that its formats are chosen by."""
+
+    graphs: list[Graph]
+    samples: Samples  # of each input that a graph reads
+    preprocessing: dict[str, Preprocessing]  # by input
+
+
+def read_model(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    calibration: Any,
+    tasks: Sequence[str] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    progress: Tell | None = None,
+) -> Model:
+    """Arguments as of `compile_module`."""
     if not isinstance(module, nn.Module | ExportedProgram):
         raise InputError(f"module must be a torch.nn.Module, not {type(module).__name__}")
     module = plain_module(module)
@@ -73,11 +111,6 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
         if not isinstance(name, str) or not is_name(name):
             raise InputError(f"a task must have {NAME_RULE}, not {name!r}")
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    bits = Precision.parse(precision, overrides)
-    if board and config:
-        _sizing().check_config(config, board_of(board))
-    elif board:
-        board_of(board)  # before anything that takes long
     names = input_names(module, example)
     tensors = [value for value in example if isinstance(value, Tensor)]
     kept = by_input(preprocessing, {name: tuple(x.shape[1:]) for name, x in zip(names, tensors, strict=True)})
@@ -88,14 +121,7 @@ def compile_module(  # noqa: PLR0913 - the front door: all that a user may choos
     if progress:
         progress("capture", 1, 1)
     read = {name for graph in graphs for name in graph.inputs()}
-    quantised = quantise(graphs, {name: samples[name] for name in samples if name in read}, bits, progress)
-    if board is None:
-        program = schedule(quantised, config or preset_for(bits))
-    else:
-        program, made = _sized(quantised, samples, board, config, progress, measured=measure)
-        if budget:
-            budget(made)
-    return _keeping(program, kept, samples)
+    return Model(graphs, {name: samples[name] for name in samples if name in read}, dict(kept))
 
 
 def _keeping(program: Program, preprocessing: Mapping[str, Preprocessing], samples: Samples) -> Program:

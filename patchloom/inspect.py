@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from patchloom.compiler.machine.commands import Command, Kind, Prologue, Queue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.preprocessing import Preprocessing
-from patchloom.compiler.machine.program import Buffer, Port, Program, Task
+from patchloom.compiler.machine.program import Buffer, Layer, Port, Program, Task
 
 
 def describe(program: Program) -> str:
@@ -47,6 +47,10 @@ def _task(program: Program, task: Task) -> Iterator[str]:
             yield f"{what} {_port(port)}"
             if port.preprocessing is not None:
                 yield f"  of pictures: {_preprocessing(port.preprocessing)}"
+    if task.layers:
+        yield ""
+        yield "Layers"
+        yield from _table([("", "kind", "format", "calibrated", "of", "where"), *map(_layer, task.layers)])
     yield ""
     yield "Commands"
     notes = task.notes or ("",) * len(task.commands)
@@ -84,6 +88,12 @@ def _preprocessing(p: Preprocessing) -> str:
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (p.mean, p.std))
     colours = "grey" if p.channels == 1 else "red, green, blue"
     return f"{p.size[0]} x {p.size[1]} {colours}, {cut}, (bytes / {p.divide:g} - ({mean})) / ({std}), {p.layout}"
+
+
+def _layer(layer: Layer) -> tuple[str, ...]:
+    reach = layer.scale * 2 ** (layer.width - 1)
+    form = f"{layer.width} bits to {reach:.4g}, step {layer.scale:.3g}"
+    return layer.name, layer.kind, form, f"{layer.low:.4g} to {layer.high:.4g}", layer.precision, layer.where
 
 
 def _buffer(b: Buffer) -> tuple[str, str, str]:

@@ -88,6 +88,15 @@ def read_pictures(what: str, value: Any, preprocessing: Preprocessing | None) ->
     return made if listed else made[0]
 
 
+def read_frame(what: str, frame: Bytes, preprocessing: Preprocessing) -> Floats:
+    """The model's input of [height, width, 3] red, green and blue, as a camera gives them."""
+    if preprocessing.channels == 1:
+        with needed_by(f"{what}: colours to grey", "images"):
+            from PIL import Image  # noqa: PLC0415 - an extra
+        frame = np.asarray(Image.fromarray(np.ascontiguousarray(frame)).convert("L"))[..., None]
+    return preprocessing.normalised(_fitted(what, frame, preprocessing))
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 

@@ -12,9 +12,11 @@ from patchloom.compiler.machine.program import Program, Task
 from patchloom.extras import needed_by
 from patchloom.host import session
 from patchloom.host.device import Device
+from patchloom.host.transports import etherbone
 from patchloom.host.transports.mapped import pynq_device, uio_device
 from patchloom.host.transports.soc import SocDevice, SocMap
 from patchloom.host.transports.tty import Tty
+from patchloom.host.transports.udp import Udp
 from patchloom.pictures import inputs_with_pictures
 
 T = TypeVar("T")
@@ -32,19 +34,33 @@ def _simulated_soc(config: Config, which: str, project: Path | None) -> Device:
     return simulate(which, config).device()
 
 
-def _board(config: Config, which: str, project: Path | None) -> Device:
-    if project is None:
-        raise InputError(f"device 'uart:{which}' needs the project that `patchloom build` wrote for the board")
-    soc, (port, _, baud) = SocMap.load(project / "soc.json"), which.partition("@")
+def _uart(config: Config, which: str, project: Path | None) -> Device:
+    soc, (port, _, baud) = _map(f"uart:{which}", project), which.partition("@")
     if baud and not baud.isdecimal():
         raise InputError(f"device must be uart:PORT or uart:PORT@BAUD, not 'uart:{which}'")
     return SocDevice.uart(soc, Tty(port, int(baud) if baud else soc.baud))
 
 
-def _pynq(config: Config, which: str, project: Path | None) -> Device:
+def _etherbone(config: Config, which: str, project: Path | None) -> Device:
+    soc, (host, colon, port) = _map(f"etherbone:{which}", project), which.partition(":")
+    if not host or (colon and not port.isdecimal()):
+        raise InputError(f"device must be etherbone:HOST or etherbone:HOST:PORT, not 'etherbone:{which}'")
+    return SocDevice.etherbone(soc, Udp(host, int(port) if port else etherbone.PORT))
+
+
+def _map(device: str, project: Path | None) -> SocMap:
+    return SocMap.load(_needed(device, project) / "soc.json")
+
+
+def _needed(device: str, project: Path | None) -> Path:
     if project is None:
-        raise InputError(f"device 'pynq:{which}' needs the project that `patchloom build` wrote for the board")
-    found, bitstream = _stated(project, lambda manifest: board(manifest["board"])), Path(which)
+        raise InputError(f"device {device!r} needs the project that `patchloom build` wrote for the board")
+    return project
+
+
+def _pynq(config: Config, which: str, project: Path | None) -> Device:
+    found = _stated(_needed(f"pynq:{which}", project), lambda manifest: board(manifest["board"]))
+    bitstream = Path(which)
     if not bitstream.is_file():
         raise InputError(f"device must be pynq:BITFILE, and there is no file {bitstream}")
     try:
@@ -61,7 +77,8 @@ def _uio(config: Config, which: str, project: Path | None) -> Device:
 HOMES: Mapping[str, Callable[..., Device]] = {
     "sim": _simulated,
     "soc:BOARD": _simulated_soc,
-    "uart:PORT[@BAUD]": _board,
+    "uart:PORT[@BAUD]": _uart,
+    "etherbone:HOST[:PORT]": _etherbone,
     "pynq:BITFILE": _pynq,
     "uio:NAME": _uio,
 }
@@ -71,10 +88,10 @@ class Session(session.Session):
     """A Program on a machine: a `Device`, or the name of one, which is opened and closed with the session.
 
     "sim" is the RTL simulated in this process; `options` are those of `sim.device.SimulatedDevice`. "soc:BOARD" is the
-    whole SoC of a board, simulated with its memory, over its own link. "uart:PORT[@BAUD]" is a board on a serial port.
-    On a Zynq itself "pynq:BITFILE" loads a bitstream by PYNQ, and "uio:NAME" opens a UIO device, whose bitstream is
-    loaded, beside a u-dma-buf. `project` is the folder that `patchloom build` wrote for the board: where things are,
-    and which build the machine must be.
+    whole SoC of a board, simulated with its memory, over its own link. "uart:PORT[@BAUD]" is a board on a serial port,
+    "etherbone:HOST[:PORT]" one on a network. On a Zynq itself "pynq:BITFILE" loads a bitstream by PYNQ, and "uio:NAME"
+    opens a UIO device, whose bitstream is loaded, beside a u-dma-buf. `project` is the folder that `patchloom build`
+    wrote for the board: where things are, and which build the machine must be.
 
         with patchloom.Session("sim", program) as session:
             depth = session.run(image, task="depth").outputs["depth"]
@@ -87,7 +104,7 @@ class Session(session.Session):
         *,
         project: Path | str | None = None,
         build: int = 0,
-        watchdog: int = session.WATCHDOG,
+        watchdog: int | None = None,
         **options: Any,
     ) -> None:
         self._opened: Device | None = None

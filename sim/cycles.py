@@ -93,6 +93,7 @@ WAITS = {
     "memory.bandwidth": "its next beat",
     "memory.refresh": "its refresh to end",
 }
+AHEAD = ("stager", "fetcher")  # what fetches for commands that are not yet issued
 UNITS = tuple(dict.fromkeys(name.partition(".")[0] for name in WAITS))
 
 
@@ -118,6 +119,7 @@ class Prediction:
     cycles: int
     waits: dict[str, int]  # cycles that each unit waits, by what it waits for: see WAITS
     per_command: list[tuple[int, int]]  # first cycle and end, from the issuer's view; the first one is the boot
+    ahead: dict[str, list[int]]  # ends of each from the view of those that walk before it, stager and fetcher
     beats_read: int
     beats_written: int
     waits_per_command: list[dict[str, int]] = field(repr=False)  # those that are not 0, by the unit's own command
@@ -201,6 +203,7 @@ class _Job(ctypes.Structure):
         ("lengths", ctypes.c_void_p),
         ("firsts", ctypes.c_void_p),
         ("spans", ctypes.c_void_p),
+        ("ahead", ctypes.c_void_p),
         ("waits", ctypes.c_void_p),
         ("cycles", ctypes.c_int64),
         ("beats_read", ctypes.c_int64),
@@ -285,8 +288,8 @@ def predict(
 def _run(task: Task, machine: Ints, lengths: Ints, firsts: Ints) -> Prediction:
     count = len(task.commands)
     commands = np.array([[int(getattr(c, name)) for name in FIELDS] for c in task.commands], np.int64)
-    spans, waits = np.zeros((count, 2), np.int64), np.zeros((count, len(WAITS)), np.int64)
-    arrays = (array.ctypes.data for array in (lengths, firsts, spans, waits))
+    spans, ahead, waits = (np.zeros((count, width), np.int64) for width in (2, 2, len(WAITS)))
+    arrays = (array.ctypes.data for array in (lengths, firsts, spans, ahead, waits))
     job = _Job(machine.ctypes.data, commands.ctypes.data, count, *arrays, stuck_at=-1)
     _library().cycles_run(ctypes.byref(job))
     if job.stuck_at >= 0:
@@ -295,10 +298,16 @@ def _run(task: Task, machine: Ints, lengths: Ints, firsts: Ints) -> Prediction:
         cycles=job.cycles,
         waits=dict(zip(WAITS, waits.sum(axis=0).tolist(), strict=True)),
         per_command=[(begin, end) for begin, end in spans.tolist()],
+        ahead={unit: _ends(column, spans[0, 1], job.cycles) for unit, column in zip(AHEAD, ahead.T, strict=True)},
         beats_read=job.beats_read,
         beats_written=job.beats_written,
         waits_per_command=[{n: w for n, w in zip(WAITS, row, strict=True) if w} for row in waits.tolist()],
     )
+
+
+def _ends(ends: Ints, boot: int, cycles: int) -> list[int]:
+    """With those of the boot and of END, which no unit leaves."""
+    return [int(boot), *ends[1:-1].tolist(), cycles]
 
 
 # --- Comparison with the RTL over random commands -------------------------------------------------------------------

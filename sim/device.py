@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ MAKE = ("-f", "Vtop.mk", *toolchain.MAKE_VARIABLES, "OPT_FAST=-O2", "OPT_SLOW=-O
 
 
 def build(verilog: str, trace: Trace = "") -> Path:
-    """The shared library of a top level with ports clk, rst, m_axi_*, s_axil_*, irq, and digest or not.
+    """The shared library of a top level with ports clk, rst, m_axi_*, s_axil_*, irq, and digest and clock_hz or not.
 
     Built once per content.
     """
@@ -107,7 +108,7 @@ def _library(path: Path) -> ctypes.CDLL:
         "problem": (ctypes.c_char_p, [device]),
         "settings": (None, [device, ctypes.POINTER(_Settings)]),
         "trace": (None, [device, ctypes.c_char_p]),
-        "digest": (None, [device, ctypes.POINTER(u32)]),
+        "build": (None, [device, ctypes.POINTER(u32), u32]),
         "run": (i32, [device, u64]),
         "step": (None, [device, u64]),
         "read": (i32, [device, u32, ctypes.POINTER(u32), u64]),
@@ -181,10 +182,10 @@ class SimulatedDevice(Device):
         memory_bytes: int = 1 << 32,
         trace: str | Path | None = None,
     ) -> None:
-        timing = check_memory(
+        self._timing = check_memory(
             latency=latency, jitter=jitter, cycles_per_beat=cycles_per_beat, refresh_period=refresh_period,
             refresh_cycles=refresh_cycles, outstanding=outstanding,
-        )  # fmt: skip
+        ) | {"stall_parts": round(stalls * 65536)}  # fmt: skip
         if not 0 <= stalls <= 0.95:
             raise InputError(f"stalls must be a fraction from 0 to 0.95, not {stalls!r}")
         self.config, self.base, self._size = config, BASE, memory_bytes
@@ -196,12 +197,11 @@ class SimulatedDevice(Device):
         if self._native is None:
             raise CapacityError(f"no address space for a memory of {memory_bytes} bytes")
         self._delete = weakref.finalize(self, self._library.device_delete, self._native)
-        settings = _Settings(**timing, stall_parts=round(stalls * 65536))
-        self._library.device_settings(self._handle, ctypes.byref(settings))
+        self.set_memory()
         if trace is not None:
             self._library.device_trace(self._handle, str(trace).encode())
         words = [self.digest >> 32 * i & 0xFFFF_FFFF for i in range(4)]
-        self._library.device_digest(self._handle, (ctypes.c_uint32 * 4)(*words))
+        self._library.device_build(self._handle, (ctypes.c_uint32 * 4)(*words), int(CLOCK_HZ))
 
     @staticmethod
     def _verilog(config: Config, top: Callable[[Config], Any]) -> str:
@@ -274,6 +274,10 @@ class SimulatedDevice(Device):
     def get(self, address: int, size: int) -> bytes:
         return ctypes.string_at(self._at(address, size), size)
 
+    def crc(self, region: Region) -> int:
+        """At once: what the machine would take a second of this computer for."""
+        return zlib.crc32(self.get(region.address, region.size))
+
     def _at(self, address: int, size: int) -> int:
         """Where bytes of the device's memory are in this process."""
         if not self.base <= address <= address + size <= self.base + self._size:
@@ -302,6 +306,11 @@ class SimulatedDevice(Device):
         counts = (ctypes.c_uint64 * 4)()
         self._library.device_traffic(self._handle, counts)
         return Traffic(*counts)
+
+    def set_memory(self, **timing: int) -> None:
+        """Of what the memory was made with, something else from now on."""
+        self._timing |= check_memory(**timing)
+        self._library.device_settings(self._handle, ctypes.byref(_Settings(**self._timing)))
 
     def inject(self, address: int, size: int, response: Response, *, reads: bool = True, writes: bool = True) -> None:
         """Answer accesses to these bytes with an error; writes to them are lost."""

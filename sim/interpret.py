@@ -6,12 +6,12 @@ meets them; then ROUTE; then what a machine remembers, and how commands change i
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
@@ -334,14 +334,24 @@ def execute(
     output = np.zeros(chosen.output_bytes * 8 // ELEMENT_WIDTH, np.int16)
     image = np.frombuffer(program.image, "<i2")
     state = State(program.config, {Space.PROGRAM: image, Space.INPUT: inputs, Space.OUTPUT: output})
-    with _blas().limit(limits=1):
+    with _one_thread():
         _run(state, program, chosen, observe)
     return output, state.saturations
 
 
+def _one_thread() -> AbstractContextManager[object]:
+    """Of NumPy's: the products are small, and many threads wait for each other. The driver's wheel goes without."""
+    blas = _blas()
+    return blas.limit(limits=1) if blas else nullcontext()
+
+
 @functools.cache
-def _blas() -> ThreadpoolController:
-    """NumPy's threads, of which one is enough: the products are small, and many threads wait for each other."""
+def _blas() -> Any:
+    """NumPy's threads; nothing where threadpoolctl is missing."""
+    try:
+        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - not everywhere
+    except ModuleNotFoundError:
+        return None
     return ThreadpoolController()
 
 

@@ -258,6 +258,9 @@ class _Bytes(Stream):
     def discard(self) -> None:
         self._soc.discard()
 
+    def reopen(self) -> None:
+        """It is there for as long as the SoC is."""
+
     def now(self) -> float:
         return self._soc.cycles / self._hz
 

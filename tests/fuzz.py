@@ -240,10 +240,13 @@ class Fuzz:
 
     def command_line(self) -> None:
         words = self.pick([
-            ["run", "program", "--input", "samples.npy", "--output", "missing/../program"],
-            ["run", "program", "--input", "design.yaml", "--output", "out.npz", "--engine", "interpreter"],
-            ["run", "program", "--input", "samples.npy", "--task", "main", "--output", "program/out.txt"],
-            ["run", "program", "--input", "picture.png", "--input", "picture.jpg", "--output", "out.npz"],
+            ["run", "program", "samples.npy", "--output", "missing/../program"],
+            ["run", "program", "design.yaml", "--output", "out.npz", "--engine", "interpreter"],
+            ["run", "program", "samples.npy", "--task", "main", "--output", "program/out.txt"],
+            ["run", "program", "picture.png", "picture.jpg", "--output", "out.npz"],
+            ["run", "program", "samples.npy", "--output", "seen", "--no-pictures"],
+            ["run", "program", "picture.png", "picture.jpg", "--output", "seen"],
+            ["deploy", "program", "--project", "program", "--output", "seen"],
             ["inspect", "program"],
             ["compile", "design.yaml", "-o", "models.py"],
             ["hls", "program", "program"],

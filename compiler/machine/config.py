@@ -7,11 +7,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from patchloom.compiler.machine.commands import COMMAND_BITS, FIELDS
 from patchloom.compiler.machine.encoding import Bits
 from patchloom.compiler.machine.errors import Error
+
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11; the driver runs on 3.10, too
 
 ELEMENT_WIDTH = 16  # bits of one stored activation, whatever width it is used at
 WIDEST = 1024  # rows or columns of an array: more than any device has multipliers for
@@ -198,7 +201,7 @@ class Config:
         return int.from_bytes(hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:4], "little")
 
     @classmethod
-    def stated(cls, values: Mapping[str, Any]) -> Self:
+    def stated(cls, values: Mapping[str, Any]) -> "Self":
         """What a manifest states, perhaps of a time when there were fewer fields. Raises `KeyError` for others."""
         absent = {f.name: f.metadata[ABSENT] for f in fields(cls) if ABSENT in f.metadata}
         missing = [f.name for f in fields(cls) if f.name not in absent and f.name not in values]

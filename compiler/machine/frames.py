@@ -1,5 +1,6 @@
 """Frames: a user's arrays to the regions that a machine reads and writes, and back, whoever runs it."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,6 +122,16 @@ def input_region(task: Task, frame: Samples) -> tuple[Elements, int]:
         region[port.offset // 2 :][: elements.size][used] = elements[used]
         clipped += lost
     return region, clipped
+
+
+def input_samples(task: Task, region: Elements) -> Samples:
+    """The sample that `input_region` makes this region of, as far as its formats hold it."""
+    samples: Samples = {}
+    for port in task.inputs:
+        used, value = port.index >= 0, np.zeros(math.prod(port.shape))
+        value[port.index[used]] = region[port.offset // 2 :][: port.elements][used] * 2.0**-port.fraction
+        samples[port.name] = value.reshape(port.shape)
+    return samples
 
 
 def _raw(port: Port, region: Elements) -> Elements:

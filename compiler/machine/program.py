@@ -58,6 +58,37 @@ class Buffer:
     last: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a layer's result, whole once a command has run; `columns` are runs: (first, count, place in the row)."""
+
+    command: int
+    row: int  # of the result
+    rows: int
+    address: int  # chunk
+    stride: int  # chunks
+    packed: bool
+    columns: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tensor of the model and what became of it, value = integer * scale; for people and reports."""
+
+    name: str  # as in the model
+    kind: str
+    where: str  # file:line of the user's, if there is one
+    shape: tuple[int, int]  # rows, columns
+    width: int  # bits of an integer
+    scale: float
+    low: float  # of its values in calibration
+    high: float
+    precision: str  # of its product, such as w8a16; empty if it has none
+    macs: int
+    commands: tuple[int, ...]
+    pieces: tuple[Piece, ...] = ()  # none of what is loaded or stored
+
+
 @dataclass(frozen=True, eq=False)
 class Golden:
     """One frame as the reference interpreter ran it: what every machine must give."""
@@ -82,6 +113,7 @@ class Task:
     buffers: tuple[Buffer, ...] = ()
     experts: tuple[tuple[int, ...], ...] = ()  # per ROUTE, the model's number of each queue's expert
     golden: Golden | None = None
+    layers: tuple[Layer, ...] = ()  # each after those that it reads; of Programs of before there are none
 
 
 @dataclass(frozen=True)

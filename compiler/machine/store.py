@@ -1,8 +1,8 @@
 """A Program as a directory: a manifest, the memory image and index tables, with a CRC per part and no pickle.
 
-The manifest states what the image does not: Config, tasks, ports, segments. Commands are read from the image. It also
-names the other files, whose names follow from their content: a save writes them beside those of the Program that
-was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
+The manifest states what the image does not: Config, tasks, ports, layers, segments. Commands are read from the image.
+It also names the other files, whose names follow from their content: a save writes them beside those of the Program
+that was there, and becomes the Program at the moment that its manifest takes the old one's name. So whoever reads
 meanwhile finds one or the other, whole, and a save that is killed leaves the old one; the next save removes its rest.
 """
 
@@ -27,7 +27,7 @@ from patchloom.compiler.machine.commands import COMMAND_BYTES, Command, Kind
 from patchloom.compiler.machine.config import Config, ConfigError
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.preprocessing import Preprocessing
-from patchloom.compiler.machine.program import Buffer, Golden, Port, Program, ProgramError, Segment, Task
+from patchloom.compiler.machine.program import Buffer, Golden, Layer, Piece, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify_once
 
 FORMAT, VERSION = "patchloom program", 2
@@ -189,7 +189,13 @@ def _task_document(task: Task, indices: _Indices, goldens: _Parts) -> Json:
         "buffers": [list(asdict(buffer).values()) for buffer in task.buffers],
         "experts": [list(numbers) for numbers in task.experts],
         **({"golden": _golden_document(task.golden, goldens)} if task.golden else {}),
+        **({"layers": [_layer_document(layer) for layer in task.layers]} if task.layers else {}),
     }
+
+
+def _layer_document(layer: Layer) -> Json:
+    pieces = [list(asdict(piece).values()) for piece in layer.pieces]
+    return asdict(layer) | {"pieces": [[*numbers, [list(run) for run in runs]] for *numbers, runs in pieces]}
 
 
 def _render(document: Json) -> str:
@@ -380,8 +386,42 @@ def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Table
             for label, *numbers in entry["buffers"]
         ),
         experts=tuple(tuple(_typed(number, int) for number in numbers) for numbers in entry["experts"]),
+        layers=tuple(map(_layer, _typed(entry.get("layers", []), list))),
         **numbers,
     )
+
+
+def _layer(entry: Json) -> Layer:
+    """Every field and no other."""
+    known = [field.name for field in fields(Layer)]
+    if strange := sorted(set(known) ^ _typed(entry, dict).keys()):
+        raise ValueError(f"a layer has {', '.join(known)}, and {strange[0]!r} is missing or not one of them")
+    texts = {key: _typed(entry[key], str) for key in ("name", "kind", "where", "precision")}
+    rows, columns = _integers(entry["shape"])
+    return Layer(
+        **texts,
+        **{key: _typed(entry[key], int) for key in ("width", "macs")},
+        **{key: _typed(entry[key], float) for key in ("scale", "low", "high")},
+        shape=(rows, columns),
+        commands=_integers(entry["commands"]),
+        pieces=tuple(map(_piece, entry["pieces"])),
+    )
+
+
+def _piece(entry: list[Any]) -> Piece:
+    command, row, rows, address, stride, packed, runs = _typed(entry, list)
+    for number in (command, row, rows, address, stride):
+        _typed(number, int)
+    return Piece(command, row, rows, address, stride, _typed(packed, bool), tuple(map(_run, _typed(runs, list))))
+
+
+def _run(entry: list[Any]) -> tuple[int, int, int]:
+    first, count, position = _integers(entry)
+    return first, count, position
+
+
+def _integers(entry: Any) -> tuple[int, ...]:
+    return tuple(_typed(number, int) for number in _typed(entry, list))
 
 
 def _with_golden(task: Task, entry: Json, raw: bytes, file: Path) -> Task:

@@ -7,6 +7,7 @@ maxima, queues); every rule is a condition and the text that says how it is brok
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -38,7 +39,7 @@ from patchloom.compiler.machine.fixed import (
     Ints,
 )
 from patchloom.compiler.machine.layout import stream_beats
-from patchloom.compiler.machine.program import NAME_RULE, Port, Program, ProgramError, Task, is_name
+from patchloom.compiler.machine.program import NAME_RULE, Layer, Port, Program, ProgramError, Task, is_name
 
 Bools = NDArray[np.bool_]
 Marks = TypeVar("Marks", bound=NDArray[Any])
@@ -100,6 +101,11 @@ def _task_rules(program: Program, task: Task, number: int) -> Rules:
             yield is_name(port.name), f"an {what} must have {NAME_RULE}, not {port.name!r}"
             for holds, text in _port_rules(port, config, size, what):
                 yield holds, f"{what} '{port.name}' {text}"
+    for layer in task.layers:
+        for holds, text in _layer_rules(layer, config, count):
+            yield holds, f"layer {layer.name!r} {text}"
+    owned = [command for layer in task.layers for command in layer.commands]
+    yield len(owned) == len(set(owned)), "a command must be of one layer"
 
 
 def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
@@ -119,6 +125,27 @@ def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
     yield port.index.shape == shape, f"must have an index of shape {shape}, not {port.index.shape}"
     inside = not port.index.size or low <= int(port.index.min()) <= int(port.index.max()) < high
     yield inside, f"must have an index of {low} to {high - 1}"
+
+
+def _layer_rules(layer: Layer, config: Config, commands: int) -> Rules:
+    rows, columns = layer.shape
+    texts = layer.name, layer.kind, layer.where, layer.precision
+    yield all(text.isprintable() for text in texts), f"must be called something printable, not {texts!r}"
+    yield rows > 0 and columns > 0, f"must have rows and columns, not {rows} x {columns}"
+    yield layer.width in (8, ELEMENT_WIDTH), f"must have 8 or 16 bits, not {layer.width}"
+    yield 0 < layer.scale < inf, f"must have a positive scale, not {layer.scale}"
+    yield -inf < layer.low <= layer.high < inf, f"must have a finite range, not {layer.low} to {layer.high}"
+    yield layer.macs >= 0, f"must have no fewer than 0 multiply-accumulates, not {layer.macs}"
+    positions = [*layer.commands, *(piece.command for piece in layer.pieces)]
+    yield all(0 <= command < commands for command in positions), f"must have commands of 0 to {commands - 1}"
+    for piece in layer.pieces:
+        yield 0 <= piece.row < piece.row + piece.rows <= rows, f"has no rows {piece.row} to {piece.row + piece.rows}"
+        chunk, ends = config.lanes << piece.packed, [position + count for _, count, position in piece.columns]
+        last = piece.address + (piece.rows - 1) * piece.stride + -(-max(ends, default=0) // chunk)
+        inside = min(piece.address, piece.stride) >= 0 and last <= config.scratchpad_chunks
+        yield inside, f"has rows {piece.row} to {piece.row + piece.rows} outside of the scratchpad"
+        runs = all(first >= 0 <= position and 0 < count <= columns - first for first, count, position in piece.columns)
+        yield runs, f"has columns that are not among its {columns}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from patchloom.compiler.node import Evaluation, Floats, Heads, Indices, Node, Vi
 from patchloom.compiler.nodes.float32 import softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
-from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.schedule.drafting import Drafting, Part, Tensor, blocks
 
 Columns = tuple[Tensor, int]  # of one head: their tensor and the first one
 
@@ -167,7 +167,9 @@ class Attention(Node):
         made: dict[Node, tuple[Tensor, Indices]] = {}
         for x in dict.fromkeys(self.inputs):
             columns = np.concatenate([np.arange(first, first + width) for y, first, width in parts if y is x])
-            made[x] = x.draft_columns(d, f"{x.name}: head {head}", columns), columns
+            with d.drafting(x):
+                made[x] = x.draft_columns(d, f"{x.name}: head {head}", columns), columns
+            d.parts.append(Part(x, made[x][0], 0, columns))
         return [(made[x][0], int(np.flatnonzero(made[x][1] == first)[0])) for x, first, _ in parts]
 
     def _head(self, d: Drafting, operands: list[Columns], out: Columns, note: str, first: int, rows: int) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from patchloom.compiler.machine.commands import Space
-from patchloom.compiler.machine.fixed import saturate
 from patchloom.compiler.node import Evaluation, Floats, Node
 from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting
@@ -29,6 +28,6 @@ class Constant(Node):
         form, positions = d.quantised.formats[self], d.layouts[self]
         stride = -(-extent(positions) // d.config.lanes)
         value = np.zeros((self.shape[0], stride * d.config.lanes), "<i2")
-        value[:, positions] = saturate(np.floor(self.value.astype(np.float64) / form.scale + 0.5), form.width)
+        value[:, positions] = form.round(self.value)
         size = d.whole_beats(self.shape[0] * stride) * d.chunk_bytes
         load(d, self, Space.PROGRAM, d.image.add(self.name, value.tobytes().ljust(size, b"\0")))

@@ -35,16 +35,23 @@ def keys_of(graphs: Sequence[Graph]) -> dict[Node, Key]:
 
 @dataclass
 class Observed:
-    """Largest magnitude of a quantity, and a random sample of its values."""
+    """Range of a quantity, 0 included, and a random sample of its values."""
 
-    absmax: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     parts: list[Floats] = field(default_factory=list, repr=False)
+    times: int = 0  # that it was seen, at least
 
     def add(self, array: Floats, count: int, rng: np.random.Generator) -> None:
         if array.size:
-            self.absmax = max(self.absmax, float(np.abs(array).max()))
+            self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
+            self.times += 1
             flat = array.reshape(-1)
             self.parts.append(flat[rng.integers(0, flat.size, min(count, flat.size))])
+
+    @property
+    def absmax(self) -> float:
+        return max(-self.low, self.high)
 
     @property
     def values(self) -> Floats:
@@ -52,7 +59,9 @@ class Observed:
 
     @staticmethod
     def of_all(several: Sequence["Observed"]) -> "Observed":
-        return Observed(max(o.absmax for o in several), [part for o in several for part in o.parts])
+        low, high = min(o.low for o in several), max(o.high for o in several)
+        times = min(o.times for o in several)
+        return Observed(low, high, [part for o in several for part in o.parts], times)
 
 
 @dataclass(eq=False)

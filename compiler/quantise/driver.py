@@ -21,6 +21,7 @@ class Quantised:
 
     graphs: tuple[Graph, ...]
     precision: Precision
+    calibration: Calibration = field(repr=False)
     formats: dict[Node, Format] = field(repr=False)
     numbers: dict[Node, Any] = field(repr=False)
 
@@ -29,18 +30,37 @@ def quantise(
     graphs: Sequence[Graph], calibration: Samples, precision: Precision, progress: Progress | None = None
 ) -> Quantised:
     """`calibration` holds [samples, ...] per user input; `progress` is told of every sample and layer."""
-    tell = progress or (lambda what, done, total: None)
-    layers = list(dict.fromkeys(node for graph in graphs for node in graph.nodes() if node.is_layer))
-    precision.check(dict.fromkeys(node.name for node in layers))
+    precision.check(dict.fromkeys(node.name for node in _layers(graphs)))
+    return quantise_by(graphs, calibrate(graphs, calibration, progress), precision, progress)
+
+
+def calibrate(graphs: Sequence[Graph], samples: Samples, progress: Progress | None = None) -> Calibration:
+    """What the graphs' tensors hold on the samples: the same for every precision."""
     seen = Calibration(keys_of(graphs))
-    seen.run(graphs, calibration, tell)
+    seen.run(graphs, samples, progress or _silent)
+    return seen
+
+
+def quantise_by(
+    graphs: Sequence[Graph], seen: Calibration, precision: Precision, progress: Progress | None = None
+) -> Quantised:
+    """By what these very graphs' calibration has seen; `precision` is one that fits them."""
+    tell, layers = progress or _silent, _layers(graphs)
     formats = choose_formats(graphs, precision, seen)
     at, numbers = Quantising(precision, formats, seen), {}
     for done, node in enumerate(layers):
         tell("quantise", done, len(layers))
         numbers[node] = at.numbers(node)
     tell("quantise", len(layers), len(layers))
-    return Quantised(tuple(graphs), precision, formats, numbers)
+    return Quantised(tuple(graphs), precision, seen, formats, numbers)
+
+
+def _layers(graphs: Sequence[Graph]) -> list[Node]:
+    return list(dict.fromkeys(node for graph in graphs for node in graph.nodes() if node.is_layer))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 @dataclass(eq=False)

@@ -9,14 +9,14 @@ import numpy as np
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import SCORE_FRACTION, operand_limits
+from patchloom.compiler.machine.fixed import SCORE_FRACTION, Ints, operand_limits, saturate
 from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.quantise.calibration import Calibration, Key, Observed
 from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.precision import Precision
 
 NARROW = 8  # bits of what no reader wants wider
-HEADROOM = 1.5  # of 16-bit tensors beyond the largest calibrated magnitude
+HEADROOM = 0.5  # of 16-bit tensors, by which other samples may exceed the largest magnitude of one
 LIMIT_FRACTION = 14  # log2 of the integer that stands for an activation's limit in 16 bits
 SOFTMAX_DEPTH = 16.0  # e**-16 is nothing in a softmax of 16 bits
 
@@ -27,6 +27,10 @@ class Format:
 
     width: int
     scale: float
+
+    def round(self, values: Floats) -> Ints:
+        """The nearest integers; what is out of range saturates."""
+        return saturate(np.floor(values.astype(np.float64) / self.scale + 0.5), self.width)
 
     @property
     def fraction(self) -> int:
@@ -150,9 +154,14 @@ def power_of_two(scale: float) -> float:
     return float(2.0 ** math.ceil(math.log2(scale)))
 
 
-def wide_scale(absmax: float) -> float:
-    """Of 16 bits, with headroom."""
-    return (absmax or 1) * HEADROOM / operand_limits(ELEMENT_WIDTH)[1]
+def wide_scale(observed: Observed, *, power: bool) -> float:
+    """Of 16 bits, with headroom: the more samples, the less is what others exceed them by.
+
+    Where only whole bits can be won, that of one sample stays.
+    """
+    headroom = HEADROOM if power else HEADROOM / math.sqrt(max(observed.times, 1))
+    scale = (observed.absmax or 1) * (1 + headroom) / operand_limits(ELEMENT_WIDTH)[1]
+    return power_of_two(scale) if power else scale
 
 
 def narrow_scale(observed: Observed, *, power: bool) -> float:
@@ -171,7 +180,7 @@ def narrow_scale(observed: Observed, *, power: bool) -> float:
 def scale_of(observed: Observed, width: int, *, power: bool = False) -> float:
     if width < ELEMENT_WIDTH:
         return narrow_scale(observed, power=power)
-    return power_of_two(wide_scale(observed.absmax)) if power else wide_scale(observed.absmax)
+    return wide_scale(observed, power=power)
 
 
 # --- Softmax ---
@@ -185,7 +194,8 @@ def near_maximum(logits: Floats) -> Floats:
 
 def log2_format(observed: Observed) -> tuple[Format, int]:
     """16-bit format in units of log2 of natural logits, and the shift to SCORE_FRACTION."""
-    scale = power_of_two(wide_scale(observed.absmax * math.log2(math.e)))
+    bits = math.log2(math.e)
+    scale = wide_scale(Observed(observed.low * bits, observed.high * bits), power=True)
     fraction = min(-round(math.log2(scale)), SCORE_FRACTION)
     if fraction < 0:
         raise ValueError(f"scores reach {observed.absmax:.3g}, too far for a softmax of 16 bits")

@@ -22,11 +22,22 @@ class Precision:
         layers = tuple((pattern, *_bits(layer)) for pattern, layer in (overrides or {}).items())
         return Precision(*_bits(text), layers)
 
+    @staticmethod
+    def stated(text: str) -> "Precision":
+        """What `str` has made of one, as Programs keep it."""
+        bits, _, layers = text.partition(", ")
+        return Precision.parse(bits, dict(re.findall(r"(.+?): (w\d+a\d+)(?:, |$)", layers)))
+
     def of(self, name: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the node `name`."""
         matches = [bits for pattern, *bits in self.overrides if fnmatchcase(name, pattern)]
         weights, activations = matches[-1] if matches else (self.weights, self.activations)
         return weights, activations
+
+    def name_of(self, name: str) -> str:
+        """Such as w8a16."""
+        weights, activations = self.of(name)
+        return f"w{weights}a{activations}"
 
     def __str__(self) -> str:
         layers = [f"{pattern}: w{weights}a{activations}" for pattern, weights, activations in self.overrides]

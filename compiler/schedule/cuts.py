@@ -47,8 +47,9 @@ def _run(d: Drafting) -> None:
         d.unread.subtract(node.inputs)
         for x in d.late.intersection(node.inputs):
             d.unread.subtract(x.inputs)
-        node.draft(d)
-        make_normalisable(d, node)
+        with d.drafting(node):
+            node.draft(d)
+            make_normalisable(d, node)
     d.draft(Kind.END, "done")
     d.drafts[0].fields["rows"] = len(d.drafts)
 

@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Command, Kind
@@ -30,6 +33,7 @@ class Draft:
     fields: dict[str, Any]
     places: dict[str, Place]
     weights: tuple[Linear, Ints, Ints] | None = None  # with the positions of its features and channels
+    node: Node | None = None  # whose result it helps to make
 
     def command(self, image: Image) -> Command:
         addresses: dict[str, Any] = {name: span.address + offset for name, (span, offset) in self.places.items()}
@@ -61,6 +65,16 @@ class Tensor:
     def at(self, row: int = 0, column: int = 0) -> Place:
         """The column begins a chunk."""
         return self.span, row * self.stride + int(self.positions[column]) // self.chunk
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows from `first` and columns of a node's result, and where they are made."""
+
+    node: Node
+    tensor: Tensor
+    first: int
+    columns: Ints
 
 
 def blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
@@ -98,6 +112,8 @@ class Drafting:
     experts: list[tuple[int, ...]] = field(default_factory=list)
     problems: dict[str, dict[str, int]] = field(default_factory=dict)  # with the first sizes that would do
     unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
+    parts: list[Part] = field(default_factory=list)
+    node: Node | None = None  # that is being drafted
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes())
@@ -120,7 +136,14 @@ class Drafting:
     ) -> None:
         for span, _ in (places or {}).values():
             span.use(len(self.drafts))
-        self.drafts.append(Draft(kind, note, fields, places or {}, weights))
+        self.drafts.append(Draft(kind, note, fields, places or {}, weights, self.node))
+
+    @contextmanager
+    def drafting(self, node: Node) -> Iterator[None]:
+        """What is drafted meanwhile is the node's."""
+        before, self.node = self.node, node
+        yield
+        self.node = before
 
     # What must fit
 
@@ -172,11 +195,14 @@ class Drafting:
         if gathers and node in self.normalised and extent(out.positions) == node.shape[1]:
             self.gather(node, out)
         self.tensors[node] = out
+        self.parts.append(Part(node, out, 0, np.arange(node.shape[1])))
         return out
 
     def rows(self, node: Node, note: str, rows: int) -> Tensor:
         """A buffer of so many rows, as good as the node's for all that asks for its layout."""
         self.tensors[node] = self.buffer(note, rows, self.layouts[node], self.quantised.formats[node].width)
+        first = sum(part.tensor.rows for part in self.parts if part.node is node)
+        self.parts.append(Part(node, self.tensors[node], first, np.arange(node.shape[1])))
         return self.tensors[node]
 
     def operand(self, node: Node, x: Node) -> Tensor:

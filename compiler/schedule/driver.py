@@ -13,6 +13,7 @@ from patchloom.compiler.schedule.cuts import plan
 from patchloom.compiler.schedule.drafting import Draft
 from patchloom.compiler.schedule.errors import FitError
 from patchloom.compiler.schedule.image import ALIGNMENT, Image
+from patchloom.compiler.schedule.layers import layers
 
 
 def schedule(quantised: Quantised, config: Config) -> Program:
@@ -47,6 +48,7 @@ def _task(
         graph.task, commands, tuple(_by_input(graph, d.inputs)), tuple(d.outputs), d.input_bytes, d.output_bytes,
         sum(node.macs for node in graph.nodes()), tuple(draft.note for draft in d.drafts),
         tuple(Buffer(s.name, s.address, s.size, s.first, s.last) for s in d.spans), tuple(d.experts),
+        layers=tuple(layers(d)),
     )  # fmt: skip
 
 

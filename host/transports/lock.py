@@ -2,7 +2,12 @@
 
 import fcntl
 import os
+import tempfile
 from pathlib import Path
+
+from patchloom.host.errors import LinkError
+
+NAME = "patchloom"
 
 
 def try_lock(file: int) -> str:
@@ -12,6 +17,22 @@ def try_lock(file: int) -> str:
     except OSError:
         return _holder(file)
     return ""
+
+
+def lock_file(name: str) -> int:
+    """A locked file of all users of this computer, for a machine that has none of its own. Raises `LinkError`."""
+    path = Path(tempfile.gettempdir()) / f"{NAME}-{name}.lock"
+    old = os.umask(0)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise LinkError(f"{path} must be a file to lock, and cannot be opened: {error.strerror}") from error
+    finally:
+        os.umask(old)
+    if holder := try_lock(file):
+        os.close(file)
+        raise LinkError(f"the machine must be nobody else's: {holder} has it ({path})")
+    return file
 
 
 def _holder(file: int) -> str:

@@ -8,7 +8,6 @@ classes ran on a double of its device with the RTL behind it.
 import mmap
 import os
 import select
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,10 +20,9 @@ from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import REGISTERS
 from patchloom.host.device import PAGE, Device, Pages, Region, writable
 from patchloom.host.errors import CapacityError, LinkError
-from patchloom.host.transports.lock import try_lock
+from patchloom.host.transports.lock import NAME, lock_file, try_lock
 
 SLOWEST_HZ = 25e6  # of a machine of which nobody says more
-NAME = "patchloom"  # of the UIO device, as the board's device tree has it
 
 
 class Words(Protocol):
@@ -127,7 +125,7 @@ def pynq_device(bitstream: Path, registers: int, clock_hz: float, target: Any = 
     import pynq  # noqa: PLC0415 - only where it is installed
 
     with ExitStack() as opened:
-        opened.callback(os.close, _lock_file(f"pynq-{registers:x}"))
+        opened.callback(os.close, lock_file(f"pynq-{registers:x}"))
         pynq.Bitstream(str(bitstream), device=target).download()
         words = pynq.MMIO(registers, PAGE, device=target)
 
@@ -138,22 +136,6 @@ def pynq_device(bitstream: Path, registers: int, clock_hz: float, target: Any = 
                 raise CapacityError(f"PYNQ has no {size} bytes of contiguous memory left: {error}") from error
 
         return MappedDevice(words, allocate, clock_hz=clock_hz, close=opened.pop_all().close)
-
-
-def _lock_file(name: str) -> int:
-    """Of all users of this computer: a machine that is mapped has no file of its own."""
-    path = Path(tempfile.gettempdir()) / f"{NAME}-{name}.lock"
-    old = os.umask(0)
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise LinkError(f"{path} must be a file to lock, and cannot be opened: {error.strerror}") from error
-    finally:
-        os.umask(old)
-    if holder := try_lock(file):
-        os.close(file)
-        raise LinkError(f"the machine must be nobody else's: {holder} has it ({path})")
-    return file
 
 
 # --- UIO and u-dma-buf ---

@@ -4,16 +4,21 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.registers import MAGIC, REGISTERS
 from patchloom.host.device import Device, Pages, Region, writable
+from patchloom.host.transports.bus import Bus
+from patchloom.host.transports.etherbone import PATIENCE, Etherbone
 from patchloom.host.transports.levelling import Levelling, level
-from patchloom.host.transports.stream import Stream
-from patchloom.host.transports.uartbone import GIVES_UP, UartBone, Words
+from patchloom.host.transports.stream import Datagrams, Stream
+from patchloom.host.transports.uartbone import GIVES_UP, UartBone
+
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11; the driver runs on 3.10, too
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class SocMap:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Self":
         try:
             return cls.parse(json.loads(path.read_text()))
         except OSError as error:
@@ -51,21 +56,10 @@ class SocMap:
             raise InputError(f"{path} must be the map of a SoC as its build wrote it, and is not: {error}") from error
 
     @classmethod
-    def parse(cls, data: dict[str, Any]) -> Self:
+    def parse(cls, data: dict[str, Any]) -> "Self":
         memory, setup = Region(**data["memory"]), tuple(Step(**step) for step in data["setup"])
         levelling = data["levelling"] and Levelling(**data["levelling"])
         return cls(**{**data, "memory": memory, "setup": setup, "levelling": levelling})
-
-
-class Bus(Protocol):
-    """A SoC's bus over a link, as `UartBone`."""
-
-    stream: Stream
-
-    def read(self, address: int) -> int: ...
-    def write(self, address: int, value: int) -> None: ...
-    def fetch(self, address: int, count: int) -> Words: ...
-    def store(self, address: int, words: Words) -> None: ...
 
 
 class SocDevice(Device):
@@ -80,9 +74,14 @@ class SocDevice(Device):
         self._set_up()
 
     @classmethod
-    def uart(cls, soc: SocMap, stream: Stream) -> Self:
+    def uart(cls, soc: SocMap, stream: Stream) -> "Self":
         """Over UARTBone."""
-        return cls(soc, UartBone(stream, (soc.registers + REGISTERS["magic"].offset, MAGIC), soc.gives_up))
+        return cls(soc, UartBone(stream, _witness(soc), soc.gives_up))
+
+    @classmethod
+    def etherbone(cls, soc: SocMap, packets: Datagrams, patience: float = PATIENCE) -> "Self":
+        """Over Etherbone; `patience` is seconds for an answer."""
+        return cls(soc, Etherbone(packets, _witness(soc), patience))
 
     def _set_up(self) -> None:
         steps = self.soc.setup
@@ -138,11 +137,28 @@ class SocDevice(Device):
         """At a page boundary; never given back."""
         return self._pages.take(size)
 
+    @property
+    def doubts(self) -> int:
+        return self.bus.doubts
+
+    @property
+    def lost(self) -> bool:
+        return self.bus.lost
+
+    def reopen(self) -> None:
+        """Also the memory is initialised again if the board was without power."""
+        self.bus.reopen()
+        self._set_up()
+
     def now(self) -> float:
-        return self.bus.stream.now()
+        return self.bus.link.now()
 
     def sleep(self, seconds: float) -> None:
-        self.bus.stream.sleep(seconds)
+        self.bus.link.sleep(seconds)
 
     def close(self) -> None:
-        self.bus.stream.close()
+        self.bus.link.close()
+
+
+def _witness(soc: SocMap) -> tuple[int, int]:
+    return soc.registers + REGISTERS["magic"].offset, MAGIC

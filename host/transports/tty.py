@@ -14,6 +14,7 @@ from patchloom.host.transports.stream import Stream
 
 BITS = 10  # of a byte on the line: start, 8 data, stop
 DELAY = 1.0  # seconds: of the line's drivers on both sides, at the very worst
+REOPENED = 5.0  # seconds that a port that was lost has for coming back
 SPEEDS = {int(name[1:]): int(getattr(termios, name)) for name in dir(termios) if name[:1] == "B" and name[1:].isdigit()}
 
 
@@ -27,20 +28,48 @@ class Tty(Stream):
         if baud not in SPEEDS or baud == 0:
             known = ", ".join(str(speed) for speed in sorted(SPEEDS) if speed >= 9600)
             raise InputError(f"baud must be one of {known}, not {baud!r}")
-        self.path, self.rate, self.delay = str(path), baud / BITS, DELAY
+        self.path, self.baud, self.rate, self.delay = str(path), baud, baud / BITS, DELAY
+        self._lost = False
+        self._file: int | None = self._opened()
+
+    def _opened(self) -> int:
         try:
-            self._file: int | None = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            file = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
-            raise LinkError(f"{path} must be a serial port to open, and is not: {error.strerror}") from error
+            raise LinkError(f"{self.path} must be a serial port to open, and is not: {error.strerror}") from error
         try:
-            termios.tcgetattr(self._file)
-            if holder := try_lock(self._file):
-                self.close()
-                raise LinkError(f"{path} must be a serial port that nobody else uses: {holder} does")
-            self._configure(self._file, SPEEDS[baud])
+            self._claim(file)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _claim(self, file: int) -> None:
+        try:
+            termios.tcgetattr(file)
+            if holder := try_lock(file):
+                raise LinkError(f"{self.path} must be a serial port that nobody else uses: {holder} does")
+            self._configure(file, SPEEDS[self.baud])
         except termios.error as error:
-            self.close()
-            raise LinkError(f"{path} must be a serial port at {baud} baud, and is not: {error.args[-1]}") from error
+            why = f"at {self.baud} baud, and is not: {error.args[-1]}"
+            raise LinkError(f"{self.path} must be a serial port {why}") from error
+
+    def reopen(self) -> None:
+        """Whoever pulls a plug puts it back within seconds, or is told to."""
+        if not self._lost:
+            return
+        self._release()
+        limit = self.now() + REOPENED
+        while True:
+            try:
+                self._file, self._lost = self._opened(), False
+            except LinkError as error:
+                if self.now() > limit:
+                    text = f"{self.path} was lost and did not come back within {REOPENED:g} s; connect it and try again"
+                    raise LinkError(f"{text}: {error}") from error
+                self.sleep(REOPENED / 50)
+            else:
+                return
 
     @staticmethod
     def _configure(file: int, speed: int) -> None:
@@ -60,7 +89,7 @@ class Tty(Stream):
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._gone(error) from error
+                raise self._gone(error.args[-1]) from error
 
     def receive(self, size: int, seconds: float) -> bytes:
         limit, data = self.now() + seconds, bytearray()
@@ -70,9 +99,9 @@ class Tty(Stream):
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._gone(error) from error
+                raise self._gone(error.args[-1]) from error
             if not part:
-                raise LinkError(f"{self.path} was closed at its other end")
+                raise self._gone("it was closed at its other end")
             data += part
         return bytes(data)
 
@@ -86,7 +115,7 @@ class Tty(Stream):
         try:
             termios.tcflush(self._open, termios.TCIOFLUSH)
         except termios.error as error:
-            raise self._gone(error) from error
+            raise self._gone(error.args[-1]) from error
 
     def now(self) -> float:
         return time.monotonic()
@@ -100,10 +129,15 @@ class Tty(Stream):
             raise LinkError(f"{self.path} is closed")
         return self._file
 
-    def _gone(self, error: Exception) -> LinkError:
-        return LinkError(f"{self.path} was lost: {error.args[-1]}")
+    def _gone(self, why: str) -> LinkError:
+        self._lost = True
+        return LinkError(f"{self.path} was lost: {why}")
 
     def close(self) -> None:
+        self._lost = False
+        self._release()
+
+    def _release(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None

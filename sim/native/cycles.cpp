@@ -31,6 +31,7 @@ struct Job {
     const Count* lengths;  // [ROUTEs][max_experts], of the queues
     const Count* firsts;   // [ROUTEs][max_experts], the push that begins the queue
     Count* spans;          // [commands][2], first cycle and end
+    Count* ahead;          // [commands][2], end of the stager's and of the fetcher's
     Count* waits;          // [commands][WAITS]
     Count cycles, beats_read, beats_written;
     Count stuck_at;  // command that never ends, or -1
@@ -101,6 +102,8 @@ private:
     void count(Wires& w, bool booting) {
         const Count i = booting ? 0 : w.issuer_index;
         if (booting ? w.begun : issuer.index != i) job.spans[2 * i + 1] = job.spans[2 * i + 2] = cycle + 1;
+        if (stager.index != w.stager_index) job.ahead[2 * w.stager_index] = cycle + 1;
+        if (fetcher.index != w.fetcher_index) job.ahead[2 * w.fetcher_index + 1] = cycle + 1;
         if (w.issuer_waits == ISSUER_TILE) {
             if (w.starved) w.issuer_waits = ISSUER_WEIGHTS;
             if (w.loader_waits == LOADER_STAGER) w.issuer_waits = ISSUER_STAGER;

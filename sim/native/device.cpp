@@ -34,8 +34,8 @@ public:
         top->final();
     }
 
-    // A top need not have this port.
-    void state_digest(const uint32_t (&words)[4]) { tie(*top, words, 0); }
+    // A top need not have these ports.
+    void state_build(const uint32_t (&digest)[4], uint32_t clock_hz) { tie(*top, digest, clock_hz, 0); }
 
     void step() {
         settle();
@@ -117,11 +117,12 @@ public:
 
 private:
     template <class Top>
-    static auto tie(Top& top, const uint32_t (&words)[4], int) -> decltype(top.digest, void()) {
-        for (int i = 0; i < 4; i++) top.digest[i] = words[i];
+    static auto tie(Top& top, const uint32_t (&digest)[4], uint32_t clock_hz, int) -> decltype(top.digest, void()) {
+        for (int i = 0; i < 4; i++) top.digest[i] = digest[i];
+        top.clock_hz = clock_hz;
     }
     template <class Top>
-    static void tie(Top&, const uint32_t (&)[4], long) {}
+    static void tie(Top&, const uint32_t (&)[4], uint32_t, long) {}
 
     uint32_t hold_back() { return world.settings.stall_parts ? world.random.below(4) : 0; }
 
@@ -186,7 +187,7 @@ uint64_t device_cycles(Device* d) { return d->world.cycle; }
 const char* device_problem(Device* d) { return d->world.problem.c_str(); }
 void device_settings(Device* d, const Settings* s) { d->world.settings = *s; }
 void device_trace(Device* d, const char* path) { d->open_trace(path); }
-void device_digest(Device* d, const uint32_t (&words)[4]) { d->state_digest(words); }
+void device_build(Device* d, const uint32_t (&digest)[4], uint32_t clock_hz) { d->state_build(digest, clock_hz); }
 int device_run(Device* d, uint64_t cycles) { return d->run(cycles); }
 void device_step(Device* d, uint64_t cycles) {
     while (cycles--) d->step();

@@ -113,7 +113,7 @@ def test_no_block_waits_for_a_change(made):
 
 
 def test_wrapper_has_the_machines_ports(made):
-    """As the machine's own Verilog declares them, all but `digest`, which holds what the manifest says."""
+    """As the machine's own Verilog declares them, all but what the build states: the manifest's digest, the clock."""
     machine, wrapper = ((made / name).read_text() for name in ("patchloom.v", "patchloom_axi.v"))
     top = machine[machine.index("module patchloom(") :]
     top = top[: top.index("endmodule")]
@@ -122,9 +122,11 @@ def test_wrapper_has_the_machines_ports(made):
         for way, high, name in re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(\w+);$", top, re.MULTILINE)
     }
     outer = {found["name"]: (found["way"], int(found["high"] or 0)) for found in PORT.finditer(wrapper)}
-    assert inner.pop("digest") == ("input", 127)
+    assert (inner.pop("digest"), inner.pop("clock_hz")) == (("input", 127), ("input", 31))
     assert outer == inner
-    assert set(re.findall(r"\.(\w+)\(", wrapper)) == {*inner, "digest"}
+    assert set(re.findall(r"\.(\w+)\(", wrapper)) == {*inner, "digest", "clock_hz"}
+    assert "parameter [31:0] CLOCK_HZ = 0" in wrapper
+    assert ".clock_hz(CLOCK_HZ)" in wrapper
     assert f"128'h{json.loads((made / 'manifest.json').read_text())['digest']}" in wrapper
 
 

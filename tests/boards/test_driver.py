@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SHIM = """
 #include <stdint.h>
 extern uint32_t (*bus_read)(uintptr_t);
 extern void (*bus_write)(uintptr_t, uint32_t);
-extern uint32_t REGISTERS;
+extern uint32_t REGISTERS, IMAGE_BYTES, INPUT_BYTES, OUTPUT_BYTES;
 extern uint64_t IMAGE, INPUT, OUTPUT;
 #define REGISTERS REGISTERS
 #define LOOKS 1000000u
@@ -32,17 +33,23 @@ extern uint64_t IMAGE, INPUT, OUTPUT;
 POINTERS = """
 uint32_t (*bus_read)(uintptr_t);
 void (*bus_write)(uintptr_t, uint32_t);
-uint32_t REGISTERS;
+uint32_t REGISTERS, IMAGE_BYTES, INPUT_BYTES, OUTPUT_BYTES;
 uint64_t IMAGE, INPUT, OUTPUT;
 """
 
 
 class Machine(ctypes.Structure):
-    _fields_ = (("registers", ctypes.c_size_t), ("program", ctypes.c_uint64), ("watchdog", ctypes.c_uint32))
+    _fields_ = (
+        ("registers", ctypes.c_size_t), ("program", ctypes.c_uint64), ("program_bytes", ctypes.c_uint32),
+        ("watchdog", ctypes.c_uint32),
+    )  # fmt: skip
 
 
 class Frame(ctypes.Structure):
-    _fields_ = (("input", ctypes.c_uint64), ("output", ctypes.c_uint64), ("task", ctypes.c_uint8))
+    _fields_ = (
+        ("input", ctypes.c_uint64), ("output", ctypes.c_uint64), ("input_bytes", ctypes.c_uint32),
+        ("output_bytes", ctypes.c_uint32), ("task", ctypes.c_uint8), ("number", ctypes.c_uint32),
+    )  # fmt: skip
 
 
 class Failure(ctypes.Structure):
@@ -109,10 +116,10 @@ class Bench:
         self.broken: dict[str, int] = {}
         self.callbacks = pointed(self.library, self.read, self.write)
         task = program.tasks[0]
-        sizes = len(program.image), task.input_bytes, max(task.output_bytes for task in program.tasks)
-        self.image, self.input, self.output = (device.allocate(size).address for size in sizes)
+        self.sizes = len(program.image), task.input_bytes, max(task.output_bytes for task in program.tasks)
+        self.image, self.input, self.output = (device.allocate(size).address for size in self.sizes)
         device.put(self.image, program.image)
-        self.machine = Machine(BASE, self.image, 1 << 20)
+        self.machine = Machine(BASE, self.image, len(program.image), 1 << 20)
 
     def read(self, address):
         name = next(name for name, register in REGISTERS.items() if register.offset == address - BASE)
@@ -124,7 +131,7 @@ class Bench:
     def run(self, task, region, looks=LOOKS):
         self.device.put(self.input, region.astype("<i2").tobytes())
         self.device.put(self.output, bytes(self.program.tasks[task].output_bytes))  # not all of it is stored
-        frame = Frame(self.input, self.output, task)
+        frame = Frame(self.input, self.output, *self.sizes[1:], task)
         return self.library.patchloom_run(ctypes.byref(self.machine), ctypes.byref(frame), looks)
 
     def result(self, task):
@@ -153,14 +160,16 @@ def test_the_example(bench, model, program):
     bench.device.put(bench.input, region.astype("<i2").tobytes())
     for name, value in (("IMAGE", bench.image), ("INPUT", bench.input), ("OUTPUT", bench.output)):
         ctypes.c_uint64.in_dll(bench.library, name).value = value
-    ctypes.c_uint32.in_dll(bench.library, "REGISTERS").value = BASE
+    sizes = zip(("IMAGE_BYTES", "INPUT_BYTES", "OUTPUT_BYTES"), bench.sizes, strict=True)
+    for name, value in (("REGISTERS", BASE), *sizes):
+        ctypes.c_uint32.in_dll(bench.library, name).value = value
     assert bench.library.example_tasks(2) == -1
     np.testing.assert_array_equal(bench.result(1), execute(program, "second", region)[0])
     assert bench.library.example_tasks(3) == 2, "there are two"
 
 
 @pytest.mark.parametrize(("register", "value", "result"), [
-    ("magic", 0, NO_MACHINE), ("version", 2 << 16, OTHER_VERSION), ("version", 1 << 16, OTHER_VERSION),
+    ("magic", 0, NO_MACHINE), ("version", 3 << 16, OTHER_VERSION), ("version", 1 << 16 | 9, OTHER_VERSION),
     ("fingerprint", 1, OTHER_CONFIG), ("digest_3", 1, OTHER_BUILD),
 ])  # fmt: skip
 def test_other_machines(bench, register, value, result):
@@ -181,7 +190,16 @@ def test_a_machine_that_fails_runs_again(bench, model, program):
 def test_a_frame_that_is_late_and_one_that_is_not_ours(bench, model, program):
     region = model.region(program, 0, 0)
     assert bench.run(0, region, 3) == LATE
-    bench.broken["output_base_lo"] = 4096
-    assert bench.run(0, region) == STALE
-    bench.broken.clear()
-    assert bench.run(0, region) == OK
+    for register in ("output_base_lo", "input_bytes", "watchdog", "epoch", "frames"):
+        bench.broken[register] = 4096
+        assert bench.run(0, region, 10_000 if register != "frames" else LOOKS) == STALE
+        bench.broken.clear()
+        assert bench.run(0, region) == OK
+
+
+def test_checksum(bench, program):
+    found = ctypes.c_uint32()
+    assert bench.library.patchloom_checksum(ctypes.byref(bench.machine), LOOKS, ctypes.byref(found)) == OK
+    assert found.value == zlib.crc32(program.image)
+    bench.device.inject(bench.image, 8, axi.Response.DECERR)
+    assert bench.library.patchloom_checksum(ctypes.byref(bench.machine), LOOKS, ctypes.byref(found)) == FAILED

@@ -1,4 +1,4 @@
-"""The SoC of a board, simulated with its memory: sessions over its own link, in this process and on a terminal."""
+"""The SoC of a board, simulated with its memory; what every home has in common is in tests/host/test_homes.py."""
 
 import json
 import re
@@ -11,20 +11,16 @@ import patchloom
 from patchloom import cli
 from patchloom.boards.board import BoardError, board
 from patchloom.boards.simulated import simulate
-from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import InputError
-from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.host.errors import IdentityError, LinkError
 from patchloom.host.session import identify
 from patchloom.sim.cycles import predict, queue_lengths
 from patchloom.sim.interpret import execute
+from tests.machine import machine_of
 from tests.sim.models import TASKS, Model
 
 BOARD = board("ulx3s_85f")
-CONFIG = Config(
-    inputs=8, outputs=8, lanes=4, scratchpad_chunks=1024, max_rows=16, statistics_rows=128, max_experts=6, max_top_k=3,
-    command_depth=128, fifo_beats=64, bus_width=BOARD.memory.bus_width,
-)  # fmt: skip
+CONFIG = machine_of(BOARD.name)
 MODEL = Model(3)
 BASE = BOARD.memory.base
 
@@ -51,13 +47,6 @@ def check_frames(session, program):
         assert saturations == expected_saturations
 
 
-def test_session(soc, program):
-    with patchloom.Session(soc.device(), program) as session:
-        assert session.identity.fingerprint == CONFIG.fingerprint
-        assert session.identity.digest != 0
-        check_frames(session, program)
-
-
 def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
     """As a user runs it, who knows the port and the folder that `patchloom build` wrote."""
     soc.map.save(tmp_path / "soc.json")
@@ -67,7 +56,7 @@ def test_a_board_on_a_terminal(soc, program, tmp_path, monkeypatch, capsys):
     image = MODEL.calibration["image"][:2]
     np.save(tmp_path / "image.npy", image)
     with soc.terminal() as path:
-        line = f"run program --input image.npy --output out.npz --task {TASKS[0]} --device uart:{path} --project ."
+        line = f"run program image.npy --output out.npz --task {TASKS[0]} --device uart:{path} --project ."
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["patchloom", *line.split()])
         with pytest.raises(SystemExit) as caught:
@@ -93,17 +82,6 @@ def test_cycles(soc, program):
         predicted = predict(program, task, queues=queue_lengths(program, task, region), **BOARD.memory.timing).cycles
         # Into so short a frame falls one refresh more or less.
         assert abs(cycles - predicted) < 0.01 * predicted + BOARD.memory.refresh_cycles
-
-
-def test_errors_of_the_bus(soc, program):
-    """An address outside the memory ends the frame, which the next one does not notice."""
-    session = patchloom.Session(soc.device(), program)
-    device = session.device
-    device.write("program_base_lo", BASE + BOARD.memory.bytes)
-    device.write("control", 1)
-    device.wait(1)
-    assert device.read("error_code") == ErrorCode.READ_DECERR
-    check_frames(session, program)
 
 
 def test_cut_in_the_middle_of_a_burst(soc, program):

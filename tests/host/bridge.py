@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.registers import REGISTERS, Status
+from patchloom.compiler.machine.registers import REGISTERS
 from patchloom.host.device import Region
 from patchloom.host.errors import LinkError
 from patchloom.host.transports.soc import SocMap, Step
@@ -52,8 +52,7 @@ class Bridge:
 
     def load(self, address: int) -> int:
         if address in NAMES:
-            if self.machine.registers["status"] & Status.BUSY and self.machine.time >= self.machine.ends:
-                self.machine.wait(0)
+            self.machine.advance()
             return self.machine.read(NAMES[address])
         if address in self.controller:
             return self.controller[address]
@@ -95,9 +94,9 @@ class FakeStream(Stream):
             if answering:
                 answering -= 1
                 continue
-            answer = self.bridge.take(byte, self.machine.time)
-            answering = len(answer)
-            self.answer += self.garble(answer)
+            if answer := self.bridge.take(byte, self.machine.time):
+                answering = len(answer)
+                self.answer += self.garble(answer)
 
     def receive(self, size, seconds):
         self._check()
@@ -111,6 +110,9 @@ class FakeStream(Stream):
     def discard(self):
         self._check()
         self.answer.clear()
+
+    def reopen(self):
+        self._check()
 
     def now(self):
         return self.machine.time

@@ -166,7 +166,7 @@ class Bus(Phy):
     """Of a SoC: also the controller's register, which says who has the memory."""
 
     @property
-    def stream(self):
+    def link(self):
         return self
 
     def sleep(self, seconds):

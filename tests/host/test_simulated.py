@@ -138,6 +138,19 @@ def test_errors_of_the_bus(model, compiled):
         np.testing.assert_array_equal(session.frame(region, TASKS[0])[0], expected)
 
 
+def test_memory_that_does_not_answer(model, compiled):
+    """The machine gives up, then its reset; once the memory answers again the next frame is as if nothing had been."""
+    region, _ = input_region(compiled.task(TASKS[0]), {"image": model.calibration["image"][0]})
+    with SimulatedDevice(MACHINE, latency=1_200_000) as device, Session(device, compiled, watchdog=2000) as session:
+        with pytest.raises(DeviceError, match=r"WATCHDOG at command .*, detail 0x7d0"):
+            session.frame(region, TASKS[0])
+        with pytest.raises(DeadlineError, match=r"status <Status.OWED: 32>: the memory owes answers"):
+            session.frame(region, TASKS[0])
+        device.set_memory(latency=5)
+        device.step(250_000)
+        np.testing.assert_array_equal(session.frame(region, TASKS[0])[0], execute(compiled, TASKS[0], region)[0])
+
+
 def test_names_and_machines_that_are_refused(compiled):
     with pytest.raises(
         InputError, match=r"must be a Device or one of sim, soc:BOARD, .*, pynq:BITFILE, .*, not 'fpga'"
@@ -158,7 +171,10 @@ class Counting(SimulatedDevice):
 
 
 def test_a_thousand_frames(compiled, model):
-    """Of random inputs and tasks, overlapped: every element is the interpreter's, and no switch moves a weight."""
+    """Of random inputs and tasks, overlapped: every element is the interpreter's, and no switch moves a weight.
+
+    The machine computes in 95 % of all cycles, or more: the next frame waits in it.
+    """
     rng, given = np.random.default_rng(0), []
 
     def jobs():
@@ -170,12 +186,16 @@ def test_a_thousand_frames(compiled, model):
 
     with Counting(MACHINE, latency=5, jitter=9, stalls=0.1) as device, Session(device, compiled) as session:
         assert device.moved == len(compiled.image)
-        for number, (output, _, saturations) in enumerate(session.jobs(jobs())):
+        begun, busy = device.cycles, 0
+        for number, (output, cycles, saturations) in enumerate(session.jobs(jobs())):
+            busy += cycles
             region, task = given[number]
             expected, expected_saturations = execute(compiled, task, region)
             np.testing.assert_array_equal(output, expected)
             assert saturations == expected_saturations
         assert (number, {task for _, task in given}) == (999, set(TASKS))
+        print(f"busy in {busy / (device.cycles - begun):.1%} of {device.cycles - begun} cycles")
+        assert busy >= 0.95 * (device.cycles - begun)
         frames = sum(compiled.task(task).input_bytes + compiled.task(task).output_bytes for _, task in given)
         assert device.moved == len(compiled.image) + frames
 

@@ -12,6 +12,7 @@ from patchloom.sim.bench import Rules, Sink, Source, case, check_equal, cycles, 
 
 TIMEOUT = {"timeout_time": 2, "timeout_unit": "ms"}  # 200 000 cycles
 CASE = case()
+EVERYWHERE = {"window_first": 0, "window_last": (1 << 52) - 1}  # pages
 BYTES, FIFO, SEED = (int(CASE[name]) for name in ("beat_bytes", "fifo_beats", "seed"))
 
 
@@ -55,7 +56,7 @@ class Bench:
 @cocotb.test(**TIMEOUT)
 async def random_requests(dut):
     for latency in (0, 1, 90):
-        await start(dut, flush=0) if latency == 0 else None
+        await start(dut, flush=0, **EVERYWHERE) if latency == 0 else None
         bench = Bench(dut, latency=latency, lively=True) if latency == 0 else bench  # noqa: F821
         bench.memory.latency = latency
         await bench.read(requests(random.Random(SEED + latency), 25))
@@ -69,7 +70,7 @@ async def one_beat_a_cycle(dut):
     """Across bursts, long requests and requests of two beats, once the first latency has passed."""
     latency = FIFO // 2
     bench = Bench(dut, latency=latency)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     asked = [(BYTES * 3, 3 * FIFO), (0x10000, 2 * FIFO)] + [(0x20000 + 64 * i, 2) for i in range(3 * FIFO)]
     total = sum(beats for _, beats in asked)
     await bench.read(asked, deadline=latency + total + 30)
@@ -80,7 +81,7 @@ async def one_beat_a_cycle(dut):
 async def never_asks_for_more_than_fits(dut):
     bench = Bench(dut, latency=2)
     bench.sink.pause = True
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     asked = [(0, 10 * FIFO)]
     bench.source.queue.extend(packed(asked))
     await cycles(dut, 4 * FIFO)
@@ -95,7 +96,7 @@ async def never_asks_for_more_than_fits(dut):
 async def errors_are_kept_until_flush(dut):
     bad = {BYTES * 5: Response.SLVERR, BYTES * 9: Response.DECERR}
     bench = Bench(dut, lively=True, response=lambda address: bad.get(address, Response.OKAY))
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     await bench.read([(0, 5)])
     assert dut.error.value == 0
     for first, code in ((0, Response.SLVERR), (BYTES * 6, Response.DECERR)):
@@ -116,7 +117,7 @@ async def flush_in_every_phase(dut):
     """Flush at each cycle of a transfer, for one cycle or long; what follows is as if nothing had been."""
     rng = random.Random(SEED)
     bench = Bench(dut, latency=12, lively=True, response=lambda address: Response.SLVERR if address < 0x8000 else 0)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     for moment in range(90):
         bench.memory.latency = rng.choice([0, 3, 40])
         bench.source.queue.extend(packed([(BYTES * 7, FIFO), (0x2000, 3), (0x4000, 1)]))
@@ -138,7 +139,7 @@ async def flush_holds_a_raised_address(dut):
     bench = Bench(dut)
     blocked = True
     bench.memory.address_stalls = iter(lambda: blocked, None)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     bench.source.queue.extend(packed([(0, 8)]))
     await until(dut, lambda: bool(dut.m_axi_arvalid.value), 20, "ARVALID")
     dut.flush.value = 1
@@ -158,7 +159,7 @@ async def flush_holds_a_raised_address(dut):
 @cocotb.test(**TIMEOUT)
 async def idle_tells_of_work(dut):
     bench = Bench(dut, latency=30)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     assert dut.idle.value
     bench.source.queue.extend(packed([(0, 0)]))
     await cycles(dut, 10)
@@ -174,6 +175,48 @@ async def idle_tells_of_work(dut):
 
 
 @cocotb.test(**TIMEOUT)
+async def nothing_outside_the_window_is_read(dut):
+    """What lies before is, whole; then the engine waits, and a flush is all it takes."""
+    bench = Bench(dut, lively=True)
+    await start(dut, flush=0, window_first=0x10, window_last=0x12)
+    inside = 0x2000 // BYTES  # beats, of two pages
+    for outside in ((0xFFF8 // BYTES * BYTES, 1), (0x1_3000, 4), (0x7_0000_0000_1000, 1)):
+        await bench.read([(0x1_0000, 7), (0x1_1000, inside)])
+        assert not dut.outside.value
+        bench.source.queue.extend(packed([outside, (0x1_0000, 1)]))
+        await until(dut, lambda: bool(dut.outside.value), 1000, "outside")
+        await cycles(dut, 300)
+        assert not bench.sink.received
+        bench.source.stop()
+        dut.flush.value = 1
+        await cycles(dut, 3)
+        dut.flush.value = 0
+        bench.source.restart()
+    bench.source.queue.extend(packed([(0x1_2000, 2 * 4096 // BYTES)]))  # begins inside
+    await until(dut, lambda: bool(dut.outside.value), 4000, "outside")
+    assert all(0x1_0000 <= address <= 0x1_2FFF for address, _ in bench.memory.bursts)
+    dut.flush.value = 1
+    await cycles(dut, 200)
+    assert dut.idle.value
+
+
+@cocotb.test(**TIMEOUT)
+async def empty_tells_of_what_was_not_taken(dut):
+    bench = Bench(dut)
+    await start(dut, flush=0, **EVERYWHERE)
+    assert dut.empty.value
+    bench.sink.pause = True
+    await bench.source.send(packed([(0, 3)]), 10)
+    await cycles(dut, 100)
+    assert dut.idle.value
+    assert not dut.empty.value
+    bench.sink.pause = False
+    await bench.sink.receive(3, 100)
+    await cycles(dut, 2)
+    assert dut.empty.value
+
+
+@cocotb.test(**TIMEOUT)
 async def against_cocotbext_axi(dut):
     """An independent slave agrees with the memory of these benches."""
     ram = AxiRamRead(AxiReadBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, size=1 << 16)
@@ -181,7 +224,7 @@ async def against_cocotbext_axi(dut):
     ram.ar_channel.set_pause_generator(stalls(SEED, 0.3))
     ram.r_channel.set_pause_generator(stalls(SEED + 1, 0.3))
     source, sink = Source(dut, "request"), Sink(dut, "data", stalls(SEED + 2, 0.3))
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     asked = [(BYTES * 11, 300), (0x5000 - BYTES, 2), (0x7F00, 1)]
     source.queue.extend(packed(asked))
     want = [int.from_bytes(ram.read(a + i * BYTES, BYTES), "little") for a, beats in asked for i in range(beats)]

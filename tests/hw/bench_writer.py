@@ -11,6 +11,7 @@ from patchloom.hw.axi import Response
 from patchloom.hw.bundles import Request
 from patchloom.sim.bench import Rules, Source, case, check_equal, cycles, flowing, pack, stalls, start, until
 
+EVERYWHERE = {"window_first": 0, "window_last": (1 << 52) - 1}  # pages
 TIMEOUT = {"timeout_time": 2, "timeout_unit": "ms"}  # 200 000 cycles
 CASE = case()
 BYTES, SEED = (int(CASE[name]) for name in ("beat_bytes", "seed"))
@@ -67,7 +68,7 @@ class Bench:
 async def random_requests(dut):
     rng = random.Random(SEED)
     bench = Bench(dut, lively=True)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     pages = [0, 0x1000, 0x7FFF_F000, 0xFFFF_F000, 0x1_0000_0000, 0xFFFF_FFFF_FFF0_0000]
     for latency in (0, 1, 60):
         bench.memory.latency = latency
@@ -81,7 +82,7 @@ async def random_requests(dut):
 @cocotb.test(**TIMEOUT)
 async def one_beat_a_cycle(dut):
     bench = Bench(dut, latency=40)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     asked = [(BYTES * 3, 900), (0x10000, 500)] + [(0x20000 + 64 * i, 2) for i in range(300)]
     total = sum(beats for _, beats in asked)
     await bench.write(asked, deadline=total + 60)
@@ -91,7 +92,7 @@ async def one_beat_a_cycle(dut):
 async def many_answers_outstanding(dut):
     """Addresses stop while too many bursts are unanswered, and nothing is lost."""
     bench = Bench(dut, latency=400)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     await bench.write([(0x20000 + 64 * i, 1) for i in range(200)], deadline=3000)
 
 
@@ -99,7 +100,7 @@ async def many_answers_outstanding(dut):
 async def slave_that_waits_for_data(dut):
     """A slave may hold AWREADY until it sees WVALID."""
     bench = Bench(dut, lively=True, wait=True)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     await bench.write([(0, 40), (0x1000 - BYTES, 2), (0x3000, 1), (0x4000, 300)])
 
 
@@ -107,7 +108,7 @@ async def slave_that_waits_for_data(dut):
 async def errors_are_kept_until_flush(dut):
     bad = {0x1000: Response.SLVERR, 0x2000: Response.DECERR}
     bench = Bench(dut, response=lambda address: bad.get(address, Response.OKAY))
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     await bench.write([(0, 4)])
     assert dut.error.value == 0
     for asked, code in (((0x1000, 4), Response.SLVERR), ((0x2000, 1), Response.DECERR)):
@@ -123,11 +124,32 @@ async def errors_are_kept_until_flush(dut):
 
 
 @cocotb.test(**TIMEOUT)
+async def nothing_outside_the_window_is_written(dut):
+    bench = Bench(dut, lively=True)
+    await start(dut, flush=0, window_first=0x10, window_last=0x12)
+    await bench.write([(0x1_0000, 7), (0x1_2000, 4096 // BYTES)])
+    assert not dut.outside.value
+    before = len(bench.memory.order)
+    bench.begin([(0x1_3000, 1)])
+    await until(dut, lambda: bool(dut.outside.value), 1000, "outside")
+    await cycles(dut, 300)
+    assert len(bench.memory.order) == before
+    dut.flush.value = 1
+    bench.request.stop()
+    bench.data.stop()
+    await cycles(dut, 3)
+    dut.flush.value = 0
+    await cycles(dut, 3)
+    assert not dut.outside.value
+    assert dut.idle.value
+
+
+@cocotb.test(**TIMEOUT)
 async def flush_in_every_phase(dut):
     """What was taken from the stream is written, the rest of begun bursts is blank, and life goes on."""
     rng = random.Random(SEED)
     bench = Bench(dut, lively=True, response=lambda address: Response.SLVERR if address < 0x8000 else 0)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     for moment in range(120):
         bench.memory.latency = rng.choice([0, 3, 40])
         before, taken = len(bench.memory.order), bench.taken.transfers
@@ -154,7 +176,7 @@ async def request_right_after_flush(dut):
     """A request that waits at the door while the engine still completes is served afterwards, with its own data."""
     bench, blocked = Bench(dut, latency=50), False
     bench.memory.data_stalls = iter(lambda: blocked, None)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     bench.begin([(0, 8)])
     for _ in range(3):  # the burst hangs for want of its last beats
         bench.data.queue.pop()
@@ -176,7 +198,7 @@ async def flush_holds_a_raised_address(dut):
     bench = Bench(dut)
     blocked = True
     bench.memory.address_stalls = iter(lambda: blocked, None)
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     bench.request.queue.extend(packed([(0, 8)]))
     await until(dut, lambda: bool(dut.m_axi_awvalid.value), 20, "AWVALID")
     dut.flush.value = 1
@@ -196,7 +218,7 @@ async def against_cocotbext_axi(dut):
     ram.w_channel.set_pause_generator(stalls(SEED + 1, 0.3))
     ram.b_channel.set_pause_generator(stalls(SEED + 2, 0.3))
     request, data = Source(dut, "request"), Source(dut, "data", stalls(SEED + 3, 0.3))
-    await start(dut, flush=0)
+    await start(dut, flush=0, **EVERYWHERE)
     asked = [(BYTES * 11, 300), (0x5000 - BYTES, 2), (0x7F00, 1)]
     request.queue.extend(packed(asked))
     await data.send([content(at, 8 * BYTES) for at in addresses(asked)], 3000)

@@ -21,8 +21,15 @@ def test_map_is_dense_and_small_enough():
 def test_offsets_do_not_move():
     """Drivers in the field know these; a change of any is a new major version."""
     known = {"magic": 0x00, "version": 0x04, "fingerprint": 0x08, "control": 0x0C, "status": 0x10, "irq_status": 0x14}
-    known |= {"error_code": 0x18, "task": 0x20, "program_base_lo": 0x28, "output_base_hi": 0x3C, "cycles_lo": 0x40}
-    known |= {"command_index": 0x54, "digest_0": 0x58, "digest_3": 0x64}
+    known |= {"error_code": 0x18, "task": 0x20, "program_base_lo": 0x28, "output_base_hi": 0x3C, "output_bytes": 0x48}
+    known |= {
+        "epoch": 0x5C,
+        "frames": 0x60,
+        "cycles_lo": 0x68,
+        "command_index": 0x84,
+        "digest_0": 0x8C,
+        "digest_3": 0x98,
+    }
     assert {name: REGISTERS[name].offset for name in known} == known
 
 

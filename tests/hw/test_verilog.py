@@ -96,7 +96,7 @@ def test_digest_is_of_the_hardware(tmp_path):
     source = there / "patchloom" / "hw" / "registers.py"
     source.write_text(source.read_text() + "# the end\n")
     assert stated(there) == expected
-    changed = source.read_text().replace("cycles + 1", "cycles + 2")
+    changed = source.read_text().replace("cycles + self.busy", "cycles - self.busy")
     assert changed != source.read_text()
     source.write_text(changed)
     assert stated(there) != expected

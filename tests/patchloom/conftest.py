@@ -44,3 +44,24 @@ def program(mlp, samples):
 def saved(program, tmp_path):
     patchloom.save(program, tmp_path / "program")
     return tmp_path / "program"
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """Pictures for `mixture`, in [0, 1]."""
+    return np.random.default_rng(1).integers(0, 256, (8, 1, 8, 16)).astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture(scope="session")
+def mixture(models):
+    torch.manual_seed(0)
+    return models.Mixture().eval()
+
+
+@pytest.fixture(scope="session")
+def seeing(mixture, scenes):
+    """A Program of two tasks and a mixture, that takes pictures."""
+    return patchloom.compile(
+        mixture, (torch.from_numpy(scenes[:1]), 0), tasks=("classes", "number"), calibration=scenes,
+        preprocessing=patchloom.Preprocessing(size=(8, 16), mean=(0.0,), std=(1.0,)),
+    )  # fmt: skip

@@ -68,3 +68,47 @@ def not_a_module() -> int:
 
 def leaves() -> nn.Module:
     sys.exit("bye")
+
+
+class Experts(nn.Module):
+    """Two of four for each token, a gate for each of two tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(16, 4) for _ in range(2))
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 16)) for _ in range(4))
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        tokens = x.reshape(-1, 16)
+        score, index = self.gates[task](tokens).topk(2, dim=-1)
+        weight, out = score.softmax(dim=-1), torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            rows, slot = torch.where(index == number)
+            if rows.numel() == 0:
+                continue
+            out[rows] += weight[rows, slot, None] * expert(tokens[rows])
+        return out.reshape(x.shape)
+
+
+class Mixture(nn.Module):
+    """Patches of a picture in windows of 2 x 2, behind a class token; task 0 is a class for each, task 1 a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.token = nn.Conv2d(1, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
+        self.mixtures = nn.ModuleList(Experts() for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(16, classes) for classes in (3, 1))
+
+    def embedded(self, image: Tensor) -> Tensor:
+        """Tokens [batch, 9, 16], as the gates see them."""
+        patches = self.cut(image)
+        windows = patches.reshape(-1, 16, 1, 2, 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 8, 16)
+        return torch.cat([self.token.expand(len(windows), -1, -1), windows], 1)
+
+    def forward(self, image: Tensor, task: int) -> Tensor:
+        x = self.embedded(image)
+        for mixture in self.mixtures:
+            x = x + mixture(x, task)
+        y = self.heads[task](x)[:, 1:]
+        y = y.reshape(-1, 1, 2, 2, 2, y.shape[-1]).permute(0, 5, 1, 3, 2, 4)
+        return y.reshape(len(image), -1, 2, 4)

@@ -44,7 +44,7 @@ def test_compile_run_inspect(call, samples):
     assert (code, err) == (0, "")
     assert "tasks main" in out
 
-    code, out, err = call("run", "build/program", "--input", "samples.npy", "--output", "results/out.npz")
+    code, out, err = call("run", "build/program", "samples.npy", "--output", "results/out.npz")
     assert (code, err) == (0, "")
     assert "saturations: " in out
     expected = patchloom.run(patchloom.load("build/program"), samples)
@@ -53,7 +53,7 @@ def test_compile_run_inspect(call, samples):
         np.testing.assert_array_equal(results["main"], expected.outputs["main"])
         np.testing.assert_array_equal(results["raw/main"], expected.raw["main"])
 
-    code, out, err = call("run", "build/program", "--input", "samples.npy", "--output", "results/out.npz", "--json")
+    code, out, err = call("run", "build/program", "samples.npy", "--output", "results/out.npz", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
         "outputs": {"main": list(expected.outputs["main"].shape)},
@@ -89,21 +89,21 @@ FAILURES = {
     "compile shape.yaml -o p": "must be key: value pairs",
     "compile big.yaml -o p": "error: does not fit: ",
     "compile design.yaml -o .": "exists and is not a Program",
-    "run nowhere --input samples.npy --output o.npz": "cannot be read: No such file or directory",
-    "run program --input nowhere.npy --output o.npz": "error: nowhere.npy cannot be read: No such file or directory",
-    "run program --input design.yaml --output o.npz": "must be a file that ends in .npy, .npz, .safetensors",
-    "run program --input torn.npy --output o.npz": "error: torn.npy cannot be read: ",
-    "run program --input samples.npy --output o.txt": "error: --output must end in .npz, not 'o.txt'",
-    "run program --input samples.npy --output o.npz --task depth": "error: task must be one of main, not 'depth'",
-    "run program --input nan.npy --output o.npz": "error: input 'x' must be finite",
-    "run program --input named.npz --output o.npz": "error: named.npz must hold 'x'; it holds 'a', 'b'",
-    "run program --input samples.npy --output o.npz --engine hls --device sim": "error: --engine must be left out with",
-    "run program --input samples.npy --output o.npz --project .": "error: --project must be left out without --device",
-    "run program --input samples.npy --output o.npz --device usb": "must be a Device or one of sim, soc:BOARD, uart",
-    "run program --input samples.npy --output o.npz --device uart:tty": "needs the project that `patchloom build`",
-    "run program --input samples.npy --output o.npz --device uart:tty --project .": "error: manifest.json must be the",
-    "run program --input samples.npy --output o.npz --device pynq:a.bit": "needs the project that `patchloom build`",
-    "run program --input samples.npy --output o.npz --device uio:vision": "error: no uio device is named vision",
+    "run nowhere samples.npy --output o.npz": "cannot be read: No such file or directory",
+    "run program nowhere.npy --output o.npz": "error: nowhere.npy cannot be read: No such file or directory",
+    "run program design.yaml --output o.npz": "must be a file that ends in .npy, .npz, .safetensors",
+    "run program torn.npy --output o.npz": "error: torn.npy cannot be read: ",
+    "run program samples.npy --output o.txt": "error: --output must be a folder, or end in .npz, not 'o.txt'",
+    "run program samples.npy --output o.npz --task depth": "error: task must be one of main, not 'depth'",
+    "run program nan.npy --output o.npz": "error: input 'x' must be finite",
+    "run program named.npz --output o.npz": "error: named.npz must hold 'x'; it holds 'a', 'b'",
+    "run program samples.npy --output o.npz --engine hls --device sim": "error: --engine must be left out with",
+    "run program samples.npy --output o.npz --project .": "error: --project must be left out without --device",
+    "run program samples.npy --output o.npz --device usb": "must be a Device or one of sim, soc:BOARD, uart",
+    "run program samples.npy --output o.npz --device uart:tty": "needs the project that `patchloom build`",
+    "run program samples.npy --output o.npz --device uart:tty --project .": "error: manifest.json must be the",
+    "run program samples.npy --output o.npz --device pynq:a.bit": "needs the project that `patchloom build`",
+    "run program samples.npy --output o.npz --device uio:vision": "error: no uio device is named vision",
     "validate nowhere": "cannot be read: No such file or directory",
     "validate program --device usb": "must be a Device or one of sim, soc:BOARD, uart",
     "inspect design.yaml": "cannot be read",

@@ -218,7 +218,7 @@ def test_any_name_of_an_output_reaches_the_file(samples, tmp_path, monkeypatch):
     program = patchloom.compile(Named(FREE), torch.from_numpy(samples[:1]), calibration=samples)
     patchloom.save(program, tmp_path / "p")
     np.save("samples.npy", samples)
-    done = CliRunner().invoke(cli.app, ["run", "p", "--input", "samples.npy", "--output", "out.npz"])
+    done = CliRunner().invoke(cli.app, ["run", "p", "samples.npy", "--output", "out.npz"])
     assert done.exit_code == 0, done.output
     with np.load("out.npz") as outputs:
         assert {*FREE, *(f"raw/{name}" for name in FREE)} == set(outputs)
@@ -255,7 +255,7 @@ def test_outliers_are_none(program, samples):
 def test_the_command_line_warns_or_refuses(strict, code, saved, samples, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("bytes.npy", np.full(samples.shape, 255, np.uint8))
-    words = ["patchloom", "run", str(saved), "--input", "bytes.npy", "--output", "out.npz", *strict]
+    words = ["patchloom", "run", str(saved), "bytes.npy", "--output", "out.npz", *strict]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as end:
         cli.main()

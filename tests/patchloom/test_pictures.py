@@ -363,8 +363,7 @@ def test_the_command_line_takes_pictures(program, photos, call):
     patchloom.save(program, Path("program"))
     expected = patchloom.run(program, photos)
     for count, given in ((1, photos[:1]), (3, photos)):
-        words = [word for path in given for word in ("--input", path)]
-        assert call("run", "program", *words, "--output", "out.npz") == (0, "")
+        assert call("run", "program", *given, "--output", "out.npz") == (0, "")
         with np.load("out.npz") as results:
             wanted = expected.raw["main"] if count > 1 else expected.raw["main"][0]
             np.testing.assert_array_equal(results["raw/main"], wanted)
@@ -372,11 +371,11 @@ def test_the_command_line_takes_pictures(program, photos, call):
     for path in photos:
         shutil.copy(path, "folder")
     Path("folder/notes.txt").write_text("mine")
-    assert call("run", "program", "--input", "folder", "--output", "out.npz", "--json") == (0, "")
+    assert call("run", "program", "folder", "--output", "out.npz", "--json") == (0, "")
     with np.load("out.npz") as results:
         np.testing.assert_array_equal(results["raw/main"], patchloom.run(program, sorted(photos)).raw["main"])
     np.save("bytes.npy", noise(2, 3, 8, 12))
-    assert call("run", "program", "--input", "bytes.npy", "--output", "out.npz") == (0, "")
+    assert call("run", "program", "bytes.npy", "--output", "out.npz") == (0, "")
     with np.load("out.npz") as results:
         np.testing.assert_array_equal(
             results["raw/main"], patchloom.run(program, noise(2, 3, 8, 12).transpose(0, 2, 3, 1)).raw["main"]
@@ -388,22 +387,21 @@ def test_the_command_line_tells_what_is_wrong(program, photos, call):
     Path("photos").mkdir()
     np.save("a.npy", noise(3, 8, 12))
     cases = {
-        ("0.png", "a.npy"): "--input must be pictures, and the task's only input, or one file of arrays, not '0.png'",
-        ("a.npy", "a.npy"): "--input must be pictures, or one file of arrays, not 'a.npy', 'a.npy'",
+        ("0.png", "a.npy"): "inputs must be pictures, and the task's only input, or one file of arrays, not '0.png'",
+        ("a.npy", "a.npy"): "inputs must be pictures, or one file of arrays, not 'a.npy', 'a.npy'",
         ("photos",): "photos must have pictures that end in .png, .jpg, .jpeg, and there are none",
         ("a.txt",): "a.txt must be a file that ends in .npy, .npz, .safetensors, .png, .jpg, .jpeg",
         ("no.jpg",): "input 'image': no.jpg cannot be read: No such file or directory",
     }  # fmt: skip
     for paths, text in cases.items():
-        words = [word for path in paths for word in ("--input", path)]
-        code, err = call("run", "program", *words, "--output", "out.npz")
+        code, err = call("run", "program", *paths, "--output", "out.npz")
         assert (code, Path("out.npz").exists()) == (1, False)
         assert err.startswith(f"error: {text}")
 
 
 def test_conversions_are_a_warning_and_an_error_with_strict(program, call):
     patchloom.save(program, Path("program"))
-    words = ["run", "program", "--input", saved(noise(20, 30)), "--output", "out.npz"]
+    words = ["run", "program", saved(noise(20, 30)), "--output", "out.npz"]
     said = "input 'image': a.png is grey and became three equal channels"
     assert call(*words, "--strict") == (1, f"error: {said}\n")
     assert not Path("out.npz").exists()

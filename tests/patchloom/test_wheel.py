@@ -21,6 +21,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import patchloom
+from patchloom.boards.deploy import PROJECT
+from patchloom.hw.folder import write_project
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -133,7 +135,7 @@ def test_everything_works(wheel, user, call, tmp_path, samples):
     assert {path.name for path in (tmp_path / "home/.cache/patchloom").iterdir()} >= {"hls", "verilog"}
 
     call(commands, "patchloom", "compile", "design.yaml", "-o", "designed")
-    call(commands, "patchloom", "run", "designed", "--input", "samples.npy", "--output", "out.npz")
+    call(commands, "patchloom", "run", "designed", "samples.npy", "--output", "out.npz")
     call(commands, "patchloom", "hls", "designed", "designed-hls")
     with np.load(user / "out.npz") as results:
         expected = patchloom.run(patchloom.load(user / "designed"), samples)
@@ -161,6 +163,33 @@ def test_base_alone_loads_and_runs(wheel, user, call, tmp_path, program, samples
     assert call(commands, "patchloom", "--version").strip() == patchloom.__version__
     assert "compile" in call(commands, "patchloom", "--help")
     assert "main" in call(commands, "patchloom", "inspect", "program")
-    call(commands, "patchloom", "run", "program", "--input", "samples.npy", "--output", "out.npz")
+    call(commands, "patchloom", "run", "program", "samples.npy", "--output", "out.npz")
     with pytest.raises(AssertionError, match=r"patchloom compile needs .*patchloom\[compile\]"):
         call(commands, "patchloom", "compile", "design.yaml", "-o", "designed")
+    with pytest.raises(AssertionError, match=r"patchloom report needs .*patchloom\[report\]"):
+        call(commands, "patchloom", "report", "program", "--design", "design.yaml", "--data", "samples.npy")
+
+
+def test_the_drivers_wheel_needs_numpy_alone(wheel, user, call, tmp_path, program):
+    """A folder for a board, made by an installed wheel; in it the driver's, which is installed beside NumPy."""
+    facts = {
+        "format": PROJECT,
+        "board": "kv260",
+        "digest": "0" * 32,
+        "fingerprint": f"{program.config.fingerprint:08x}",
+    }
+    write_project(user / "project", {"README.md": "how to build"}, facts)
+    patchloom.save(program, user / "program")
+    deploy = ("patchloom", "deploy", "program", "--project", "project", "-o", "deployed")
+    call(install(wheel, set(), tmp_path / "venv"), *deploy)
+    (user / "tests" / "host").mkdir(parents=True)
+    for name in ("fake.py", "interpreted.py"):
+        shutil.copy(ROOT / "tests" / "host" / name, user / "tests" / "host")
+    [driver] = (user / "deployed" / "driver").iterdir()
+    told = call(install(driver, set(), tmp_path / "driver"), "python", "driver.py").splitlines()
+    assert told[0].startswith("main: pass, ")
+    assert told[1:3] == [
+        "a Session on 'sim' needs patchloom.sim.device: pip install 'patchloom[sim]'",
+        "patchloom.compile needs patchloom.compiling: pip install 'patchloom[compile]'",
+    ]
+    assert told[-1].startswith(str(tmp_path / "driver"))

@@ -4,6 +4,7 @@ Run by test_machine. The case holds tasks: image, input region, output region an
 """
 
 import random
+import zlib
 from dataclasses import dataclass
 
 import cocotb
@@ -23,6 +24,7 @@ CONFIG, SEED = config_of(CASE), int(CASE["seed"])
 BEAT, BASE = CONFIG.beat_bytes, 0x7_FFF0_0000
 DEADLINE = 200_000  # cycles of a task
 PAGE = 4096
+SPACES = ("program", "input", "output")
 
 
 @dataclass
@@ -115,12 +117,17 @@ class Driver:
             self.memory.put(at, raw)
             places.append(at)
             at += -(-len(raw) // PAGE) * PAGE
-        for name, address in zip(("program_base", "input_base", "output_base"), (*places, at), strict=True):
-            await self.set(name, address)
-        await self.set("task", job.number)
+        await self.settle(job, (*places, at))
         await self.set("watchdog", watchdog)
         await self.set("control", Control.START | Control.IRQ_ENABLE)
         return at
+
+    async def settle(self, job: Job, places: tuple[int, int, int]) -> None:
+        """What a start takes."""
+        for space, address, raw in zip(SPACES, places, (job.image, job.region, job.output), strict=True):
+            await self.set(f"{space}_base", address)
+            await self.set(f"{space}_bytes", len(raw))
+        await self.set("task", job.number)
 
     async def interrupt(self, deadline: int = DEADLINE) -> int:
         """Wait for it, acknowledge it; returns the status."""
@@ -139,12 +146,21 @@ class Driver:
         assert await self.interrupt() == Status.DONE
         assert await self.get("error_code") == 0
         assert 0 < await self.get("cycles_lo") < DEADLINE
+        assert await self.get("beats_written") == len(self.memory.writes.written)
         self.memory.check()
         return self.memory.get(at, len(job.output)), await self.get("saturations")
 
     async def run(self, job: Job) -> None:
         """All must be as the interpreter says."""
         assert await self.measure(job) == (job.output, job.saturations)
+
+    async def ended(self, job: Job, at: int) -> None:
+        """Of several that are on their way, the first."""
+        await until(self.dut, lambda: bool(self.dut.irq.value), DEADLINE, "the interrupt")
+        written = self.memory.writes.written
+        output = b"".join(written.get(at + i, 0).to_bytes(BEAT, "little") for i in range(0, len(job.output), BEAT))
+        assert (output, await self.get("saturations")) == (job.output, job.saturations)
+        await self.set("irq_status", Interrupt.DONE)
 
     async def failed(self, code: ErrorCode, detail: int | None = None) -> None:
         assert await self.interrupt() == Status.ERROR
@@ -207,11 +223,9 @@ async def against_cocotbext_axi(dut):
     await start(dut)
     job = Job.all()[0]
     places = (0x10000, 0x60000, 0x80000)
-    for name, address in zip(("program_base", "input_base", "output_base"), places, strict=True):
-        await driver.set(name, address)
+    await driver.settle(job, places)
     ram.write(places[0], job.image)
     ram.write(places[1], job.region)
-    await driver.set("task", job.number)
     await driver.set("control", Control.START | Control.IRQ_ENABLE)
     assert await driver.interrupt() == Status.DONE
     assert ram.read(places[2], len(job.output)) == job.output
@@ -279,6 +293,137 @@ async def refusals(dut):
 
 
 @cocotb.test(**TIMEOUT)
+async def regions(dut):
+    """A transfer beyond its region, or to another than its own: refused before anything of the task is done."""
+    driver = await machine(dut)
+    job, memory = Job.all()[0], driver.memory
+    await driver.run(job)
+    load, store = int(CASE["load"]), int(CASE["store"])
+    beats = int(CASE["load_beats"])
+    for other, where in (
+        (changed(job, load, dma_beats=beats + CONFIG.word_beats), load),
+        (changed(job, load, dma_beats=(1 << 28) - 1), load),
+        (changed(job, load, dma_address=len(job.region)), load),
+        (changed(job, load, dma_address=(1 << 40) - BEAT), load),
+        (changed(job, load, dma_address=1 << 32), load),
+        (changed(job, load, dma_space=2), load),
+        (changed(job, store, dma_address=len(job.output)), store),
+        (changed(job, store, dma_space=0), store),
+        (Job(job.image, job.number, job.region[:-BEAT], job.output, job.saturations), load),
+    ):
+        memory.writes.written.clear()
+        await driver.begin(other)
+        await driver.failed(ErrorCode.BEYOND_REGION, where)
+        assert not memory.writes.written
+        await driver.reset()
+        await driver.run(job)
+
+
+@cocotb.test(**TIMEOUT)
+async def windows(dut):
+    """Neither read nor written outside, whatever bases say."""
+    driver = await machine(dut)
+    job, memory = Job.all()[0], driver.memory
+    await driver.run(job)
+    at = max(memory.writes.written)
+    await driver.set("window_first", BASE)
+    await driver.set("window_last", at)
+    await driver.run(job)
+    output = BASE + sum(-(-len(raw) // PAGE) * PAGE for raw in (job.image, job.region))
+    for first, last, code in (
+        (BASE + PAGE, at, ErrorCode.READ_OUTSIDE),
+        (BASE, output - 1, ErrorCode.WRITE_OUTSIDE),
+        (at + PAGE, at, ErrorCode.READ_OUTSIDE),
+    ):
+        await driver.set("window_first", first)
+        await driver.set("window_last", last)
+        memory.writes.written.clear()
+        reads = len(memory.reads.bursts)
+        await driver.begin(job)
+        await driver.failed(code)
+        assert all(address >= first for address, _ in memory.reads.bursts[reads:])
+        assert not memory.writes.written
+        await driver.reset()
+        await driver.set("window_first", BASE)
+        await driver.set("window_last", at)
+        await driver.run(job)
+
+
+@cocotb.test(**TIMEOUT)
+async def unread(dut):
+    """A command that reads more than it needs ends with an error, not with the next task's commands behind a beat."""
+    driver = await machine(dut)
+    job = Job.all()[0]
+    load, beats = int(CASE["weights"]), int(CASE["weights_beats"])
+    await driver.begin(changed(job, load, dma_beats=beats + CONFIG.word_beats))
+    assert await driver.interrupt() == Status.ERROR
+    assert await driver.get("error_code") in (ErrorCode.UNREAD, ErrorCode.WATCHDOG)
+    await driver.reset()
+    await driver.run(job)
+
+
+@cocotb.test(**TIMEOUT)
+async def checksums(dut):
+    """Of any region; tasks before and behind are as ever."""
+    driver = await machine(dut)
+    job, rng = Job.all()[0], random.Random(SEED)
+    await driver.run(job)
+    data = rng.randbytes(4096)
+    driver.memory.put(BASE, data)
+    for size in (0, 3, 4, BEAT - 4, BEAT, BEAT + 4, 1000, 4096, *(rng.randrange(4096) for _ in range(6))):
+        start = rng.randrange((4096 - size) // BEAT + 1) * BEAT
+        await driver.set("program_base", BASE + start)
+        await driver.set("program_bytes", size)
+        await driver.set("control", Control.CHECKSUM | Control.IRQ_ENABLE)
+        for _ in range(6000):
+            if not await driver.get("status") & Status.BUSY:
+                break
+        assert await driver.get("checksum") == zlib.crc32(data[start : start + size])
+    assert not await driver.get("irq_status")
+    await driver.run(job)
+    await driver.set("window_first", BASE + PAGE)
+    await driver.set("control", Control.CHECKSUM)
+    await cycles(dut, 100)
+    assert await driver.get("status") == Status.ERROR
+    await driver.reset()
+    await driver.set("window_first", 0)
+    await driver.run(job)
+
+
+@cocotb.test(**TIMEOUT)
+async def queue(dut):
+    """The next frame is given while one runs, and begins when it has ended; each end is told by itself."""
+    driver = await machine(dut)
+    jobs, rng = Job.all(), random.Random(SEED)
+    size = 1 << 20
+    waiting, begun = [], 0
+    for number in range(12):
+        job = rng.choice(jobs)
+        start = BASE + number % 3 * size
+        places = tuple(start + part * size // 4 for part in range(3))
+        if number > 1:
+            await driver.ended(*waiting.pop(0))
+            await cycles(dut, rng.choice([0, 0, 30_000]))
+        for _ in range(100_000):
+            if not await driver.get("status") & Status.QUEUED:
+                break
+        for raw, place in zip((job.image, job.region), places, strict=False):
+            driver.memory.put(place, raw)
+        for address in range(places[2], places[2] + len(job.output), BEAT):
+            driver.memory.writes.written.pop(address, None)
+        await driver.settle(job, places)
+        await driver.set("control", Control.START | Control.IRQ_ENABLE)
+        waiting.append((job, places[2]))
+        begun += 1
+        assert await driver.get("frames") <= begun
+    while waiting:
+        await driver.ended(*waiting.pop(0))
+    assert await driver.get("frames") == begun
+    assert await driver.get("status") == Status.DONE
+    driver.memory.check()
+
+
+@cocotb.test(**TIMEOUT)
 async def watchdog(dut):
     """Memory stops answering; once it answers again, a soft reset is all it takes."""
     driver = await machine(dut)
@@ -301,7 +446,7 @@ async def watchdog(dut):
 
 @cocotb.test(**TIMEOUT)
 async def watchdog_off(dut):
-    """Limit 0 waits for ever; an early limit does not bark at a slow but living memory."""
+    """Limit 0 waits for ever."""
     driver = await machine(dut)
     job = Job.all()[0]
     at = await driver.begin(job, watchdog=0)

@@ -27,6 +27,7 @@ class Copier(wiring.Component):
         axi.forward(m, writer.bus, self.bus)
         axi.forward(m, registers.control, self.control)
         wiring.connect(m, reader.data, writer.data)
+        wiring.connect(m, registers.window, reader.window, writer.window)
 
         busy, settling = Signal(), Signal()
         error = reader.error | writer.error

@@ -152,6 +152,9 @@ def test_where_cycles_go(config):
         ):
             issuer = sum(cycles for name, cycles in waits.items() if name.startswith("issuer."))
             assert end - begin - issuer == (count if command.kind == Kind.MATMUL else 0)
+        issued = [end for _, end in p.per_command]
+        assert all(ends == sorted(ends) for ends in p.ahead.values())
+        assert sum(p.ahead["fetcher"]) < sum(p.ahead["stager"]) <= sum(issued)
         assert set(p.waits) == set(WAITS)
         for unit in cycles.UNITS:
             assert 0 < sum(n for name, n in p.waits.items() if name.startswith(f"{unit}.")) <= p.cycles

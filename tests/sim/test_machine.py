@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchloom.compiler.machine.commands import Kind
+from patchloom.compiler.machine.commands import Kind, Space
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.program import Program
 from patchloom.compiler.machine.registers import ErrorCode
@@ -42,6 +42,11 @@ CONFIGS = {
         inputs=8, outputs=4, lanes=4, bus_width=64, scratchpad_copies=1, epilogue_lanes=1, **SIZES
     ),
 }
+# The first of their kinds.
+PLACES = {
+    "load": (Kind.LOAD, Space.INPUT), "weights": (Kind.MATMUL, Space.PROGRAM), "store": (Kind.STORE, Space.OUTPUT),
+    "last": (Kind.END, Space.PROGRAM),
+}  # fmt: skip
 PRECISIONS = ("w8a8", "w8a16", "w16a16")
 Result = tuple[list[int], int]  # output region, saturations
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -106,15 +111,20 @@ def test_models(config):
 
 @pytest.mark.parametrize(
     "scenario",
-    ["against_cocotbext_axi", "soft_reset_at_any_moment", "bus_errors", "refusals", "watchdog", "watchdog_off"],
-)
+    [
+        "against_cocotbext_axi", "soft_reset_at_any_moment", "bus_errors", "refusals", "regions", "windows", "unread",
+        "checksums", "queue", "watchdog", "watchdog_off",
+    ],
+)  # fmt: skip
 def test_scenario(scenario):
     """What can go wrong on the way, and that a soft reset mends it: each is a test in bench_machine.py."""
     model = Model(3)
     program = model.compiled(SQUARE, "w8a8")
     jobs = [Job(program, task, model.region(program, task, task)) for task in range(len(TASKS))]
-    last = [command.kind for command in program.tasks[0].commands].index(Kind.END)
-    simulate(Top(SQUARE), BENCH, case=as_case(SQUARE) | as_jobs(jobs) | {"last": last}, tests=scenario)
+    commands = program.tasks[0].commands
+    places = {name: [(c.kind, c.dma_space) for c in commands].index(what) for name, what in PLACES.items()}
+    beats = {f"{name}_beats": commands[place].dma_beats for name, place in places.items()}
+    simulate(Top(SQUARE), BENCH, case=as_case(SQUARE) | as_jobs(jobs) | places | beats, tests=scenario)
 
 
 # --- In this process ---

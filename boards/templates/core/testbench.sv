@@ -264,12 +264,15 @@ module testbench;
     check_register(`PATCHLOOM_REG_DIGEST_0, `PATCHLOOM_DIGEST_0, "digest_0");
     check_register(`PATCHLOOM_REG_DIGEST_3, `PATCHLOOM_DIGEST_3, "digest_3");
 
-    // 2. Where image, input and output are, which task, and how long a standstill may last.
+    // 2. Where image, input and output are and how large, which task, and how long one command may take.
     write_base(`PATCHLOOM_REG_PROGRAM_BASE_LO, 0);
     write_base(`PATCHLOOM_REG_INPUT_BASE_LO, input_at);
     write_base(`PATCHLOOM_REG_OUTPUT_BASE_LO, output_at);
+    write_register(`PATCHLOOM_REG_PROGRAM_BYTES, image_beats * BYTES);
+    write_register(`PATCHLOOM_REG_INPUT_BYTES, input_beats * BYTES);
+    write_register(`PATCHLOOM_REG_OUTPUT_BYTES, elements * 2);
     write_register(`PATCHLOOM_REG_TASK, facts[5]);
-    write_register(`PATCHLOOM_REG_WATCHDOG, 100_000);
+    write_register(`PATCHLOOM_REG_WATCHDOG, 10_000_000);
 
     // 3. Start, and wait for the interrupt.
     write_register(`PATCHLOOM_REG_CONTROL, `PATCHLOOM_CONTROL_START | `PATCHLOOM_CONTROL_IRQ_ENABLE);
@@ -284,6 +287,7 @@ module testbench;
     check_register(`PATCHLOOM_REG_STATUS, `PATCHLOOM_STATUS_DONE, "status");
     check_register(`PATCHLOOM_REG_ERROR_CODE, `PATCHLOOM_ERROR_CODE_NONE, "error_code");
     check_register(`PATCHLOOM_REG_SATURATIONS, facts[6], "saturations");
+    check_register(`PATCHLOOM_REG_FRAMES, 1, "frames");
     read_register(`PATCHLOOM_REG_CYCLES_LO, cycles);
 
     // 5. Acknowledge.

@@ -109,7 +109,7 @@ def test_round_trip(program: Program, saved: Path):
     again = load(saved)
     for (name, loaded), (_, stored) in zip(leaves(again, "program"), leaves(program, "program"), strict=True):
         assert loaded == stored, name
-    assert set(defaults(program)) == {"Port.preprocessing"}  # of outputs, which have none
+    assert set(defaults(program)) == {"Port.preprocessing", "Layer.pieces"}  # of outputs; of what is loaded or stored
     assert all(port.preprocessing == PREPROCESSING for task in again.tasks for port in task.inputs)
     inputs = {name: array[0] for name, array in samples(transformer(), 1).items()}
     assert np.array_equal(run(again, inputs)["y"], run(program, inputs)["y"])
@@ -122,11 +122,12 @@ def test_saving_twice_gives_the_same_bytes(program: Program, saved: Path):
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_program_of_before_has_neither_preprocessing_nor_goldens(program: Program, saved: Path):
+def test_a_program_of_before_has_neither_preprocessing_nor_goldens_nor_layers(program: Program, saved: Path):
     edited(saved, lambda d: d["tasks"][0]["inputs"][0].pop("preprocessing"))
-    edited(saved, lambda d: (d["tasks"][0].pop("golden"), d["files"].pop("golden")))
+    edited(saved, lambda d: (d["tasks"][0].pop("golden"), d["files"].pop("golden"), d["tasks"][0].pop("layers")))
     again = load(saved)
     assert again.tasks[0].inputs[0].preprocessing is again.tasks[0].golden is None
+    assert again.tasks[0].layers == ()
     assert (again.image, again.config.fingerprint) == (program.image, program.config.fingerprint)
 
 
@@ -314,6 +315,16 @@ def kept(document):
     return document["tasks"][0]["inputs"][0]["preprocessing"]
 
 
+def layer(document, **fields):
+    """The first that commands compute, with other fields; those of its first piece by number."""
+    found = next(layer for layer in document["tasks"][0]["layers"] if layer["pieces"])
+    for name, value in fields.items():
+        if name.startswith("piece"):
+            found["pieces"][0][int(name[5:])] = value
+        else:
+            found[name] = value
+
+
 @pytest.mark.parametrize(("edit", "text"), [
     (lambda d: d.update(format="cake"), "is not the manifest of a Program: its format is 'cake'"),
     (lambda d: d.pop("tasks"), "is malformed: it has no 'tasks'"),
@@ -347,6 +358,24 @@ def kept(document):
     (lambda d: kept(d).update(size=[24, 20]), r"must have the shape \[24, 20\] of its preprocessing, not \[20, 24\]"),
     (lambda d: d["tasks"][0]["inputs"][0].update(preprocessing=None), "is malformed: None is not of type dict"),
     (lambda d: d["tasks"][0]["outputs"][0].update(preprocessing=kept(d)), "output 'y' has a preprocessing, which only"),
+    (lambda d: d["tasks"][0]["layers"][0].pop("scale"), "a layer has name, .*, and 'scale' is missing or not one of"),
+    (lambda d: layer(d, zero=0), "and 'zero' is missing or not one of them"),
+    (lambda d: layer(d, name="\x1b[2J"), "must be called something printable"),
+    (lambda d: layer(d, width=12), "layer 'embed' must have 8 or 16 bits, not 12"),
+    (lambda d: layer(d, scale=0.0), "layer 'embed' must have a positive scale, not 0.0"),
+    (lambda d: layer(d, scale=1), "is malformed: 1 is not of type float"),
+    (lambda d: layer(d, low=2.0, high=1.0), "layer 'embed' must have a finite range, not 2.0 to 1.0"),
+    (lambda d: layer(d, macs=-1), "must have no fewer than 0 multiply-accumulates, not -1"),
+    (lambda d: layer(d, shape=[0, 32]), "must have rows and columns, not 0 x 32"),
+    (lambda d: layer(d, shape=[20]), "is malformed: not enough values to unpack"),
+    (lambda d: layer(d, commands=[1 << 20]), "must have commands of 0 to"),
+    (lambda d: layer(d, commands=[1]), "a command must be of one layer"),
+    (lambda d: layer(d, piece0=-1), "must have commands of 0 to"),
+    (lambda d: layer(d, piece1=1), "has no rows 1 to 21"),
+    (lambda d: layer(d, piece3=16380), "has rows 0 to 20 outside of the scratchpad"),
+    (lambda d: layer(d, piece4=-1), "has rows 0 to 20 outside of the scratchpad"),
+    (lambda d: layer(d, piece5=0), "is malformed: 0 is not of type bool"),
+    (lambda d: layer(d, piece6=[[1, 32, 0]]), "has columns that are not among its 32"),
 ])  # fmt: skip
 def test_malformed_manifest(edit, text: str, saved: Path):
     edited(saved, edit)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from patchloom.compiler.graph import Graph
+from patchloom.compiler.machine.fixed import operand_limits
 from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.quantise.calibration import Observed
 from patchloom.compiler.quantise.formats import log2_format, narrow_scale, wide_scale
@@ -13,7 +14,7 @@ from tests.compiler.graphs import Builder, quantised, transformer
 
 
 def observed(values) -> Observed:
-    return Observed(float(np.abs(values).max()), [np.asarray(values, np.float32)])
+    return Observed(float(np.min(values)), float(np.max(values)), [np.asarray(values, np.float32)])
 
 
 def test_widths_follow_the_readers():
@@ -50,8 +51,15 @@ def test_tasks_agree_on_shared_layers():
             assert numbers.numbers[a] is numbers.numbers[b]
 
 
-def test_sixteen_bits_keep_headroom():
-    assert 32767 / 2 < 10 / wide_scale(10) < 32767 / 1.4
+@pytest.mark.parametrize(("samples", "headroom"), [(1, 1.5), (4, 1.25), (25, 1.1), (100, 1.05)])
+def test_sixteen_bits_keep_headroom_for_what_the_samples_have_not_shown(samples, headroom):
+    seen = Observed()
+    for _ in range(samples):
+        seen.add(np.array([3.0, -10.0], np.float32), 2, np.random.default_rng(0))
+    assert wide_scale(seen, power=False) * operand_limits(16)[1] == pytest.approx(10 * headroom)
+    assert wide_scale(seen, power=True) == 2**-11  # reaches 15.9, and 16 with 1.5
+    fewer = Observed(low=-10.0, times=1)
+    assert wide_scale(Observed.of_all([seen, fewer]), power=False) == wide_scale(fewer, power=False)
 
 
 def test_eight_bits_clip_outliers():

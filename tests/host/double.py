@@ -1,22 +1,20 @@
-"""A Session through PYNQ's own classes, on a double of its device with the RTL behind it: run by test_mapped.
+"""A double of PYNQ's device with the RTL behind it, for PYNQ's own classes.
 
-The double's buffers are a cache: what is not flushed does not reach the machine's memory, and what is not invalidated
-does not come from there.
+Its buffers are a cache: what is not flushed does not reach the machine's memory, and what is not invalidated does not
+come from there.
 """
 
-import sys
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-import patchloom
-from patchloom.compiler.machine.frames import input_region
-from patchloom.host.errors import CapacityError
 from patchloom.host.transports.mapped import MappedDevice, pynq_device
 from patchloom.sim.device import CLOCK_HZ, SimulatedDevice
-from patchloom.sim.interpret import execute
 
 REGISTERS = 0x43C0_0000
 MOST = 8 << 20  # bytes of a buffer
@@ -63,35 +61,16 @@ class Double(Device):
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
-    import ctypes  # noqa: PLC0415 - beside its only use
-
     return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
 
 
-def main(folder: Path) -> None:
-    program = patchloom.load(folder / "program")
-    with SimulatedDevice(program.config, latency=5) as machine:
-        double = Double(machine)
-        device = pynq_device(folder / "machine.bit", REGISTERS, 1e6, double)
-        device._sleep = lambda seconds: machine.step(max(int(seconds * CLOCK_HZ), 1))  # its time is not ours
-        session, rng = patchloom.Session(device, program), np.random.default_rng(0)
-        for _ in range(6):
-            task = program.tasks[rng.integers(len(program.tasks))]
-            region, _ = input_region(task, {port.name: rng.normal(size=port.shape) for port in task.inputs})
-            output, cycles, saturations = session.frame(region, task.name)
-            expected, expected_saturations = execute(program, task.name, region)
-            np.testing.assert_array_equal(output, expected)
-            assert (saturations, cycles > 0) == (expected_saturations, True)
-        try:
-            device.allocate(MOST + 1)
-        except CapacityError as error:
-            assert "no CMA left" in str(error)  # noqa: PT017 - no pytest here
-        else:
-            raise AssertionError("allocated")
-        assert isinstance(device, MappedDevice)
-        assert double.downloaded == [str(folder / "machine.bit")]
-    print("identical")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+@contextmanager
+def doubled(machine: SimulatedDevice, folder: Path) -> Iterator[MappedDevice]:
+    """As `pynq_device` gives it on a board. The machine's time is not this computer's: it goes on in pauses."""
+    bitstream, double = folder / "machine.bit", Double(machine)
+    bitstream.write_bytes(b"bits")
+    with pynq_device(bitstream, REGISTERS, CLOCK_HZ, double) as device:
+        assert double.downloaded == [str(bitstream)]
+        device._sleep = lambda seconds: machine.step(max(int(seconds * CLOCK_HZ), 1))
+        device.now = machine.now
+        yield device
