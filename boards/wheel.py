@@ -35,7 +35,7 @@ def wheel() -> tuple[str, bytes]:
         f"{PACKAGE}/py.typed": b"",
         f"{info}/METADATA": _metadata(version).encode(),
         f"{info}/WHEEL": _fields(WHEEL).encode(),
-        f"{info}/licenses/LICENSE": (distribution(PACKAGE).read_text("licenses/LICENSE") or "").encode(),
+        f"{info}/licenses/LICENSE": _license().encode(),
     }
     record = f"{info}/RECORD"
     lines = [f"{path},{_digest(data)},{len(data)}" for path, data in contents.items()]
@@ -46,6 +46,12 @@ def wheel() -> tuple[str, bytes]:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
     return name, buffer.getvalue()
+
+
+def _license() -> str:
+    """Of the installed package, or of a checkout, whose metadata may lack it."""
+    installed = distribution(PACKAGE).read_text("licenses/LICENSE")
+    return installed or (Path(str(files(PACKAGE))).parent / "LICENSE").read_text()
 
 
 def _digest(data: bytes) -> str:

@@ -44,8 +44,7 @@ CONFIGS = {
 }
 # The first of their kinds.
 PLACES = {
-    "load": (Kind.LOAD, Space.INPUT), "weights": (Kind.MATMUL, Space.PROGRAM), "store": (Kind.STORE, Space.OUTPUT),
-    "last": (Kind.END, Space.PROGRAM),
+    "load": (Kind.LOAD, Space.INPUT), "store": (Kind.STORE, Space.OUTPUT), "last": (Kind.END, Space.PROGRAM),
 }  # fmt: skip
 PRECISIONS = ("w8a8", "w8a16", "w16a16")
 Result = tuple[list[int], int]  # output region, saturations
@@ -123,6 +122,7 @@ def test_scenario(scenario):
     jobs = [Job(program, task, model.region(program, task, task)) for task in range(len(TASKS))]
     commands = program.tasks[0].commands
     places = {name: [(c.kind, c.dma_space) for c in commands].index(what) for name, what in PLACES.items()}
+    places["weights"] = max(place for place, c in enumerate(commands) if c.kind == Kind.MATMUL and c.dma_beats)
     beats = {f"{name}_beats": commands[place].dma_beats for name, place in places.items()}
     simulate(Top(SQUARE), BENCH, case=as_case(SQUARE) | as_jobs(jobs) | places | beats, tests=scenario)
 
