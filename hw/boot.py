@@ -8,7 +8,7 @@ from patchloom.compiler.machine.commands import COMMAND_BITS, COMMAND_BYTES, Kin
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.registers import ErrorCode
 from patchloom.hw.axi import ADDRESS_WIDTH
-from patchloom.hw.bundles import SIZE_WIDTH, CommandWrite, Failure, Request, Sizes
+from patchloom.hw.bundles import SIZE_WIDTH, CommandWrite, Failure, Request, Sizes, fail
 from patchloom.hw.checksum import Checksum
 from patchloom.hw.command import CommandLayout
 from patchloom.hw.gearbox import Gearbox
@@ -82,25 +82,7 @@ class Boot(wiring.Component):
             m.d.comb += [self.request.valid.eq(1), self.request.payload.beats.eq(beats)]
 
         with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += self.busy.eq(0)
-                with m.If(self.start):
-                    m.next = "FIRST"
-                with m.Elif(self.sum):
-                    m.d.comb += checksum.start.eq(1)
-                    m.next = "SUM"
-            with m.State("SUM"):
-                m.d.comb += [
-                    self.busy.eq(0),
-                    self.summing.eq(1),
-                    box.clear.eq(1),
-                    self.request.valid.eq(checksum.request.valid),
-                    self.request.payload.eq(checksum.request.payload),
-                    checksum.request.ready.eq(self.request.ready),
-                    checksum.words.valid.eq(self.read_data.valid),
-                ]
-                with m.If(~checksum.busy):
-                    m.next = "IDLE"
+            self._idle_states(m, box, checksum)
             with m.State("FIRST"):
                 ask(whole * command_beats(config))
                 with m.If(self.request.ready):
@@ -128,7 +110,7 @@ class Boot(wiring.Component):
                 m.d.comb += box.clear.eq(1)
                 m.next = "RUN"
                 with m.If(is_beyond):
-                    self._fail(m, ErrorCode.BEYOND_REGION, beyond)
+                    fail(m, self.failure, ErrorCode.BEYOND_REGION, beyond)
             with m.State("RUN"):
                 m.d.comb += [booting.eq(0), self.begun.eq(1)]
                 with m.If(self.done):
@@ -144,6 +126,28 @@ class Boot(wiring.Component):
             ),
         ]
         return m
+
+    def _idle_states(self, m: Module, box: Gearbox, checksum: Checksum) -> None:
+        """While no task runs."""
+        with m.State("IDLE"):
+            m.d.comb += self.busy.eq(0)
+            with m.If(self.start):
+                m.next = "FIRST"
+            with m.Elif(self.sum):
+                m.d.comb += checksum.start.eq(1)
+                m.next = "SUM"
+        with m.State("SUM"):
+            m.d.comb += [
+                self.busy.eq(0),
+                self.summing.eq(1),
+                box.clear.eq(1),
+                self.request.valid.eq(checksum.request.valid),
+                self.request.payload.eq(checksum.request.payload),
+                checksum.request.ready.eq(self.request.ready),
+                checksum.words.valid.eq(self.read_data.valid),
+            ]
+            with m.If(~checksum.busy):
+                m.next = "IDLE"
 
     def _beyond(self, m: Module, command: data.View, index: Signal) -> tuple[Signal, Signal]:
         """(whether a command written two cycles ago or earlier transfers what it must not, the index of the last one).
@@ -172,12 +176,6 @@ class Boot(wiring.Component):
     def _check(self, m: Module, command: data.View) -> None:
         """From inside a state: the first command must begin a program for this Config."""
         with m.If((command.kind != Kind.BEGIN) | (command.rows < 2) | (command.rows > self.config.command_depth)):
-            self._fail(m, ErrorCode.BAD_COMMAND, command.kind)
+            fail(m, self.failure, ErrorCode.BAD_COMMAND, command.kind)
         with m.Elif(command.epsilon != self.config.fingerprint):
-            self._fail(m, ErrorCode.WRONG_CONFIG, command.epsilon[:32])
-
-    def _fail(self, m: Module, code: ErrorCode, detail: Value) -> None:
-        """From inside a state."""
-        failure = self.failure
-        m.d.comb += [failure.valid.eq(1), failure.code.eq(code), failure.detail.eq(detail)]
-        m.next = "STOPPED"
+            fail(m, self.failure, ErrorCode.WRONG_CONFIG, command.epsilon[:32])

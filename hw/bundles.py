@@ -4,6 +4,7 @@ Unless its docstring says otherwise a bundle carries something every cycle and n
 taken, what is asked for arrives a fixed number of cycles later.
 """
 
+from amaranth.hdl import Module, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -249,6 +250,12 @@ class Failure(wiring.Signature):
 
     def __init__(self) -> None:
         super().__init__({"valid": Out(1), "code": Out(8), "detail": Out(32)})
+
+
+def fail(m: Module, failure: wiring.PureInterface, code: int, detail: ValueLike) -> None:
+    """From inside a state: say why, and stop for good."""
+    m.d.comb += [failure.valid.eq(1), failure.code.eq(code), failure.detail.eq(detail)]
+    m.next = "STOPPED"
 
 
 # --- Within the sequencer ---

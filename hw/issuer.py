@@ -7,7 +7,18 @@ from amaranth.lib.wiring import In, Out
 from patchloom.compiler.machine.commands import Kind, Residual, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.registers import ErrorCode
-from patchloom.hw.bundles import Bases, Beats, CommandRead, Execution, Failure, Request, Routes, Turn, lengths_width
+from patchloom.hw.bundles import (
+    Bases,
+    Beats,
+    CommandRead,
+    Execution,
+    Failure,
+    Request,
+    Routes,
+    Turn,
+    fail,
+    lengths_width,
+)
 from patchloom.hw.command import STEPS_WIDTH
 from patchloom.hw.datapath import Datapath
 from patchloom.hw.scratchpad import Scratchpad
@@ -137,7 +148,7 @@ class Issuer(wiring.Component):
             with m.Case(Kind.END):
                 m.next = "END"
             with m.Default():
-                self._fail(m, ErrorCode.BAD_COMMAND, c.kind)
+                fail(m, self.failure, ErrorCode.BAD_COMMAND, c.kind)
 
     def _other_states(self, m: Module) -> None:
         """Of commands that others execute."""
@@ -159,15 +170,9 @@ class Issuer(wiring.Component):
                 m.d.comb += self.done.eq(self.reader_empty)
                 m.next = "IDLE"
                 with m.If(~self.reader_empty):
-                    self._fail(m, ErrorCode.UNREAD, self.walker.index)
+                    fail(m, self.failure, ErrorCode.UNREAD, self.walker.index)
         with m.State("STOPPED"):
             pass
-
-    def _fail(self, m: Module, code: ErrorCode, detail: Value) -> None:
-        """From inside a state."""
-        failure = self.failure
-        m.d.comb += [failure.valid.eq(1), failure.code.eq(code), failure.detail.eq(detail)]
-        m.next = "STOPPED"
 
     @staticmethod
     def _next(m: Module, turn: wiring.PureInterface) -> tuple[Signal, Signal]:
