@@ -7,7 +7,6 @@ from patchloom.host.device import Device, Region
 from patchloom.host.errors import LinkError
 
 PIECE = 1 << 16  # bytes that are proved and moved together
-HEAD = 256  # bytes that are looked at first: what is not there at all is soon known
 ROUNDS = 8  # of proving, until the link is given up
 
 _KNOWN: WeakKeyDictionary[Device, "Contents"] = WeakKeyDictionary()
@@ -76,8 +75,5 @@ class Contents:
         )
 
     def _have(self, address: int, data: bytes | memoryview) -> None:
-        if not all(self._is(address, data[:size]) for size in (min(HEAD, len(data)), len(data))):
+        if self._device.crc(Region(address, len(data))) != zlib.crc32(data):
             self._device.put(address, bytes(data))
-
-    def _is(self, address: int, data: bytes | memoryview) -> bool:
-        return self._device.crc(Region(address, len(data))) == zlib.crc32(data)
