@@ -1,10 +1,12 @@
 """A LiteX SoC's UARTBone bridge as a byte stream without one: the protocol, memory, and a machine of `fake`."""
 
 from collections.abc import Callable
+from random import Random
+from typing import Any
 
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.registers import REGISTERS
-from patchloom.host.device import Region
+from patchloom.compiler.machine.registers import MAGIC, REGISTERS
+from patchloom.host.device import Device, Region
 from patchloom.host.errors import LinkError
 from patchloom.host.transports.soc import SocMap, Step
 from patchloom.host.transports.stream import Stream
@@ -71,22 +73,60 @@ class Bridge:
             self.controller[address] = value
 
 
-class FakeStream(Stream):
+class FakeLink:
+    """A way to a bridge, in simulated time. `gone` cuts it."""
+
+    cut = "the line was cut"
+
+    def __init__(self, config: Config, size: int) -> None:
+        self.machine, self.gone = FakeDevice(config, size), False
+        self.bridge = Bridge(self.machine)
+
+    def reopen(self):
+        self.check()
+
+    def now(self):
+        return self.machine.time
+
+    def sleep(self, seconds):
+        self.machine.time += seconds
+
+    def close(self):
+        self.gone = True
+
+    def check(self):
+        if self.gone:
+            raise LinkError(self.cut)
+
+
+def check_faults(link: FakeLink, device: Device, direction: str, fault: Callable[[], Any], size: int) -> None:
+    """Memory is written and read, and a register read, though a new `fault` strikes each of them."""
+    data = Random(0).randbytes(size)
+    setattr(link, direction, fault())
+    device.put(BASE, data)
+    assert link.machine.memory[:size] == data
+    setattr(link, direction, fault())
+    assert device.get(BASE, size) == data
+    setattr(link, direction, fault())
+    assert device.read("magic") == MAGIC
+
+
+class FakeStream(FakeLink, Stream):
     """A line to a bridge, in simulated time.
 
     `spoil(bytes)` is what becomes of what is sent, and `garble(bytes)` of what is answered. Bytes that come while an
-    answer leaves are lost, as they are on a board. `gone` cuts the line.
+    answer leaves are lost, as they are on a board.
     """
 
     def __init__(self, config: Config, size: int, rate: float = 300_000) -> None:
-        self.machine = FakeDevice(config, size)
-        self.bridge, self.rate, self.delay, self.gone, self.sent = Bridge(self.machine), rate, 1.0, False, 0
+        super().__init__(config, size)
+        self.rate, self.delay, self.sent = rate, 1.0, 0
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.garble: Callable[[bytes], bytes] = lambda data: data
         self.answer, self.late = bytearray(), 0
 
     def send(self, data, seconds):
-        self._check()
+        self.check()
         self.sent += len(data)
         answering = 0
         for byte in self.spoil(data):
@@ -99,7 +139,7 @@ class FakeStream(Stream):
                 self.answer += self.garble(answer)
 
     def receive(self, size, seconds):
-        self._check()
+        self.check()
         data = bytes(self.answer[:size])
         del self.answer[:size]
         self.machine.time += len(data) / self.rate
@@ -108,21 +148,5 @@ class FakeStream(Stream):
         return data
 
     def discard(self):
-        self._check()
+        self.check()
         self.answer.clear()
-
-    def reopen(self):
-        self._check()
-
-    def now(self):
-        return self.machine.time
-
-    def sleep(self, seconds):
-        self.machine.time += seconds
-
-    def close(self):
-        self.gone = True
-
-    def _check(self):
-        if self.gone:
-            raise LinkError("the line was cut")

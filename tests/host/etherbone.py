@@ -11,11 +11,9 @@ import numpy as np
 from litex.tools.remote.etherbone import EtherbonePacket, EtherboneRecord, EtherboneWrites, etherbone_magic
 
 from patchloom.compiler.machine.config import Config
-from patchloom.host.errors import LinkError
 from patchloom.host.transports.stream import Datagrams
 from patchloom.sim.soc import SLICE, SimulatedSoc
-from tests.host.bridge import Bridge
-from tests.host.fake import FakeDevice
+from tests.host.bridge import FakeLink
 
 HOST = "127.0.0.2"  # another computer, for all that a socket can tell
 
@@ -52,20 +50,22 @@ def answered(packet: bytes, fetch: Callable[[list[int]], Sequence[int]], store: 
     return bytes(reply.bytes)
 
 
-class FakePackets(Datagrams):
+class FakePackets(FakeLink, Datagrams):
     """A network to a board with a machine of `fake`, in simulated time.
 
     `spoil(packet)` gives the packets that become of one that is sent, and `garble(packet)` of one that is answered.
     """
 
+    cut = "the network is down"
+
     def __init__(self, config: Config, size: int) -> None:
-        self.machine = FakeDevice(config, size)
-        self.bridge, self.gone, self.sent = Bridge(self.machine), False, []
+        super().__init__(config, size)
+        self.sent: list[bytes] = []
         self.spoil = self.garble = lambda packet: [packet]
         self.answers: list[bytes] = []
 
     def send(self, packet):
-        self._check()
+        self.check()
         self.sent.append(packet)
         for taken in self.spoil(packet):
             self.machine.time += 1e-5
@@ -80,27 +80,11 @@ class FakePackets(Datagrams):
             self.bridge.store(address + 4 * at, word)
 
     def receive(self, seconds):
-        self._check()
+        self.check()
         if self.answers:
             return self.answers.pop(0)
         self.machine.time += seconds
         return b""
-
-    def reopen(self):
-        self._check()
-
-    def now(self):
-        return self.machine.time
-
-    def sleep(self, seconds):
-        self.machine.time += seconds
-
-    def close(self):
-        self.gone = True
-
-    def _check(self):
-        if self.gone:
-            raise LinkError("the network is down")
 
 
 # --- A simulated SoC ---

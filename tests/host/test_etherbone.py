@@ -16,7 +16,7 @@ from patchloom.host.transports.bus import TRIES
 from patchloom.host.transports.etherbone import MOST_WORDS, PATIENCE, reading, writing
 from patchloom.host.transports.soc import SocDevice
 from patchloom.host.transports.udp import Udp
-from tests.host.bridge import MAP
+from tests.host.bridge import MAP, check_faults
 from tests.host.etherbone import HOST, FakePackets, decoded, return_address
 from tests.host.fake import BASE
 from tests.host.programs import ELEMENTS, copying
@@ -88,14 +88,7 @@ FAULTS = {
 @pytest.mark.parametrize("direction", ["spoil", "garble"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_put_right(packets, device, fault, direction):
-    data = Random(0).randbytes(SIZE)
-    setattr(packets, direction, first(FAULTS[fault]))
-    device.put(BASE, data)
-    assert packets.machine.memory[:SIZE] == data
-    setattr(packets, direction, first(FAULTS[fault]))
-    assert device.get(BASE, SIZE) == data
-    setattr(packets, direction, first(FAULTS[fault]))
-    assert device.read("magic") == MAGIC
+    check_faults(packets, device, direction, lambda: first(FAULTS[fault]), SIZE)
 
 
 def test_an_answer_that_is_late(packets, device):

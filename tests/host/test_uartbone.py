@@ -20,7 +20,7 @@ from patchloom.host.transports.bus import TRIES
 from patchloom.host.transports.soc import SocDevice, SocMap
 from patchloom.host.transports.tty import Tty
 from patchloom.host.transports.uartbone import UartBone
-from tests.host.bridge import CONTROLLER, MAP, REGISTERS_AT, SETUP, Bridge, FakeStream
+from tests.host.bridge import CONTROLLER, MAP, REGISTERS_AT, SETUP, Bridge, FakeStream, check_faults
 from tests.host.fake import BASE, FakeDevice
 from tests.host.programs import ELEMENTS, copying
 
@@ -154,14 +154,7 @@ FAULTS = {
 @pytest.mark.parametrize("direction", ["spoil", "garble"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_put_right(stream, device, fault, direction):
-    data = Random(0).randbytes(SIZE)
-    setattr(stream, direction, once(FAULTS[fault]))
-    device.put(BASE, data)
-    assert stream.machine.memory[:SIZE] == data
-    setattr(stream, direction, once(FAULTS[fault]))
-    assert device.get(BASE, SIZE) == data
-    setattr(stream, direction, once(FAULTS[fault]))
-    assert device.read("magic") == MAGIC
+    check_faults(stream, device, direction, lambda: once(FAULTS[fault]), SIZE)
 
 
 def test_a_register_is_written_once(stream, device):

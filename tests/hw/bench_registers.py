@@ -73,6 +73,12 @@ class Bench:
             await self.write(name, value)
         return values
 
+    async def start_two(self):
+        """A task that runs and one that waits."""
+        for _ in range(2):
+            await self.write("control", Control.START)
+            self.dut.busy.value = 1
+
     def check_latched(self, values):
         """The core sees these."""
         assert self.dut.task_.value == values["task"]
@@ -180,9 +186,7 @@ async def an_end_is_told_when_the_one_before_is_known(dut):
     bench = Bench(dut)
     await bench.start()
     starts = bench.count_starts()
-    for _ in range(2):
-        await bench.write("control", Control.START)
-        dut.busy.value = 1
+    await bench.start_two()
     await cycles(dut, 10)
     dut.busy.value = 0
     await bench.pulse(done=1)
@@ -210,9 +214,7 @@ async def an_error_drops_what_waits(dut):
     bench = Bench(dut)
     await bench.start()
     starts = bench.count_starts()
-    for _ in range(2):
-        await bench.write("control", Control.START)
-        dut.busy.value = 1
+    await bench.start_two()
     dut.busy.value = 0
     await bench.pulse(error_valid=1, error_code=ErrorCode.UNREAD, error_detail=1)
     assert await bench.read("status") == Status.ERROR
