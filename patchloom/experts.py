@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from patchloom.compiler.machine.commands import Command, Kind, Queue, Residual, Space
 from patchloom.compiler.machine.fixed import Ints
-from patchloom.compiler.machine.program import ELEMENT_BYTES, Port, Program, Task
+from patchloom.compiler.machine.program import Port, Program, Task
 from patchloom.sim.interpret import State
 
 Sets = NDArray[np.bool_]  # [tokens, experts], in the model's numbers
@@ -80,8 +80,8 @@ class _Places:
             self._multiplied(c)
 
     def _loaded(self, c: Command) -> Ints:
-        lanes = self.program.config.lanes
-        elements = (c.dma_address - self.port.offset) // ELEMENT_BYTES + np.arange(c.rows * lanes)
+        lanes = self.program.config.lanes << self.port.packed
+        elements = (c.dma_address - self.port.offset) // self.port.element_bytes + np.arange(c.rows * lanes)
         inside = (elements >= 0) & (elements < self.port.elements)
         user = np.where(inside, self.port.index[np.where(inside, elements, 0)], -1)
         at = np.unravel_index(np.maximum(user, 0), self.port.shape)

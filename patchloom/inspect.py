@@ -78,7 +78,7 @@ def _weight_bytes(config: Config, task: Task) -> tuple[int, int]:
 def _port(port: Port) -> str:
     return (
         f"'{port.name}' {list(port.shape)}: {port.width} bits, {port.fraction} fractional, "
-        f"{port.elements} elements from byte {port.offset}"
+        f"{port.elements} elements{' of a byte' if port.packed else ''} from byte {port.offset}"
     )
 
 

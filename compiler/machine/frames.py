@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patchloom.compiler.machine.errors import Error, InputError
 from patchloom.compiler.machine.preprocessing import Preprocessing
-from patchloom.compiler.machine.program import Port, Program, Task, from_region, to_region
+from patchloom.compiler.machine.program import Program, Task, from_region, to_region
 
 Samples = dict[str, NDArray[np.floating[Any]]]
 Elements = NDArray[np.int16]  # of an input or output region
@@ -63,7 +63,7 @@ def run_frames(task: Task, samples: list[Samples], batched: bool, run: Run, prog
 def result_of(task: Task, frames: Sequence[Frame], batched: bool, clipped: int) -> Result:
     """`clipped` is the number of input values that did not fit."""
     outputs, cycles, saturations = zip(*frames, strict=True)
-    raw = {port.name: np.stack([_raw(port, output) for output in outputs]) for port in task.outputs}
+    raw = {port.name: np.stack([from_region(port, output) for output in outputs]) for port in task.outputs}
     if not batched:
         raw = {name: array[0] for name, array in raw.items()}
     values = {port.name: raw[port.name] * 2.0**-port.fraction for port in task.outputs}
@@ -119,7 +119,7 @@ def input_region(task: Task, frame: Samples) -> tuple[Elements, int]:
     for port in task.inputs:
         elements, lost = to_region(port, frame[port.name])
         used = port.index >= 0  # between them lies what is another input's
-        region[port.offset // 2 :][: elements.size][used] = elements[used]
+        port.part(region)[used] = elements[used]
         clipped += lost
     return region, clipped
 
@@ -129,13 +129,9 @@ def input_samples(task: Task, region: Elements) -> Samples:
     samples: Samples = {}
     for port in task.inputs:
         used, value = port.index >= 0, np.zeros(math.prod(port.shape))
-        value[port.index[used]] = region[port.offset // 2 :][: port.elements][used] * 2.0**-port.fraction
+        value[port.index[used]] = port.part(region)[used] * 2.0**-port.fraction
         samples[port.name] = value.reshape(port.shape)
     return samples
-
-
-def _raw(port: Port, region: Elements) -> Elements:
-    return from_region(port, region[port.offset // 2 :][: port.elements])
 
 
 # --- What a user may give ---

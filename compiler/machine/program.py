@@ -31,7 +31,7 @@ def is_name(name: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Port:
-    """One user tensor and where its elements lie in the input or output region, 16 bits an element.
+    """One user tensor and where its elements lie in the input or output region, 16 bits an element, 8 if packed.
 
     Inputs: region element i is user element `index[i]`, -1 is zero. Outputs: user element i is region
     element `index[i]`. An element's value is `integer * 2**-fraction`.
@@ -45,6 +45,21 @@ class Port:
     width: int  # bits, 8 or 16: saturation limits
     index: Ints = field(repr=False)
     preprocessing: Preprocessing | None = None  # of an input that takes pictures
+    packed: bool = False  # an input of 8 bits whose elements are bytes
+
+    @property
+    def element_bytes(self) -> int:
+        return 1 if self.packed else ELEMENT_BYTES
+
+    @property
+    def end(self) -> int:
+        """Bytes from the region's base."""
+        return self.offset + self.element_bytes * self.elements
+
+    def part(self, region: NDArray[np.int16]) -> NDArray[np.signedinteger]:
+        """Its elements in a region, as they lie there: what is written into them is written there."""
+        octets = region.view(np.int8)[self.offset : self.end]
+        return octets if self.packed else octets.view(np.int16)
 
 
 @dataclass(frozen=True)
@@ -166,12 +181,11 @@ def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:
 
 
 def one_input(ports: Sequence[Port]) -> Port:
-    """Several layouts of one user input as one port: from the first one's beginning to the last one's end."""
-    first = min(port.offset for port in ports)
-    last = max(port.offset + ELEMENT_BYTES * port.elements for port in ports)
-    index = np.full((last - first) // ELEMENT_BYTES, -1, np.int64)
+    """Several layouts of one user input, all packed or none, as one port: from the first one's beginning to the end."""
+    first, size = min(port.offset for port in ports), ports[0].element_bytes
+    index = np.full((max(port.end for port in ports) - first) // size, -1, np.int64)
     for port in ports:
-        index[(port.offset - first) // ELEMENT_BYTES :][: port.elements] = port.index
+        index[(port.offset - first) // size :][: port.elements] = port.index
     return replace(ports[0], offset=first, elements=len(index), index=index)
 
 
@@ -184,5 +198,5 @@ def to_region(port: Port, value: NDArray[np.floating]) -> tuple[NDArray[np.int16
 
 
 def from_region(port: Port, region: NDArray[np.int16]) -> NDArray[np.int16]:
-    """One user tensor's integers from its region."""
-    return region[port.index].reshape(port.shape)
+    """One user tensor's integers from the output region."""
+    return port.part(region)[port.index].astype(np.int16).reshape(port.shape)

@@ -30,7 +30,7 @@ from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Buffer, Golden, Layer, Piece, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify_once
 
-FORMAT, VERSION = "patchloom program", 2
+FORMAT, VERSION = "patchloom program", 3
 MANIFEST = "manifest.json"
 OURS = re.compile(r"(image|index|golden)-[0-9a-f]{16}\.bin|\.patchloom-\w+\.tmp")  # files that only a save makes
 RETRIES = 1000  # of a reader whose Program is replaced under its eyes
@@ -174,7 +174,7 @@ def _task_document(task: Task, indices: _Indices, goldens: _Parts) -> Json:
     def port(p: Port) -> Json:
         entry = {
             "name": p.name, "shape": list(p.shape), "offset": p.offset, "elements": p.elements,
-            "fraction": p.fraction, "width": p.width, "index": indices.add(p.index),
+            "fraction": p.fraction, "width": p.width, "packed": p.packed, "index": indices.add(p.index),
         }  # fmt: skip
         return entry if p.preprocessing is None else entry | {"preprocessing": asdict(p.preprocessing)}
 
@@ -371,6 +371,7 @@ def _task(entry: Json, number: int, document: Json, image: bytes, tables: _Table
             shape=shape,
             index=array.reshape(wanted),
             preprocessing=_preprocessing(p["preprocessing"]) if "preprocessing" in p else None,
+            packed=_typed(p["packed"], bool),
             **numbers,
         )
 

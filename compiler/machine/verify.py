@@ -109,12 +109,12 @@ def _task_rules(program: Program, task: Task, number: int) -> Rules:
 
 
 def _port_rules(port: Port, config: Config, size: int, what: str) -> Rules:
-    end = port.offset + 2 * port.elements
     beats = port.offset % config.beat_bytes == 0
     yield port.offset >= 0 and port.elements > 0, f"is at byte {port.offset} with {port.elements} elements"
-    yield end <= size, f"ends at byte {end} of a region of {size}"
+    yield port.end <= size, f"ends at byte {port.end} of a region of {size}"
     yield beats, f"must start at a multiple of {config.beat_bytes} bytes, not at {port.offset}"
     yield port.width in (8, ELEMENT_WIDTH), f"must have 8 or 16 bits, not {port.width}"
+    yield not port.packed or (what == "input" and port.width == 8), "is packed, which only inputs of 8 bits are"
     if port.preprocessing is not None:
         yield what == "input", "has a preprocessing, which only inputs have"
         made = port.preprocessing.shape

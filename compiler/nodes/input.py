@@ -58,22 +58,25 @@ class Input(Node):
     def demands(self, activations: int) -> Iterable[tuple[Node, Demand]]:
         return [(self, Demand(power_of_two=True))]
 
+    def packs(self, lanes: int) -> bool:
+        return True
+
     def draft(self, d: Drafting) -> None:
         """Loaded at once, or part by part for the only product that reads it."""
-        positions = d.layouts[self]
-        stride = -(-extent(positions) // d.config.lanes)
+        positions, packed, form = d.layouts[self], self in d.packed, d.quantised.formats[self]
+        stride = -(-extent(positions) // (d.config.lanes << packed))
         if self in d.cuts:
             d.waiting[self], size = d.input_bytes, d.chunk_bytes * d.whole_beats(self.shape[0] * stride)
         else:
             size = load(d, self, Space.INPUT, d.input_bytes)
             if self._alone(d) and stride == d.whole_beats(stride):
                 d.cuttable(self, d.tensors[self])
-        index = np.full((self.shape[0], stride * d.config.lanes), -1, np.int64)
+        index = np.full((self.shape[0], stride * (d.config.lanes << packed)), -1, np.int64)
         index[:, positions] = self.index
-        flat = np.full(size // ELEMENT_BYTES, -1, np.int64)
+        flat = np.full(size // ELEMENT_BYTES << packed, -1, np.int64)
         flat[: index.size] = index.reshape(-1)
-        form = d.quantised.formats[self]
-        d.inputs.append(Port(self.name, self.user_shape, d.input_bytes, len(flat), form.fraction, form.width, flat))
+        where = d.input_bytes, len(flat)
+        d.inputs.append(Port(self.name, self.user_shape, *where, form.fraction, form.width, flat, packed=packed))
         d.input_bytes = aligned(d.input_bytes + size, ALIGNMENT)
 
     def _alone(self, d: Drafting) -> bool:

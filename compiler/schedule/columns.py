@@ -22,10 +22,14 @@ def extent(positions: Ints) -> int:
 
 
 def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node]:
-    """Tensors of 8 bits that products write, gaps included, and that nothing but products reads, as they stream."""
-    nodes = list(graph.nodes())
-    others = {x for node in nodes for x in node.inputs if not node.streams(x)}
-    return {x for x in graph.tensors() if x.packs(lanes) and formats[x].width < ELEMENT_WIDTH and x not in others}
+    """Tensors of 8 bits that products write, gaps included, or that are inputs, and that products alone read, streamed.
+
+    Of an input of the user's, all that is read or nothing: it is one port.
+    """
+    others = {x for node in graph.nodes() for x in node.inputs if not node.streams(x)}
+    wide = {x for x in graph.tensors() if not x.packs(lanes) or formats[x].width == ELEMENT_WIDTH or x in others}
+    ports = {x.name for x in wide if x.user_input is not None}
+    return {x for x in graph.tensors() if x not in wide and (x.user_input is None or x.name not in ports)}
 
 
 def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -> dict[Node, Ints]:

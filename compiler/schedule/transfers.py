@@ -34,7 +34,7 @@ def load(d: Drafting, node: Node, space: Space, address: int) -> int:
 def load_rows(d: Drafting, node: Node, first: int, rows: int) -> Tensor:
     """Of an input that waits for this; each row begins at a bus beat."""
     note = f"{node.name}: rows {first} to {first + rows - 1}"
-    part = d.buffer(note, rows, d.layouts[node], d.quantised.formats[node].width)
+    part = d.buffer(note, rows, d.layouts[node], d.quantised.formats[node].width, packed=node in d.packed)
     address = d.waiting[node] + d.chunk_bytes * first * part.stride
     transfer(d, Kind.LOAD, f"{note}: load", part, Space.INPUT, address, first=0, rows=rows)
     if rows > 1:

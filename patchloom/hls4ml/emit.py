@@ -29,6 +29,7 @@ struct {name}_patchloom {{
     static const int n_in = {n_in};
     static const int n_out = {n_out};
     static const int input_words = {input_words};
+    static const int input_bits = {input_bits};
     static const int output_words = {output_words};
     static const patchloom::Word *program() {{ return {name}_program; }}
     static int input_index(int i) {{ return {name}_input_index[i]; }}
@@ -55,8 +56,9 @@ def header(leaf: Leaf, name: str, *, channels_last: bool) -> str:
     task, beat = leaf.program.tasks[0], leaf.program.config.beat_bytes
     words = -(-task.input_bytes // beat), -(-task.output_bytes // beat)
     places = np.append(_places(leaf.input, channels_last), -1)  # index -1 stays -1
-    region = np.full(words[0] * beat // 2, -1, np.int64)
-    region[leaf.input.offset // 2 :][: leaf.input.elements] = places[leaf.input.index]
+    size = leaf.input.element_bytes
+    region = np.full(words[0] * beat // size, -1, np.int64)
+    region[leaf.input.offset // size :][: leaf.input.elements] = places[leaf.input.index]
     taken = np.empty(leaf.output.index.size, np.int64)
     taken[_places(leaf.output, channels_last)] = leaf.output.index.reshape(-1) + leaf.output.offset // 2
     return HEADER.format(
@@ -70,6 +72,7 @@ def header(leaf: Leaf, name: str, *, channels_last: bool) -> str:
         n_in=places.size - 1,
         n_out=taken.size,
         input_words=words[0],
+        input_bits=8 * size,
         output_words=words[1],
     )
 

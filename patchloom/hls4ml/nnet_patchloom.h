@@ -14,16 +14,17 @@ template <class data_T, class res_T, typename CONFIG_T>
 void patchloom(data_T data[CONFIG_T::n_in], res_T res[CONFIG_T::n_out]) {
     using namespace ::patchloom;
     Word input[CONFIG_T::input_words], output[CONFIG_T::output_words];
+    const int inputs = ELEMENTS_PER_WORD * ELEMENT_WIDTH / CONFIG_T::input_bits; // of a word
 
 Pack:
-    for (int i = 0; i < CONFIG_T::input_words * ELEMENTS_PER_WORD; i++) {
+    for (int i = 0; i < CONFIG_T::input_words * inputs; i++) {
         #pragma HLS PIPELINE
-        const int source = CONFIG_T::input_index(i), low = ELEMENT_WIDTH * (i % ELEMENTS_PER_WORD);
+        const int source = CONFIG_T::input_index(i), low = CONFIG_T::input_bits * (i % inputs);
         typename CONFIG_T::input_t value = 0;
         if (source >= 0)
             value = data[source]; // rounds and saturates
         const ap_int<CONFIG_T::input_t::width> raw = value.range();
-        input[i / ELEMENTS_PER_WORD].range(low + ELEMENT_WIDTH - 1, low) = Element(raw);
+        input[i / inputs].range(low + CONFIG_T::input_bits - 1, low) = ap_int<CONFIG_T::input_bits>(raw);
     }
 
     unsigned saturations;

@@ -165,9 +165,9 @@ def run(program: Program, inputs: dict[str, np.ndarray[Any, Any]], task: str | N
     chosen = program.task(task)
     region = np.zeros(chosen.input_bytes // 2, np.int16)
     for port in chosen.inputs:
-        region[port.offset // 2 :][: port.elements] = to_region(port, inputs[port.name])[0]
+        port.part(region)[:] = to_region(port, inputs[port.name])[0]
     out, _ = execute(program, task, region)
-    return {p.name: from_region(p, out[p.offset // 2 :][: p.elements]) * 2.0**-p.fraction for p in chosen.outputs}
+    return {p.name: from_region(p, out) * 2.0**-p.fraction for p in chosen.outputs}
 
 
 def sqnr(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:

@@ -79,6 +79,5 @@ class Model:
         region = np.zeros(made.input_bytes // 2, np.int16)
         image = self.calibration["image"][sample % 4] * (1 + sample // 4)
         for port in made.inputs:
-            elements, _ = to_region(port, image)
-            region[port.offset // 2 :][: port.elements] = elements
+            port.part(region)[:] = to_region(port, image)[0]
         return region

@@ -109,7 +109,9 @@ def test_round_trip(program: Program, saved: Path):
     again = load(saved)
     for (name, loaded), (_, stored) in zip(leaves(again, "program"), leaves(program, "program"), strict=True):
         assert loaded == stored, name
-    assert set(defaults(program)) == {"Port.preprocessing", "Layer.pieces"}  # of outputs; of what is loaded or stored
+    of_outputs, of_transfers = {"Port.preprocessing", "Port.packed"}, {"Layer.pieces"}
+    assert set(defaults(program)) == of_outputs | of_transfers
+    assert {port.packed for port in program.tasks[0].inputs} == {True}
     assert all(port.preprocessing == PREPROCESSING for task in again.tasks for port in task.inputs)
     inputs = {name: array[0] for name, array in samples(transformer(), 1).items()}
     assert np.array_equal(run(again, inputs)["y"], run(program, inputs)["y"])
@@ -308,7 +310,7 @@ def edited(path: Path, edit) -> None:
 
 def test_newer_version(saved: Path):
     edited(saved, lambda d: d.update(version=7))
-    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 2; compile it again")
+    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 3; compile it again")
 
 
 def kept(document):
@@ -341,6 +343,9 @@ def layer(document, **fields):
     (lambda d: d["tasks"][0]["inputs"][0].update(offset=1 << 20), "input 'x' ends at byte .* of a region of"),
     (lambda d: d["tasks"][0]["inputs"][0].update(offset=2), "input 'x' must start at a multiple of 8 bytes, not at 2"),
     (lambda d: d["tasks"][0]["outputs"][0].update(elements=16), "output 'y' must have an index of 0 to 15"),
+    (lambda d: d["tasks"][0]["inputs"][0].update(width=16), "input 'x' is packed, which only inputs of 8 bits are"),
+    (lambda d: d["tasks"][0]["outputs"][0].update(packed=True), "output 'y' is packed, which only inputs of 8 bits are"),
+    (lambda d: d["tasks"][0]["inputs"][0].update(packed=1), "is malformed: 1 is not of type bool"),
     (lambda d: d["tasks"][0]["outputs"][0].update(width=12), "output 'y' must have 8 or 16 bits, not 12"),
     (lambda d: d["tasks"][0].update(output_bytes=64, golden=d["tasks"][0].pop("golden") | {"offset": 1 << 20}),
      "golden of task 'main' ends at byte"),
@@ -479,7 +484,7 @@ RULES = {
     ),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
     "exp early": (
-        is_matmul, {"prologue": Prologue.EXP}, "takes exponentials of 20 x 24 scores whose rows' maxima are not known"
+        lambda c: is_matmul(c) and not c.a_packed, {"prologue": Prologue.EXP}, "takes exponentials of 20 x 32 scores whose rows' maxima are not known"
     ),
     "softmax of none": (is_matmul, {"row_scale": RowScale.SOFTMAX}, "divides by the sum of no exponentials"),
     "statistics": (
@@ -595,4 +600,4 @@ def test_ports_quantise_and_saturate(program: Program):
     back[port.index[port.index >= 0]] = region[port.index >= 0]
     assert back[:3].tolist() == [0.5 * 2**port.fraction, 127, -128]
     out = program.tasks[0].outputs[0]
-    assert from_region(out, np.arange(out.elements, dtype=np.int16)).shape == (20, 10)
+    assert from_region(out, np.arange(out.end // 2, dtype=np.int16)).shape == (20, 10)

@@ -21,7 +21,7 @@ def test_what_products_alone_read_is_packed():
     b = Builder()
     graph = one(b.block("layer", b.matmul("x", b.input(9, 20), 32), 2, experts=2))
     experts = {f"layer.moe: expert {e} first": (0, 1) for e in (0, 1)}
-    experts |= {f"layer.moe: expert {e} second": (1, 0) for e in (0, 1)}
+    experts |= {f"layer.moe: expert {e} second": (1, 0) for e in (0, 1)} | {"x": (1, 0)}  # of the input
     attention = {f"layer.attention: head {h} values": (0, 1) for h in (0, 1)} | {"layer.proj": (1, 0)}
     assert packings(graph, small) == experts | attention
     assert packings(graph, large) == experts  # a head fills half a chunk
@@ -37,7 +37,7 @@ def test_separate_queries_are_packed():
     attention = Attention(name="attention", q=q, k=k, v=v, scale=0.3)
     for lanes, whole in ((4, 0), (8, 1)):
         found = packings(one(b.matmul("proj", attention, 16)), Config(lanes=lanes))
-        expected = {"q": (0, 1)} | {f"attention: head {h} scores": (1, 0) for h in range(3)}
+        expected = {"q": (1, 1), "k": (1, 0), "v": (1, 0)} | {f"attention: head {h} scores": (1, 0) for h in range(3)}
         expected |= {"proj": (1, 0)} if whole else {}
         expected |= {f"attention: head {h} values": (0, 1) for h in range(3 * whole)}
         assert found == expected
@@ -50,7 +50,18 @@ def test_what_is_stored_added_or_normalised_is_not_packed():
     y = b.matmul("y", b.matmul("z", hidden, 24, residual=added), 24)
     z = b.matmul("w", normalised, 24, epsilon=1e-5, residual=y)
     graph = Graph("main", (b.output("z", z), b.output("hidden", hidden)))
-    assert packings(graph, Config()) == {}
+    assert packings(graph, Config()) == dict.fromkeys(["hidden", "added", "normalised"], (1, 0))  # of the input
+
+
+def test_an_input_is_packed_wherever_it_is_read_or_nowhere():
+    """It is one port, however many layouts of it there are."""
+    for epsilon in (None, 1e-5):
+        b = Builder()
+        x = b.input(9, 24)
+        turned = x.gathered(x.index[::-1])
+        y = b.matmul("y", x, 24, residual=b.matmul("z", turned, 24, epsilon=epsilon))
+        expected = {} if epsilon else {"y": (1, 0), "z": (1, 0)}
+        assert packings(one(y), Config()) == expected
 
 
 def test_heads_that_overlap_in_part():

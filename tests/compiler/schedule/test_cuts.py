@@ -104,7 +104,7 @@ def test_an_input_of_broken_beats_stays_whole():
     b = Builder()
     config = Config(inputs=8, outputs=8, lanes=4, bus_width=512, scratchpad_chunks=512)
     assert "scratchpad (chunks) needs 712, has 512" in fit_error(
-        one(b.matmul("x", b.input(50, 50), 4)), **asdict(config)
+        one(b.matmul("x", b.input(50, 100), 4)), **asdict(config)
     )
 
 

@@ -137,7 +137,7 @@ def test_attention_is_bounded_by_the_digits_that_hold_it():
 
 def test_a_stride_beyond_the_command():
     b = Builder()
-    graph = one(b.matmul("a", b.input(1, 4 * 4096), 4))
+    graph = one(b.matmul("a", b.input(1, 8 * 4096), 4))
     text = fit_error(graph, inputs=4, outputs=4, lanes=4)
     assert "does not fit: 'x: load'" not in text
     assert "a_stride must lie in 0 to 4095, not 4096" in text
