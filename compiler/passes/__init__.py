@@ -9,6 +9,7 @@ from patchloom.compiler.passes import (
     attention,
     columns,
     constants,
+    key_biases,
     leftovers,
     lone_norms,
     norms,
@@ -34,6 +35,7 @@ PIPELINE: tuple[Pass, ...] = (
     tokens.PASS,  # class tokens join the layer over the input, ...
     constants.PASS,  # ... and positions added after them its residual
     residuals.PASS,  # the last operation that is not canonical
+    key_biases.PASS,  # what softmax does not see takes no range; after all that adds to a bias
     leftovers.PASS,  # what is left that no pass could use is refused
     operands.PASS,  # by rows and columns; last, because it inserts layers that select them
 )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.compiler import graphs
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds
 
 
@@ -83,3 +84,18 @@ def test_a_negative_scale(scale: float, written: bool):
 
     [graph] = check(Function(forward, qkv=nn.Linear(DIM, 3 * DIM)), torch.randn(2, TOKENS, DIM))
     assert all(node.scale > 0 for node in graph.nodes() if node.kind == "attention")
+
+
+def test_biases_of_keys_cost_no_bits():
+    """Softmax does not see them, however large they are; 60 dB with them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(m.norm(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return m.proj(joined(F.scaled_dot_product_attention(q, k, v)))
+
+    module = Function(forward, qkv=nn.Linear(DIM, 3 * DIM), norm=nn.LayerNorm(DIM), proj=nn.Linear(DIM, DIM))
+    with torch.no_grad():
+        module.qkv.weight.mul_(3)
+        module.qkv.bias[DIM : 2 * DIM] = 30
+    [graph] = check(module, torch.randn(2, TOKENS, DIM))
+    graphs.check(graph, bound=70)

@@ -344,7 +344,8 @@ def layer(document, **fields):
     (lambda d: d["tasks"][0]["inputs"][0].update(offset=2), "input 'x' must start at a multiple of 8 bytes, not at 2"),
     (lambda d: d["tasks"][0]["outputs"][0].update(elements=16), "output 'y' must have an index of 0 to 15"),
     (lambda d: d["tasks"][0]["inputs"][0].update(width=16), "input 'x' is packed, which only inputs of 8 bits are"),
-    (lambda d: d["tasks"][0]["outputs"][0].update(packed=True), "output 'y' is packed, which only inputs of 8 bits are"),
+    (lambda d: d["tasks"][0]["outputs"][0].update(packed=True),
+     "output 'y' is packed, which only inputs of 8 bits are"),
     (lambda d: d["tasks"][0]["inputs"][0].update(packed=1), "is malformed: 1 is not of type bool"),
     (lambda d: d["tasks"][0]["outputs"][0].update(width=12), "output 'y' must have 8 or 16 bits, not 12"),
     (lambda d: d["tasks"][0].update(output_bytes=64, golden=d["tasks"][0].pop("golden") | {"offset": 1 << 20}),
@@ -484,7 +485,8 @@ RULES = {
     ),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
     "exp early": (
-        lambda c: is_matmul(c) and not c.a_packed, {"prologue": Prologue.EXP}, "takes exponentials of 20 x 32 scores whose rows' maxima are not known"
+        lambda c: is_matmul(c) and not c.a_packed, {"prologue": Prologue.EXP},
+        "takes exponentials of 20 x 32 scores whose rows' maxima are not known"
     ),
     "softmax of none": (is_matmul, {"row_scale": RowScale.SOFTMAX}, "divides by the sum of no exponentials"),
     "statistics": (

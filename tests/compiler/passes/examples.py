@@ -177,6 +177,25 @@ def residuals() -> dict[str, View]:
     }
 
 
+def key_biases() -> dict[str, View]:
+    """Keys beside queries and values, by themselves, of two layers, read elsewhere, and that are values too."""
+    qkv, k, read = linear("qkv", X, 3 * FEATURES), linear("k", X), linear("read", X)
+    several = joined(linear("first", X).pick(X.index[:1]), linear("others", X).pick(X.index[1:]))
+    parts = [heads(qkv.pick(qkv.index[:, first : first + FEATURES])) for first in (0, 2, 4)]
+
+    def attended(name: str, q: View, k: View, v: View) -> View:
+        return whole(Attention(origin=Origin(name=name), q=q, k=k, v=v, scale=1))
+
+    return {
+        "fused": attended("fused", *parts),
+        "alone": attended("alone", heads(X), heads(k), heads(X)),
+        "several": attended("several", heads(X), heads(several), heads(X)),
+        "read elsewhere": attended("read elsewhere", heads(X), heads(read), heads(X)),
+        "read": read,
+        "values": attended("values", heads(X), *[heads(linear("kv", X))] * 2),
+    }
+
+
 def leftovers() -> dict[str, View]:
     """A product and a softmax that are no attention, and what reads them."""
     x = linear("first", X)
@@ -204,6 +223,6 @@ EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
         attention, affine_input, scales, columns, norms, lone_norms, activations, constants, tokens, residuals,
-        leftovers, operands,
+        key_biases, leftovers, operands,
     )
 }  # fmt: skip
