@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from patchloom.compiler.machine.commands import Queue, Residual
+from patchloom.compiler.machine.commands import Queue
 from patchloom.compiler.machine.config import Config
 from patchloom.hw.array import Accumulators, Multipliers, Tile
 from patchloom.hw.bundles import (
@@ -33,9 +33,9 @@ class Datapath(wiring.Component):
     next parameters may begin with the first beat that uses the present ones, those of the next tile a cycle
     after it, and either must end before the first beat of their own, the tile's at the latest with it.
 
-    `stationary` reads the scratchpad while the command adds no residual. With one copy of the scratchpad, the last
-    beats of rows of a command that does add one must enter an even number of cycles apart: residuals are read an odd
-    number of cycles ahead of writes. While no beat is on its way, others may use the scratchpad: `read`, if
+    `stationary` reads the scratchpad in the cycles in which no residual is read. With one copy of the scratchpad, the
+    last beats of rows of a command that has residuals must enter an even number of cycles apart: residuals are read an
+    odd number of cycles ahead of writes. While no beat is on its way, others may use the scratchpad: `read`, if
     `external`, and `write`.
 
     With `Config.epilogue_lanes` rows wait for the epilogue behind the array. Of rows whose last beat has entered, no
@@ -154,10 +154,9 @@ class Datapath(wiring.Component):
         """Accumulators to the scratchpad."""
         epilogue, scratchpad = self.epilogue, self.scratchpad
         command, external = self.beats.command, Signal.like(scratchpad.write.enable)
-        adds = command.residual != Residual.NONE
         m.d.comb += external[:2].eq(self.write.enable)
         swap, beat, totals, row_total = (
-            self._serialised(m, parameters, adds)
+            self._serialised(m, parameters)
             if self.config.epilogue_lanes
             else self._at_once(m, parameters, parameters_at)
         )
@@ -169,10 +168,10 @@ class Datapath(wiring.Component):
             epilogue.beat.eq(beat),
             epilogue.totals.eq(totals),
             epilogue.row_total.eq(row_total),
-            scratchpad.b.address.eq(Mux(adds, epilogue.residual.address, self.stationary.address)),
+            scratchpad.b.address.eq(Mux(epilogue.reads, epilogue.residual.address, self.stationary.address)),
             epilogue.residual.data.eq(scratchpad.b.data),
             self.stationary.data.eq(scratchpad.b.data),
-            self.stationary.ready.eq(~epilogue.write.valid if Scratchpad.shares_port(self.config) else 1),
+            self.stationary.ready.eq(~(epilogue.reads | (epilogue.write.valid & Scratchpad.shares_port(self.config)))),
             scratchpad.write.valid.eq(self.write.valid | epilogue.write.valid),
             scratchpad.write.address.eq(Mux(self.write.valid, self.write.address, epilogue.write.address)),
             scratchpad.write.data.eq(Mux(self.write.valid, self.write.data, epilogue.write.data)),
@@ -198,7 +197,7 @@ class Datapath(wiring.Component):
         sums = self.accumulators
         return before.valid & before.channels, sums.done, sums.totals, sums.row_total
 
-    def _serialised(self, m: Module, parameters: ParameterQueue, adds: Value) -> tuple[Value, ...]:
+    def _serialised(self, m: Module, parameters: ParameterQueue) -> tuple[Value, ...]:
         """The sums wait, and those of some channels of a row enter in a cycle. Returns the same."""
         m.submodules.serialiser = serialiser = Serialiser(self.config)
         wiring.connect(m, wiring.flipped(self.parameters), parameters.write)
@@ -206,7 +205,7 @@ class Datapath(wiring.Component):
         m.d.comb += [
             parameters.now.eq(serialiser.now),
             serialiser.there.eq(parameters.there),
-            serialiser.adds.eq(adds),
+            serialiser.residual.eq(self.beats.command.residual),
             serialiser.beat.eq(self.accumulators.done),
             serialiser.totals.eq(self.accumulators.totals),
             serialiser.row_total.eq(self.accumulators.row_total),

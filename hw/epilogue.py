@@ -87,8 +87,9 @@ class Epilogue(wiring.Component):
 
     WORD = 6  # cycles until a channel is requantised
     POST = WORD + Gelu.LATENCY  # activated
-    TOTAL = POST + 4  # scaled by the row's factor, the residual added
+    TOTAL = POST + 4  # scaled by a factor, the residual added
     LATENCY = TOTAL + 1
+    EARLIER = TOTAL - POST  # a factor is there than what is added
     PERIOD = 4
 
     def __init__(self, config: Config):
@@ -103,6 +104,7 @@ class Epilogue(wiring.Component):
                 "parameters": In(ParameterSet(config)),
                 "target": Out(QueueRead(config)),
                 "residual": Out(ScratchpadRead(config, config.output_chunks)),
+                "reads": Out(1),  # whether the residual's address is one
                 "write": Out(ScratchpadWrite(config, config.output_chunks)),
                 "elements": Out(n * ELEMENT_WIDTH),  # that are written, not packed
                 "gather": Out(1),
@@ -122,14 +124,15 @@ class Epilogue(wiring.Component):
         return Epilogue.LATENCY + max(Scratchpad.WRITE_LATENCY, maxima)
 
     @staticmethod
-    def residual_latency(config: Config) -> int:
+    def residual_latency(config: Config, residual: Residual) -> int:
         """Cycles until a beat's residual is asked for; with passes, a cycle earlier, as it is kept for all of them."""
-        return Epilogue.TOTAL - 1 - Scratchpad.READ_LATENCY - bool(config.epilogue_lanes)
+        used = Epilogue.TOTAL - Epilogue.EARLIER * (residual == Residual.MULTIPLY)
+        return used - 1 - Scratchpad.READ_LATENCY - bool(config.epilogue_lanes)
 
     @staticmethod
-    def residual_lead(config: Config) -> int:
+    def residual_lead(config: Config, residual: Residual) -> int:
         """Cycles from there until the beat is written."""
-        return Epilogue.LATENCY - Epilogue.residual_latency(config)
+        return Epilogue.LATENCY - Epilogue.residual_latency(config, residual)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -151,17 +154,26 @@ class Epilogue(wiring.Component):
         pieces = beat.group * self.config.output_chunks  # half chunks if packed
         offset = delay(m, pieces, 3, name="offset")
         place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 3, name="place")
-        chained = c.residual >= Residual.CHAIN
+        chained = (c.residual == Residual.CHAIN) | (c.residual == Residual.CHAIN_ZERO)
         again = register(m, chained & ~entry.first, name="again")
         own_row = register(m, output_row * c.o_stride, name="own_row")
         own = register(m, c.o_address + own_row + place, name="own")
         other_row = register(m, output_row * Mux(again, c.o_stride, c.r_stride), name="other_row")
         other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
         residual = register(m, other + other_row + offset, name="other")
-        ahead = self.residual_latency(self.config)
-        m.d.comb += self.residual.address.eq(delay(m, residual, ahead - 4, name="residual_address"))
+        self.multiplies = c.residual == Residual.MULTIPLY
+        ahead = self.residual_latency(self.config, Residual.MULTIPLY)
+        early = delay(m, residual, ahead - 4, name="early_address")
+        late = delay(m, early, self.EARLIER, name="late_address")
+        m.d.comb += self.residual.address.eq(Mux(self.multiplies, early, late))
+        begins = beat.valid & (c.residual != Residual.NONE)
+        if self.config.epilogue_lanes:
+            begins &= beat.number == 0
+        reads_early = delay(m, begins, ahead, name="early_reads")
+        reads_late = delay(m, reads_early, self.EARLIER, name="late_reads")
+        m.d.comb += self.reads.eq(Mux(self.multiplies, reads_early, reads_late))
         m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
-        absent = (c.residual == Residual.NONE) | ((c.residual == Residual.CHAIN_ZERO) & ~again)
+        absent = ((c.residual == Residual.CHAIN_ZERO) & ~again) | (c.residual == Residual.NONE) | self.multiplies
         self.absent = delay(m, absent, self.TOTAL - 3, name="absent")
         # Softmax: exponent after one cycle, mantissa later. Gate: score after one.
         m.d.comb += reciprocal.value.eq(self.row_total)
@@ -169,8 +181,7 @@ class Epilogue(wiring.Component):
         self.exponent = Mux(softmax, delay(m, reciprocal.exponent, 1, name="exponent"), 0)
         score = delay(m, entry.score, self.POST - 2, name="score")
         mantissa = delay(m, reciprocal.mantissa, self.POST - 1 - Reciprocal.LATENCY, name="mantissa")
-        factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))
-        self.factor = register(m, factor, name="factor")
+        self.factor = Mux(softmax, mantissa, Mux(c.row_scale == RowScale.GATE, score, ROW_ONE))  # to be registered
 
     def _channels(self, m: Module) -> None:
         c, n = self.command, self.config.channels_at_once
@@ -180,7 +191,7 @@ class Epilogue(wiring.Component):
             before += beat.number * n
         left = register(m, c.columns - before, name="left")
         valid = delay(m, beat.valid, 1, name="valid")
-        added = self._residual(m, beat)
+        second = self._second(m)
         outputs, limited = [], []
         for j in range(n):
             inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with the total
@@ -189,15 +200,17 @@ class Epilogue(wiring.Component):
             m.submodules[f"post_{j}"] = post = Gelu()
             # Until POST: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
-            # Two cycles: row factor. One: shift; whether to round up is known with the residual.
-            product = multiply(m, post.value, self.factor.as_unsigned(), self.config.limb_width, name=f"scaled_{j}")
+            own = second.word_select(j, ELEMENT_WIDTH).as_signed()
+            # Two cycles: factor, the row's or an own one. One: shift; whether to round up is known with the residual.
+            factor = register(m, Mux(self.multiplies, own, self.factor), name=f"factor_{j}")
+            product = multiply(m, post.value, factor, self.config.limb_width, name=f"scaled_{j}")
             halves = register(
                 m,
                 (product[15:].as_signed() >> c.post_shift)[: EPILOGUE_WIDTH + 3].as_signed(),
                 name=f"halves_{j}",
             )
             # Until TOTAL: residual.
-            residual = Mux(self.absent, 0, added.word_select(j, ELEMENT_WIDTH)).as_signed()
+            residual = Mux(self.absent, 0, own).as_signed()
             total = register(m, rounded(halves) + residual, name=f"total_{j}")
             # Last: limit, mask.
             narrow, narrowed = clip(total, -128, 127)
@@ -239,14 +252,20 @@ class Epilogue(wiring.Component):
             return beat.valid
         return beat.valid & (beat.number == self.config.passes - 1)
 
-    def _residual(self, m: Module, beat: data.View) -> Value:
-        """That of the channels of a beat, a cycle after `beat`; a row's is read once, for all of its passes."""
+    def _second(self, m: Module) -> Value:
+        """The residual of a beat's channels, a cycle before TOTAL, or their factors, a cycle before POST.
+
+        Those of a row are read once, for all of its passes.
+        """
         if not self.config.epilogue_lanes:
             return self.residual.data
+        early = delay(m, self.beat.number, self.POST - 2, name="early_number")
+        late = delay(m, early, self.EARLIER, name="late_number")
+        number = Mux(self.multiplies, early, late)
         held = Signal.like(self.residual.data, name="held", reset_less=True)
-        with m.If(beat.number == 0):
+        with m.If(number == 0):
             m.d.sync += held.eq(self.residual.data)
-        return held.word_select(register(m, beat.number, name="number"), len(self.elements))
+        return held.word_select(register(m, number, name="number"), len(self.elements))
 
     def _pack(self, m: Module, elements: Value, written: list[Signal]) -> None:
         """Chunks as they are, or half as many packed ones, which may begin in the middle of one."""

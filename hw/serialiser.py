@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from patchloom.compiler.machine.commands import Residual
 from patchloom.compiler.machine.config import BIAS_WIDTH, PARAMETER_BITS, Config
 from patchloom.compiler.machine.fixed import SHIFT_WIDTH, SUM_WIDTH
 from patchloom.hw.buffer import Buffer
@@ -24,7 +25,7 @@ class Serialiser(wiring.Component):
     than `depth` beyond those that were `taken`, which pulses in a row's last pass. `now` is the pass that is made in a
     cycle, `pass_` and its sums leave `LATENCY` cycles later: block RAMs are slow, and parameters far. The passes of a
     row follow one another without a gap, and rows too, but for three reasons to wait: the first row of a group for the
-    group's parameters, until they are `there`, when it begins with `swap`; a row that `adds` a residual for the
+    group's parameters, until they are `there`, when it begins with `swap`; a row that has a `residual` for the
     scratchpad's port, where that cannot read the residual in the cycle in which an earlier row is written; and a row
     that comes again until it may.
     """
@@ -36,7 +37,7 @@ class Serialiser(wiring.Component):
         width = config.accumulator_width
         super().__init__(
             {
-                "adds": In(1),
+                "residual": In(Residual),
                 "beat": In(beat_layout(config)),
                 "totals": In(config.outputs * width),
                 "row_total": In(SUM_WIDTH),
@@ -71,8 +72,10 @@ class Serialiser(wiring.Component):
         head = data.View(row, buffer.data.payload)
         at_first, at_last = now == 0, now == passes - 1
         # A residual that is read now would be read in the cycle of a write that is on its way.
-        late = delay(m, self.taken, Epilogue.residual_lead(self.config), name="taken")
-        port = late & self.adds if Scratchpad.shares_port(self.config) else 0
+        late = delay(m, self.taken, Epilogue.residual_lead(self.config, Residual.ADD), name="taken")
+        early = delay(m, late, Epilogue.EARLIER, name="taken_earlier")
+        meets = Mux(self.residual == Residual.MULTIPLY, early, late) & (self.residual != Residual.NONE)
+        port = meets if Scratchpad.shares_port(self.config) else 0
         row_before = register(m, head.row, name="row_before")
         soon = (head.row == row_before) & self._lately(m)
         do_pass = buffer.data.valid & ~(at_first & ((head.channels & ~self.there) | port | soon))

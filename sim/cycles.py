@@ -161,7 +161,8 @@ def _machine(config: Config, task: int, memory: Mapping[str, int]) -> dict[str, 
         "passes": config.passes,
         "rows_waiting": Serialiser.depth(config),
         "parameter_sets": ParameterQueue.SETS,
-        "residual_lead": Epilogue.residual_lead(config),
+        "residual_lead": Epilogue.residual_lead(config, Residual.ADD),
+        "factor_lead": Epilogue.residual_lead(config, Residual.MULTIPLY),
         "period": Datapath.PERIOD,
         "epilogue_period": Epilogue.PERIOD,
         "shared_port": int(Scratchpad.shares_port(config)),
@@ -181,7 +182,7 @@ def _machine(config: Config, task: int, memory: Mapping[str, int]) -> dict[str, 
 
 def _facts() -> str:
     """facts.hpp of native/cycles.cpp."""
-    enums: tuple[type[IntEnum], ...] = (Kind, Queue, Stationary)
+    enums: tuple[type[IntEnum], ...] = (Kind, Queue, Residual, Stationary)
     lines = []
     for enum in enums:
         values = (f"{enum.__name__}_{value.name} = {value}".upper() for value in enum)
@@ -426,14 +427,14 @@ class _Commands:
                 "dma_beats": beats,
                 "dma_address": self.beat(self.image, beats * config.beat_bytes),
             }
-            if self.one_of(0, 1):
-                where |= {"residual": Residual.ADD} | self.tensor("r", rows, columns)
         elif source == Stationary.COLUMNS:
             where = self.tensor("b", columns, depth)
         else:
             where = self.tensor("b", depth, columns)
         if source != Stationary.MEMORY:
             queue["expected"] = 0
+        if self.one_of(0, 1):
+            where |= {"residual": self.one_of(Residual.ADD, Residual.MULTIPLY)} | self.tensor("r", rows, columns)
         fields = where | self.tensor("a", rows, depth) | self.tensor("o", rows, columns) | queue
         self.commands.append(
             Command(kind=Kind.MATMUL, rows=rows, depth=depth, columns=columns, b_source=source, b_digits=digits,

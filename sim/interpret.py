@@ -144,11 +144,11 @@ def row_factor(c: Command, row_sum: Ints, score: Ints | None = None) -> Factor:
 
 
 def residual(c: Command, added: Ints, before: Ints, first: Bools | None = None) -> Ints:
-    """What is added to a result: `added` is the tensor at r_address, `before` the output as it was.
+    """What meets a result: `added` is the tensor at r_address, `before` the output as it was.
 
     A chain begins on a token's `first` expert and goes on upon what the ones before have left.
     """
-    if c.residual in (Residual.NONE, Residual.ADD):
+    if not c.chains:
         return added if c.residual else np.zeros_like(added)
     assert first is not None
     return np.where(first[:, None], added if c.residual == Residual.CHAIN else 0, before)
@@ -161,12 +161,16 @@ POST: dict[Post, Callable[[Ints], Ints]] = {
 }
 
 
-def epilogue(c: Command, total: Ints, by: Channels, row: Factor, added: Ints | int = 0) -> tuple[Ints, Ints]:
-    """Results [rows, columns] of the accumulators' totals, and how often each saturated on its way: 0, 1 or 2."""
+def epilogue(c: Command, total: Ints, by: Channels, row: Factor, second: Ints | int = 0) -> tuple[Ints, Ints]:
+    """Results [rows, columns] of the accumulators' totals, and how often each saturated on its way: 0, 1 or 2.
+
+    `second` is each result's residual, or its factor.
+    """
     shift = np.minimum(by.shift + row.exponent[:, None], MAX_SHIFT)
     full = shift_round((total + by.bias) * by.multiplier, shift)
     word = saturate(full, EPILOGUE_WIDTH)
-    y = shift_round(POST[c.post](word) * row.mantissa[:, None], 16 + c.post_shift) + added
+    factor, added = (second, 0) if c.residual == Residual.MULTIPLY else (row.mantissa[:, None], second)
+    y = shift_round(POST[c.post](word) * factor, 16 + c.post_shift) + added
     out = saturate(y, 16 if c.o_wide else 8)
     return out, (word != full).astype(np.int64) + (out != y)
 

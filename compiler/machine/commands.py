@@ -60,10 +60,13 @@ class RowScale(IntEnum):
 
 
 class Residual(IntEnum):
+    """What meets a result on its way out: a second tensor, row by row."""
+
     NONE = 0
-    ADD = 1  # the tensor at r_address
-    CHAIN = 2  # r_address on the token's first expert, then the output itself
+    ADD = 1  # the tensor at r_address is added
+    CHAIN = 2  # it is on the token's first expert, then the output itself
     CHAIN_ZERO = 3  # nothing on the token's first expert, then the output itself
+    MULTIPLY = 4  # the tensor at r_address is the factor, where a row scale would be
 
 
 class Post(IntEnum):
@@ -110,7 +113,7 @@ class Command:
     post: Annotated[Post, Bits(2)] = Post.NONE
     row_scale: Annotated[RowScale, Bits(2)] = RowScale.NONE
     post_shift: Annotated[int, Bits(5)] = 0  # right shift to the output's scale
-    residual: Annotated[Residual, Bits(2)] = Residual.NONE
+    residual: Annotated[Residual, Bits(3)] = Residual.NONE
     r_address: Annotated[int, Bits(24)] = 0
     r_stride: Annotated[int, Bits(12)] = 0
     o_address: Annotated[int, Bits(24)] = 0
@@ -122,6 +125,11 @@ class Command:
     row_maximum: Annotated[int, Bits(1)] = 0  # gather the maximum of the output's rows
     top_k: Annotated[int, Bits(4)] = 0
     score_all: Annotated[int, Bits(1)] = 0  # softmax over all experts, not over the selected ones
+
+    @property
+    def chains(self) -> bool:
+        """Whether results of several experts come together in the output."""
+        return self.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
 
     def encode(self) -> bytes:
         values = {name: int(getattr(self, name)) for name in FIELDS}

@@ -309,8 +309,7 @@ def _queue(w: _Walk, c: Command) -> Rules:
         yield c.rows == w.tokens, f"its queue can hold {w.tokens} tokens, it states {c.rows}"
     yield bool(c.queue) or c.row_scale != RowScale.GATE, "scales by a gate without a queue"
     yield bool(c.queue) or not c.expected, "expects tokens without a queue"
-    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
-    yield not chained or c.queue == Queue.SCATTER, "chains a residual without scattering"
+    yield not c.chains or c.queue == Queue.SCATTER, "chains a residual without scattering"
 
 
 def _stationary(w: _Walk, c: Command) -> Rules:
@@ -328,7 +327,6 @@ def _stationary(w: _Walk, c: Command) -> Rules:
         yield end <= len(w.program.image), f"weights end at byte {end} of an image of {len(w.program.image)}"
         return
     yield not c.expected, "expects weights that do not come from memory"
-    yield c.residual == Residual.NONE, "must not add a residual to a product whose stationary operand is on chip"
     if c.b_source == Stationary.COLUMNS:
         yield from w.readable(w.place(c, "b", c.columns, c.depth))
     else:
@@ -370,11 +368,11 @@ def _exponentials(w: _Walk, c: Command) -> Rules:
 
 
 def _output(w: _Walk, c: Command) -> Rules:
-    chained = c.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
     yield not (c.o_packed and c.o_wide), "packs an output of 16 bits"
-    yield not (c.o_packed and chained), "chains a residual in a packed output"
+    yield not (c.o_packed and c.chains), "chains a residual in a packed output"
+    yield c.residual != Residual.MULTIPLY or not c.row_scale, "multiplies by a tensor and by a row scale"
     out, others = w.place(c, "o", c.rows, c.columns), list(_operands(w, c))
-    if c.residual in (Residual.ADD, Residual.CHAIN):
+    if c.residual not in (Residual.NONE, Residual.CHAIN_ZERO):
         added = w.place(c, "r", c.rows, c.columns)
         yield from w.readable(added)
         if not _in_place(c):
@@ -428,7 +426,7 @@ def _row_results(w: _Walk, c: Command, out: _Place) -> Rules:
 
 def _in_place(c: Command) -> bool:
     """Each element is read, once, some cycles before its sum takes its place."""
-    whole = c.residual == Residual.ADD and not c.o_packed
+    whole = c.residual in (Residual.ADD, Residual.MULTIPLY) and not c.o_packed
     return whole and (c.r_address, c.r_stride) == (c.o_address, c.o_stride)
 
 

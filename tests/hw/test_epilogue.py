@@ -77,7 +77,7 @@ class Case:
 Written = tuple[int, int, list[int], list[int], tuple[int, int] | None]
 Result = tuple[list[Written], list[int], int]
 WRITES = ["write.address", "write.enable", "write.data", "gather", "gather_begin", "gather_row"]
-OTHERS = ["elements", "residual.address", "maximum", "saturations", "target.row"]
+OTHERS = ["elements", "residual.address", "reads", "maximum", "saturations", "target.row"]
 
 
 def rtl(cases: Sequence[Case]) -> list[Result]:
@@ -115,15 +115,10 @@ def inputs(case: Case) -> Inputs:
         "parameters.shift": parts(case.shift[case.group], SHIFT_WIDTH),
         "target.entry": [0]
         + [pack(queue_entry(config), token=t, score=s, first=f) for t, s, f in entries for _ in range(passes)],
-        "residual.data": [0] * residual_at(config)
+        "residual.data": [0] * (Epilogue.residual_latency(config, case.command.residual) + Scratchpad.READ_LATENCY)
         + [x if k == 0 else y for x, y in zip(residuals, others, strict=True) for k in range(passes)],
         "maximum_row": [0] * (len(beats) + Epilogue.settle(config)) + list(range(case.rows)),
     }
-
-
-def residual_at(config: Config) -> int:
-    """Cycle in which the residual is at its port."""
-    return Epilogue.residual_latency(config) + Scratchpad.READ_LATENCY
 
 
 def result(case: Case, seen: Seen) -> Result:
@@ -141,9 +136,11 @@ def result(case: Case, seen: Seen) -> Result:
     idle = np.flatnonzero((case.valid.repeat(passes) == 0) | ~last) + late
     assert not any(seen["write.enable"][i] or seen["gather"][i] for i in idle)
     assert seen["target.row"][:count] == case.row.repeat(passes).tolist()
+    at = Epilogue.residual_latency(case.config, c.residual)
     if c.residual:
-        at = Epilogue.residual_latency(case.config)
         assert seen["residual.address"][at : count + at : passes] == residual_addresses(case)
+    begins = case.valid.repeat(passes) * (np.arange(count) % passes == 0) * (c.residual != Residual.NONE)
+    assert seen["reads"][at : count + at] == begins.tolist()
     asked = count + Epilogue.settle(case.config) + 1
     return written, seen["maximum"][asked:][: case.rows] if c.row_maximum else [], sum(seen["saturations"])
 
@@ -155,7 +152,7 @@ def output_rows(case: Case) -> Ints:
 def residual_addresses(case: Case) -> list[int]:
     c, rows = case.command, output_rows(case)
     own, other = c.o_address + rows * c.o_stride, c.r_address + rows * c.r_stride
-    again = (c.residual != Residual.ADD) & (case.first == 0)
+    again = c.chains & (case.first == 0)
     at = np.where(again, own, other) + case.group * case.config.output_chunks
     return (at % case.config.scratchpad_chunks).tolist()
 
@@ -236,6 +233,7 @@ def test_residual(config):
             Case(config, command(residual=residual, queue=queue, row_scale=scale, o_wide=wide, **places), seed=wide)
             for residual, queue in itertools.product(Residual, Queue)
             for scale, wide in itertools.product((RowScale.NONE, RowScale.GATE), (0, 1))
+            if not (residual == Residual.MULTIPLY and scale)  # the factor would be two
         ]
     )
 
@@ -271,7 +269,7 @@ def test_packed(config):
         [
             Case(config, command(columns=columns, residual=residual, **fields), rows, seed=columns)
             for rows, columns in itertools.product((4, 16), (1, 4, 5, 8, 12, 13, 24, 37))
-            for residual in (Residual.NONE, Residual.ADD)
+            for residual in (Residual.NONE, Residual.ADD, Residual.MULTIPLY)
         ]
     )
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from patchloom.compiler.machine.commands import Residual
 from patchloom.compiler.machine.config import BIAS_WIDTH, PARAMETER_BITS, Config
 from patchloom.compiler.machine.fixed import SHIFT_WIDTH, SUM_WIDTH
 from patchloom.hw.bundles import MULTIPLIER_WIDTH, parameters_at_once
@@ -32,7 +33,7 @@ class Case:
     """Groups of many rows, then of one, as fast as there is room for them; each group waits for its parameters."""
 
     config: Config
-    adds: int
+    residual: Residual
     rows: list[dict] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ def rtl(case: Case) -> tuple[list[Pass], list[int], list[int], int]:
     async def process(ctx) -> None:
         nonlocal most
         waiting, behind, there = list(case.rows), 0, 0
-        ctx.set(dut.adds, case.adds)
+        ctx.set(dut.residual, case.residual)
         for cycle in range(2000):
             row = waiting.pop(0) if waiting and behind < Serialiser.depth(config) and rng.random() < 0.9 else {}
             behind += bool(row)
@@ -103,17 +104,17 @@ def reference(case: Case) -> list[Pass]:
 
 
 @every_config
-@pytest.mark.parametrize("adds", [0, 1])
-def test_rows(config, adds):
-    case = Case(config, adds)
+@pytest.mark.parametrize("residual", Residual)
+def test_rows(config, residual):
+    case = Case(config, residual)
     passes, began, taken, most = rtl(case)
     assert passes == reference(case)
     assert most == Serialiser.depth(config)
     assert [end - begin for begin, end in zip(began, taken, strict=True)] == [config.passes - 1] * len(case.rows)
     # The port that reads a row's residual would have to write a row that was taken `lead` cycles before.
-    lead = Epilogue.residual_lead(config)
+    lead = Epilogue.residual_lead(config, residual)
     meets = {begin - lead for begin in began} & set(taken)
-    if adds:
+    if residual:
         assert not meets
     elif config.passes == 2:
         assert meets

@@ -259,10 +259,11 @@ class Maker:
         out = self.matmul(a, source, **fields)
         if out is None:
             return
-        added = self.pick(out.rows, out.columns) if not source and self.chance(0.4) else None
+        added = self.second(out)
         if added is not None:
-            self.amend(residual=Residual.ADD, **added.fields("r"))
-            apart = not added.address <= a.address < added.address + added.rows * added.stride
+            last = self.commands[-1]
+            read = [last.a_address] + [last.b_address] * (source != Stationary.MEMORY)
+            apart = not any(added.address <= x < added.address + added.rows * added.stride for x in read)
             if apart and self.chance(0.4):  # in its place
                 out, added.statistics = added, None
                 self.amend(o_wide=int(out.wide), **out.fields("o"))
@@ -272,6 +273,17 @@ class Maker:
             self.amend(row_maximum=1)
         assert self.free >= before
         self.tensors.append(out)
+
+    def second(self, out: Tensor) -> Tensor | None:
+        """Another tensor for the last command, whose results it is added to or multiplies."""
+        second = self.pick(out.rows, out.columns) if self.chance(0.4) else None
+        if second is not None and self.chance(0.5):
+            late = 16 - math.log2(self.spread(second))  # bits that the product has too few
+            shift = max(round(self.commands[-1].post_shift - late), 0)
+            self.amend(residual=Residual.MULTIPLY, post_shift=shift, **second.fields("r"))
+        elif second is not None:
+            self.amend(residual=Residual.ADD, **second.fields("r"))
+        return second
 
     def normalise(self, a: Tensor) -> dict[str, int]:
         wide = self.chance(0.5)
@@ -296,6 +308,7 @@ class Maker:
         scores = self.matmul(q, Stationary.COLUMNS, post=Post.NONE, row_maximum=1)
         if scores is None:
             return
+        self.second(scores)
         self.tensors.append(scores)
         shift = int(np.clip(round(math.log2(2 << SCORE_FRACTION) - math.log2(self.spread(scores))), 0, SCORE_FRACTION))
         scale = RowScale.SOFTMAX if self.chance(0.8) else RowScale.NONE

@@ -170,6 +170,26 @@ def test_residual():
     assert (out.tolist(), saturations) == ([[101, 32767], [-2, 10]], 1)
 
 
+def test_a_second_tensor_multiplies():
+    """In units of 2**-16, as a row scale does; rounded half up, then limited."""
+    bench = Bench().put(0, tensor([1000, -3], [30000, 30000])).put(8, tensor([16384, -32768], [32767, -32768]))
+    identity = linear(np.eye(2, dtype=np.int64))
+    fields = {"a_wide": 1, "residual": Residual.MULTIPLY, "r_address": 8, "r_stride": 1}
+    out, saturations = bench.matmul(identity, rows=2, **fields).run(2, 2)
+    assert (out.tolist(), saturations) == ([[250, 2], [15000, -15000]], 0)
+
+
+@pytest.mark.parametrize("residual", [Residual.ADD, Residual.MULTIPLY])
+def test_a_second_tensor_beside_a_stationary_one(residual):
+    q, k, second = tensor([3, 4], [-5, 6]), tensor([10, 20], [7, 8]), tensor([10, -20], [30, 2])
+    bench = Bench().put(0, q).put(4, k).put(8, second)
+    fields = {"b_source": Stationary.COLUMNS, "b_address": 4, "b_stride": 1, "b_digits": 2, "multiplier": 1 << 15}
+    fields |= {"residual": residual, "r_address": 8, "r_stride": 1, "shift": 15 if residual == Residual.ADD else 0}
+    out, _ = bench.matmul(None, rows=2, depth=2, columns=2, a_wide=1, **fields).run(2, 2)
+    scores = q @ k.T
+    assert np.array_equal(out, scores + second if residual == Residual.ADD else np.floor(scores * second / 2 + 0.5))
+
+
 def test_normalise_by_gathered_statistics():
     rng = np.random.default_rng(0)
     features, scale = 24, 2.0**-12

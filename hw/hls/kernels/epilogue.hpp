@@ -49,8 +49,12 @@ inline Element requantise(
     constexpr int HIGH = (1 << (EPILOGUE_WIDTH - 1)) - 1;
     const auto rounded = shift_round(scaled, shift < MAX_SHIFT ? shift : MAX_SHIFT);
     const EpilogueWord word = limit(rounded, -HIGH - 1, HIGH, clipped);
-    const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activate(word, c.post), target.factor);
-    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + residual;
+    const bool multiplies = c.residual == RESIDUAL_MULTIPLY;
+    ap_int<FACTOR_WIDTH + 1> factor = target.factor;
+    if (multiplies) factor = residual;
+    const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activate(word, c.post), factor);
+    const Element added = multiplies ? Element(0) : residual;
+    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + added;
     const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;
     return limit(y, -high - 1, high, clipped);
 }

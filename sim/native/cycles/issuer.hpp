@@ -25,7 +25,9 @@ struct Issuer : Walker {
         w.parameters_free = !parameters_written;
         w.executing = executing;
         w.one_row = one_row;
-        if (m.passes == 1) w.writes_result = written.out(m.datapath_write);
+        if (m.passes > 1) return;
+        w.writes_result = written.out(m.datapath_write);
+        w.reads_residual = reads_residual(written, executing, m);
     }
 
     void step(Wires& w, const Machine& m) {

@@ -52,7 +52,7 @@ struct Loader {
             else w.loader_waits = w.tile_free ? LOADER_ISSUER : LOADER_TILE;
             break;
         case READ:
-            if (m.shared_port && w.writes_result) w.loader_waits = LOADER_PORT;
+            if (w.reads_residual || (m.shared_port && w.writes_result)) w.loader_waits = LOADER_PORT;
             else reads_last = read(w, m, c);
             break;
         case WAIT:

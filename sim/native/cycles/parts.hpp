@@ -13,6 +13,16 @@ struct Delay {
     void shift(bool in) { (line <<= 1)[0] = in; }
 };
 
+// Cycles from the read of a row's residual, or of its factors, until the row is written.
+inline Count residual_lead(const Command& c, const Machine& m) {
+    return c.residual == RESIDUAL_MULTIPLY ? m.factor_lead : m.residual_lead;
+}
+
+// Whether the scratchpad is read for the residual of a row that has begun its way through the datapath then.
+inline bool reads_residual(const Delay& begun, const Command* c, const Machine& m) {
+    return c && c->residual && begun.out(m.datapath_write - residual_lead(*c, m));
+}
+
 // amaranth.lib.fifo.SyncFIFOBuffered; hw.buffer.Buffer is one whose depth is one more than its RAM's.
 struct Buffer {
     Count inner_level = 0;

@@ -27,7 +27,7 @@ struct Wires {
     Count issuer_index, stager_index, fetcher_index;
     Count routes, routes_begun;
     const Command *command, *loader_command;
-    bool tile_free, parameters_free, writes_result;
+    bool tile_free, parameters_free, writes_result, reads_residual;
     // others
     bool loader_busy, router_busy, storer_busy;
     const Command* executing;  // by the datapath

@@ -470,8 +470,7 @@ RULES = {
     ),
     "packed logits": (lambda c: c.kind == Kind.ROUTE, {"a_packed": 1}, "must not read packed logits"),
     "r beside b": (
-        lambda c: c.row_maximum == 1, {"residual": Residual.ADD},
-        "must not add a residual to a product whose stationary operand is on chip",
+        lambda c: c.row_maximum == 1, {"residual": Residual.ADD, "r_address": 9000}, "r reads chunk 9000",
     ),
     "b unwritten": (lambda c: c.row_maximum == 1, {"b_address": 9000}, "b reads chunk 9000"),
     "queue early": (is_matmul, {"queue": Queue.GATHER}, "uses a queue before any ROUTE"),
@@ -482,6 +481,10 @@ RULES = {
     "expected on chip": (
         lambda c: c.queue == Queue.GATHER, {"b_source": Stationary.COLUMNS, "expected": 1},
         "expects weights that do not come from memory",
+    ),
+    "two factors": (
+        lambda c: c.row_scale == RowScale.SOFTMAX, {"residual": Residual.MULTIPLY},
+        "multiplies by a tensor and by a row scale",
     ),
     "chain early": (is_matmul, {"residual": Residual.CHAIN}, "chains a residual without scattering"),
     "exp early": (
