@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patchloom.compiler.frontend.linear import need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
@@ -11,7 +12,7 @@ from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 
-def layer_norm(site: Site, a: Args) -> View:
+def layer_norm(site: Site, a: Args) -> View | Tensor:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     need_constants(weight, bias)
     features = x.shape[-1]
@@ -21,7 +22,7 @@ def layer_norm(site: Site, a: Args) -> View:
         raise UnsupportedError(f"has eps {a['eps']:g}", "it must not be negative: it is added to a variance")
     x, factor = without_factors(x)
     if factor == 0:
-        raise UnsupportedError("normalises what was multiplied by zero", "such rows say nothing: leave the branch out")
+        return (torch.zeros(features) if bias is None else bias).expand(x.shape)
     made = Normalise(
         origin=site.origin,
         x=x.reshape(-1, features),

@@ -84,10 +84,12 @@ def softmax(x: View) -> View:
 
 
 def attention() -> dict[str, View]:
-    """Two heads; factors on the queries, the scores and the values."""
+    """Two heads with factors on the queries, the scores and the values; one whose scores are a layer's."""
     q, k, v = (heads(linear(name, X)) for name in "qkv")
     scores = product(q.scaled(2.0), k.pick(k.index.transpose(0, 2, 1))).scaled(0.25)
-    return {"y": product(softmax(scores), v.scaled(3.0))}
+    x, weigh = linear("x", X), linear("weigh", X, 1)
+    pooled = product(softmax(weigh.pick(weigh.index.T)).reshape(1, 1, TOKENS), x.reshape(1, TOKENS, FEATURES))
+    return {"y": product(softmax(scores), v.scaled(3.0)), "pooled": pooled}
 
 
 def affine_input() -> dict[str, View]:
@@ -178,11 +180,12 @@ def residuals() -> dict[str, View]:
 
 
 def leftovers() -> dict[str, View]:
-    """A product and a softmax that are no attention, and what reads them."""
+    """Products and a softmax that are no attention, and what reads them."""
     x = linear("first", X)
     scores = product(heads(x), heads(x).pick(heads(x).index.transpose(0, 2, 1)))
     weights = softmax(x)
-    return {"product": scores, "softmax": weights, "reader": linear("reader", weights)}
+    fixed_product = product(heads(x), fixed(FEATURES, 1).reshape(FEATURES, 1, 1))
+    return {"product": scores, "constant": fixed_product, "softmax": weights, "reader": linear("reader", weights)}
 
 
 def operands() -> dict[str, View]:
