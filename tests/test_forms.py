@@ -42,11 +42,22 @@ def masked_by_ones(_: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0).transpose(1, 2).flatten(2)
 
 
+def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    """With statistics."""
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 3)
+    return norm
+
+
 FORMS: dict[str, Callable[[], Model]] = {
     "mask of ones": lambda: Model(masked_by_ones),
     "learned queries": lambda: Model(
         lambda m, x: m.attend(m.queries.expand(len(x), -1, -1), x, x)[0],
         queries=nn.Parameter(torch.randn(1, 3, DIM)), attend=nn.MultiheadAttention(DIM, HEADS, batch_first=True),
+    ),
+    "batch norms": lambda: Model(
+        lambda m, x: x + m.second(m.norm(x.mT).mT).relu(), second=nn.Linear(DIM, DIM), norm=trained(nn.BatchNorm1d(DIM))
     ),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip

@@ -83,7 +83,7 @@ def multiply(site: Site, a: Args) -> View:
     if isinstance(first, View) and isinstance(second, View):
         raise UnsupportedError("multiplies two tensors that depend on the input", "this is supported in attention only")
     view, factor = (first, second) if isinstance(first, View) else (second, first)
-    return _times(site, view, torch.as_tensor(factor))
+    return times(site, view, torch.as_tensor(factor))
 
 
 def divide(site: Site, a: Args) -> View:
@@ -92,7 +92,7 @@ def divide(site: Site, a: Args) -> View:
     divisor = torch.as_tensor(a["other"]).double()
     if not divisor.all():
         raise UnsupportedError("divides by zero", "a constant divisor must not hold zeros")
-    return _times(site, a["self"], divisor.reciprocal())
+    return times(site, a["self"], divisor.reciprocal())
 
 
 def negate(_: Site, a: Args) -> View:
@@ -100,7 +100,7 @@ def negate(_: Site, a: Args) -> View:
     return view.scaled(-1.0)
 
 
-def _times(site: Site, view: View, factor: Tensor) -> View:
+def times(site: Site, view: View, factor: Tensor) -> View:
     shape = np.broadcast_shapes(view.shape, tuple(factor.shape))
     if bool((factor == factor.reshape(-1)[:1]).all()):
         return view.pick(np.broadcast_to(view.index, shape)).scaled(float(factor.reshape(-1)[0]))
