@@ -6,18 +6,16 @@ differs between tokens.
 """
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from patchloom.compiler.node import Floats, Indices, View, float32
 from patchloom.compiler.nodes import Expert, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Add, Scale
-from patchloom.compiler.passes.constants import plus
+from patchloom.compiler.passes.constants import Layer, plus
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import constant
-
-Layer = TypeVar("Layer", Matmul, Moe)
 
 
 def absorb(node: Layer, factor: Floats | float, shift: Floats | float, **changes: Any) -> Layer:
