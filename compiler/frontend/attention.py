@@ -1,6 +1,8 @@
 """Attention of every token to every token, by one operation or as a softmax between two products."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, whole
@@ -19,15 +21,10 @@ def softmax(site: Site, a: Args) -> View:
 
 
 def attention(site: Site, a: Args) -> View:
-    query, key, value = (a[name] for name in ("query", "key", "value"))
-    if a["attn_mask"] is not None or a["is_causal"] or a["dropout_p"]:
+    query, key, value = (site.view(a[name]) for name in ("query", "key", "value"))
+    if not masks_nothing(a["attn_mask"]) or a["is_causal"] or a["dropout_p"]:
         raise UnsupportedError(
             "has a mask, is causal or has dropout", "supported is attention of every token to every token"
-        )
-    learned = [name for name in ("query", "key", "value") if not isinstance(a[name], View)]
-    if learned:
-        raise UnsupportedError(
-            f"has a learned {learned[0]}", "supported is attention whose queries, keys and values depend on the input"
         )
     if a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         raise UnsupportedError(
@@ -40,6 +37,22 @@ def attention(site: Site, a: Args) -> View:
     return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
 
 
+def masks_nothing(mask: View | Tensor | None) -> bool:
+    """A softmax does not see what all keys of a query have in common."""
+    if mask is None:
+        return True
+    if isinstance(mask, View):
+        return False
+    return bool(mask.all() if mask.dtype == torch.bool else (mask == mask[..., :1]).all())
+
+
+def masked(_: Site, a: Args) -> View:
+    if a["mask"].any():
+        raise UnsupportedError("is not supported", f"attention has no masks: {ATTENTION_FORMS}")
+    view: View = a["self"]
+    return view.pick(np.broadcast_to(view.index, np.broadcast_shapes(view.shape, tuple(a["mask"].shape))))
+
+
 ROWS: Rows = {
     **rows(softmax, "softmax _softmax", data="self", reads="dim dtype"),
     **rows(
@@ -48,5 +61,6 @@ ROWS: Rows = {
         data="query key value attn_mask",
         reads="dropout_p is_causal scale enable_gqa",
     ),
-    **refused("masked_fill tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
+    **rows(masked, "masked_fill", data="self", reads="mask value"),
+    **refused("tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
 }

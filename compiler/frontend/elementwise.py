@@ -67,8 +67,12 @@ def subtract_from(site: Site, a: Args) -> View:
 
 
 def summed(site: Site, first: Any, second: Any, times: float, second_times: float) -> View:
-    views = [site.view(part if isinstance(part, View) else torch.as_tensor(part)) for part in (first, second)]
-    shape = np.broadcast_shapes(*(view.shape for view in views))
+    parts = [part if isinstance(part, View) else torch.as_tensor(part) for part in (first, second)]
+    shape = np.broadcast_shapes(*(tuple(part.shape) for part in parts))
+    for part, other, by in ((parts[0], parts[1], times), (parts[1], parts[0], second_times)):
+        if isinstance(part, View) and isinstance(other, Tensor) and not other.any():
+            return part.pick(np.broadcast_to(part.index, shape)).scaled(by)
+    views = [site.view(part) for part in parts]
     views = [plain(view.scaled(by)) for view, by in zip(views, (times, second_times), strict=True)]
     (x, y), arrange = same_layout([view.pick(np.broadcast_to(view.index, shape)) for view in views])
     return arrange(Add(origin=site.origin, a=x, b=y))
@@ -79,7 +83,7 @@ def multiply(site: Site, a: Args) -> View:
     if isinstance(first, View) and isinstance(second, View):
         raise UnsupportedError("multiplies two tensors that depend on the input", "this is supported in attention only")
     view, factor = (first, second) if isinstance(first, View) else (second, first)
-    return _times(site, view, torch.as_tensor(factor))
+    return times(site, view, torch.as_tensor(factor))
 
 
 def divide(site: Site, a: Args) -> View:
@@ -88,7 +92,7 @@ def divide(site: Site, a: Args) -> View:
     divisor = torch.as_tensor(a["other"]).double()
     if not divisor.all():
         raise UnsupportedError("divides by zero", "a constant divisor must not hold zeros")
-    return _times(site, a["self"], divisor.reciprocal())
+    return times(site, a["self"], divisor.reciprocal())
 
 
 def negate(_: Site, a: Args) -> View:
@@ -96,12 +100,11 @@ def negate(_: Site, a: Args) -> View:
     return view.scaled(-1.0)
 
 
-def _times(site: Site, view: View, factor: Tensor) -> View:
-    if factor.numel() == 1:
-        shape = np.broadcast_shapes(view.shape, tuple(factor.shape))
-        return view.pick(np.broadcast_to(view.index, shape)).scaled(float(factor))
+def times(site: Site, view: View, factor: Tensor) -> View:
+    shape = np.broadcast_shapes(view.shape, tuple(factor.shape))
+    if bool((factor == factor.reshape(-1)[:1]).all()):
+        return view.pick(np.broadcast_to(view.index, shape)).scaled(float(factor.reshape(-1)[0]))
     constant = site.view(factor)
-    shape = np.broadcast_shapes(view.shape, constant.shape)
     view, by = without_factors(view)
     operands = [part.pick(np.broadcast_to(part.index, shape)) for part in (view, constant)]
     (x, y), arrange = same_layout(operands)

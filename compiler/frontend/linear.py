@@ -59,7 +59,7 @@ def product(site: Site, first: View | Tensor, second: View | Tensor) -> View:
     if isinstance(second, View) and isinstance(first, Tensor) and first.dim() == 2 and len(second.shape) >= 2:
         result = apply_linear(site, second.pick(second.index.swapaxes(-1, -2)), first, None)
         return result.pick(result.index.swapaxes(-1, -2))
-    raise UnsupportedError("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")
+    return batched_product(site, site.view(first), site.view(second))
 
 
 def _shape(first: View | Tensor, second: View | Tensor) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ ROWS: Rows = {
     ),
     **refused(
         "topk sort argsort msort gather scatter scatter_add scatter_reduce index_add index_copy "
-        "_unsafe_index_put masked_select masked_scatter where nonzero nonzero_numpy one_hot any all bincount "
+        "_unsafe_index_put masked_select masked_scatter nonzero nonzero_numpy one_hot any all bincount "
         "eq ne lt le gt ge logical_and logical_or logical_not",
         HOW_TO_WRITE,
     ),

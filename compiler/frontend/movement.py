@@ -60,6 +60,15 @@ def move(site: Site, a: Args) -> Any:
     return view(result) if isinstance(result, Tensor) else [view(part) for part in result]
 
 
+def chosen(site: Site, a: Args) -> View:
+    """Of two tensors, by a constant."""
+    parts = (a[name] for name in ("self", "other"))
+    views = [site.view(part if isinstance(part, View) else torch.as_tensor(part)) for part in parts]
+    terms, indices = common_terms(views)
+    index = np.where(a["condition"].numpy(), *indices)
+    return View(terms, index).pick(index)
+
+
 def pad(_: Site, a: Args) -> View:
     """Zeros around: their element number is -1."""
     if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
@@ -119,6 +128,7 @@ ROWS: Rows = {
         lends="other",
         reads=ALL,
     ),
+    **rows(chosen, "where", data="self other", reads="condition"),
     **rows(pad, "constant_pad_nd pad", data="self input", reads="pad mode value"),
     **refused(
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "

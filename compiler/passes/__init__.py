@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from patchloom.compiler.node import View
 from patchloom.compiler.passes import (
     activations,
-    affine_input,
+    affine,
     attention,
     columns,
     constants,
     key_biases,
     leftovers,
     lone_norms,
+    lone_scales,
     norms,
     operands,
     residuals,
@@ -25,11 +26,12 @@ from patchloom.compiler.problems import Problem
 # Operations are gone once a pass turned all of their kind into others.
 PIPELINE: tuple[Pass, ...] = (
     attention.PASS,  # first, while scores are still a product under a softmax
-    affine_input.PASS,  # images normalised in forward cost nothing; before scales, which would make them a layer
-    scales.PASS,  # constant factors vanish in weights; before norms, so that none stands between norm and layer
+    scales.PASS,  # constant factors and shifts vanish in the layers before them ...
+    affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
     norms.PASS,  # norms become part of the layers that read them ...
     lone_norms.PASS,  # ... and a layer of their own where anything else does
+    lone_scales.PASS,  # as do factors
     activations.PASS,  # before residuals: a layer applies its activation first
     constants.PASS,  # positions added to patches, so that a class token can join what is one layer by now
     tokens.PASS,  # class tokens join the layer over the input, ...

@@ -1,7 +1,7 @@
 """Added constants, e.g. positions, join the layer before: its bias when alike for all tokens, else its residual.
 
-Before the tokens, so that a class token can join what is one layer by now; and once more after them, for positions
-that are added to joined tokens.
+A norm takes in what is alike for all tokens. With the scales; again before the tokens, so that a class token can join
+what is one layer by now; and once more after them, for positions that are added to joined tokens.
 """
 
 from dataclasses import replace
@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from patchloom.compiler.node import Floats, Node, View, float32, whole
 from patchloom.compiler.nodes import Constant, Matmul, Moe
-from patchloom.compiler.nodes.captured import Add
+from patchloom.compiler.nodes.captured import Add, Normalise
 from patchloom.compiler.passes.engine import Pass, Run
-from patchloom.compiler.passes.views import clips, constant, layer, value_of
+from patchloom.compiler.passes.views import clips, constant, layer, producer, value_of
 
 Layer = TypeVar("Layer", bound=Matmul | Moe)
 
@@ -22,6 +22,9 @@ def fuse_constant(node: Add, at: Run) -> Node | View | None:
         value = constant(other)
         if value is None or view.base is None:
             continue
+        norm = producer(view, Normalise)
+        if norm and at.only_here(norm) and (value == value[0]).all():
+            return replace(norm, beta=norm.beta + value[0])
         before = layer(view)
         if before is None or clips(before) or not at.only_here(before) or not is_fixed(before.residual):
             continue

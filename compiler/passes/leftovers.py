@@ -3,15 +3,17 @@
 After all that could; before the operands, which would only hide them behind more layers.
 """
 
+from collections.abc import Callable
+
 from patchloom.compiler.node import Node
 from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS
-from patchloom.compiler.passes.engine import Pass, Rule, Run
-from patchloom.compiler.passes.views import is_opaque
+from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.views import constant, is_opaque
 from patchloom.compiler.problems import UnsupportedError
 
 
-def refuse(text: str, hint: str) -> Rule:
+def refuse(text: str, hint: str) -> Callable[[Node, Run], Node]:
     def rule(node: Node, _: Run) -> Node:
         if any(is_opaque(view) for view in node.views):
             return Opaque(origin=node.origin, out_shape=node.shape)
@@ -20,10 +22,16 @@ def refuse(text: str, hint: str) -> Rule:
     return rule
 
 
+def refuse_product(node: Product, at: Run) -> Node:
+    if any(constant(view) is not None for view in node.views):
+        return refuse("multiplies by a constant that is not a matrix", "use one weight matrix for all tokens")(node, at)
+    return refuse("multiplies two tensors outside of attention", ATTENTION_FORMS)(node, at)
+
+
 PASS = Pass(
     "leftovers",
     {
-        Product: refuse("multiplies two tensors outside of attention", ATTENTION_FORMS),
+        Product: refuse_product,
         Softmax: refuse("is a softmax outside of attention", ATTENTION_FORMS),
     },
 )

@@ -3,14 +3,10 @@
 Before the lone norms, which are what no layer reads.
 """
 
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-
-from patchloom.compiler.node import Floats, Node, float32
-from patchloom.compiler.nodes import Expert, Matmul, Moe
+from patchloom.compiler.node import Node
+from patchloom.compiler.nodes import Matmul, Moe
 from patchloom.compiler.nodes.captured import Normalise
+from patchloom.compiler.passes.affine import absorb
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
 
@@ -23,17 +19,7 @@ def fold_norm(node: Matmul | Moe, _: Run) -> Node | None:
     chosen = selection(node.x)
     if chosen is None or not chosen.all_columns:
         return None
-
-    def fold(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-        return weight * norm.gamma, float32(bias + weight.astype(np.float64) @ norm.beta)
-
-    changes: dict[str, Any] = {"x": node.x.substitute({norm: norm.x}), "epsilon": norm.epsilon}
-    if isinstance(node, Matmul):
-        changes["weight"], changes["bias"] = fold(node.weight, node.bias)
-    else:
-        changes["gate_weight"], changes["gate_bias"] = fold(node.gate_weight, node.gate_bias)
-        changes["experts"] = tuple(Expert(*fold(e.w1, e.b1), e.w2, e.b2) for e in node.experts)
-    return replace(node, **changes)
+    return absorb(node, norm.gamma, norm.beta, x=node.x.substitute({norm: norm.x}), epsilon=norm.epsilon)
 
 
 PASS = Pass("norms", {Matmul: fold_norm, Moe: fold_norm})

@@ -52,6 +52,35 @@ ATTENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         F.scaled_dot_product_attention(split(m.q(x)[:, 1:3]), split(m.k(x)), split(m.v(x)))
     ),
     "per-head temperature": lambda m, x: written_out(m, x, lambda q, k: (q * m.temperatures) @ k.mT),
+    "mask of ones": lambda m, x: joined(
+        F.scaled_dot_product_attention(
+            *(split(p) for p in m.qkv(x).chunk(3, -1)), attn_mask=torch.arange(TOKENS)[None] >= 0
+        )
+    ),
+    "mask alike for all keys": lambda m, x: joined(
+        F.scaled_dot_product_attention(
+            *(split(p) for p in m.qkv(x).chunk(3, -1)), attn_mask=torch.arange(1.0 * TOKENS)[:, None].expand(-1, TOKENS)
+        )
+    ),
+    "scores plus zeros": lambda m, x: written_out(m, x, lambda q, k: q @ k.mT + torch.zeros(1, 1, TOKENS, TOKENS)),
+    "scores times ones": lambda m, x: written_out(m, x, lambda q, k: q @ k.mT * torch.ones(1, 1, TOKENS, TOKENS)),
+    "nothing filled": lambda m, x: written_out(
+        m, x, lambda q, k: (q @ k.mT).masked_fill(torch.arange(TOKENS) < 0, float("-inf"))
+    ),
+    "nothing chosen": lambda m, x: written_out(
+        m, x, lambda q, k: torch.where(torch.arange(TOKENS) >= 0, q @ k.mT, float("-inf"))
+    ),
+    "learned queries": lambda m, x: joined(
+        F.scaled_dot_product_attention(split(m.queries), split(m.k(x)), split(m.v(x)))
+    ),
+    "learned queries, written out": lambda m, x: joined(
+        (split(m.queries) @ split(m.k(x)).mT).softmax(-1) @ split(m.v(x))
+    ),
+    "learned queries of one head": lambda m, x: (m.queries @ x.mT).softmax(-1) @ x,
+    "learned keys and values": lambda m, x: F.scaled_dot_product_attention(x, m.queries, m.queries * 2),
+    "tokens weighed by a layer": lambda m, x: m.weigh(x).softmax(1).mT @ x,
+    "heads weighed by a layer": lambda m, x: joined(m.weigh(x).softmax(1).mT[:, :, None] @ split(m.v(x), 4)),
+    "multihead of learned queries": lambda m, x: m.mha(m.queries, x, x)[0],
     "multihead, weights unused": lambda m, x: m.mha(x, x, x)[0],
     "multihead": lambda m, x: m.mha(x, x, x, need_weights=False)[0],
     "multihead across": lambda m, x: m.mha(x[:, :2], x, x, need_weights=False)[0],
@@ -65,7 +94,8 @@ def test_attention(name: str):
         qkv=nn.Linear(DIM, 3 * DIM), proj=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
         q=nn.Linear(DIM, DIM), k=nn.Linear(DIM, DIM), v=nn.Linear(DIM, DIM, bias=False),
         temperature=nn.Parameter(torch.ones(1)), temperatures=nn.Parameter(torch.ones(2, 1, 1)),
-        mha=nn.MultiheadAttention(DIM, 2, batch_first=True, dropout=0.1),
+        mha=nn.MultiheadAttention(DIM, 2, batch_first=True, dropout=0.1), weigh=nn.Linear(DIM, 4),
+        queries=nn.Parameter(torch.randn(1, 3, DIM)),
     )  # fmt: skip
     [graph] = check(module, x)
     assert kinds(graph).count("Attention") == 1

@@ -14,6 +14,15 @@ from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.graph import describe, evaluate
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds, let
 
+
+def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    """With statistics."""
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 3)
+    return norm
+
+
 LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the number of matmuls, the first included
     "linear": (lambda m, x: m.a(x), 2),
     "functional linear": (lambda m, x: F.linear(x, m.weight), 2),
@@ -38,6 +47,23 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "norm as residual": (lambda m, x: let(m.norm(x), lambda y: m.a(y) + y), 3),
     "norm without parameters": (lambda m, x: m.a(F.layer_norm(x, (DIM,))), 2),
     "norm of scaled": (lambda m, x: m.a(m.norm(x * -0.01)), 2),
+    "batch norm behind a layer": (lambda m, x: m.batch(m.a(x).mT).mT, 2),
+    "batch norm before a layer": (lambda m, x: let(x + m.a(x), lambda y: y + m.b(m.batch(y.mT).mT)), 3),
+    "batch norm before two": (lambda m, x: let(m.batch((x + m.a(x)).mT).mT, lambda y: m.b(y) + m.b(m.a(y))), 5),
+    "batch norm behind a convolution": (
+        lambda m, x: m.batch(m.conv(x.mT.unflatten(2, (2, 3))).flatten(2)).unflatten(2, (2, 3)).relu(),
+        2,
+    ),
+    "batch norm behind an activation": (lambda m, x: m.batch(m.a(x).relu().mT).mT, 3),
+    "batch norm before an activation": (lambda m, x: m.batch((x + m.a(x)).mT).relu(), 3),
+    "batch norm of tokens": (lambda m, x: m.batch(m.a(x)[0])[None], 2),
+    "batch norm in place": (lambda m, x: m.batch(m.a(x).mT).mT.mul_(2), 2),
+    "norm, then factor and shift": (lambda m, x: m.norm(x) * m.vector + m.vector, 2),
+    "factor and shift before a layer": (lambda m, x: m.a((x + m.b(x)) * m.vector + m.vector), 3),
+    "norm of zeros": (lambda m, x: m.a(x) + m.norm(x * 0), 2),
+    "nothing added": (lambda m, x: m.a(x + torch.zeros_like(x)) - 0, 2),
+    "times ones": (lambda m, x: m.a(x * torch.ones(TOKENS, 1)), 2),
+    "chosen by a constant": (lambda m, x: torch.where(torch.arange(DIM) < 3, m.a(x), x), 4),
     "norm of some tokens": (lambda m, x: m.a(m.norm(x)[:, 0]), 2),
     "norm after choosing tokens": (lambda m, x: m.a(m.norm(x[:, 1:3])), 2),
     "norm of activation": (lambda m, x: m.a(m.norm(m.b(x).relu())), 3),
@@ -84,7 +110,7 @@ def test_layer(name: str):
     module, x = embedded(
         forward,
         a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), wide=nn.Linear(2 * DIM, DIM),
-        conv=nn.Conv2d(DIM, DIM, 1), relu=nn.ReLU(inplace=True),
+        conv=nn.Conv2d(DIM, DIM, 1), batch=trained(nn.BatchNorm1d(DIM)), relu=nn.ReLU(inplace=True),
         relu6=nn.ReLU6(inplace=True), norm=nn.LayerNorm(DIM), norm2=nn.LayerNorm(DIM),
         pool=nn.AdaptiveAvgPool2d(1), weight=nn.Parameter(torch.zeros(DIM, DIM)),
         vector=nn.Parameter(torch.ones(DIM)), positions=nn.Parameter(torch.zeros(1, TOKENS, DIM)),
@@ -95,6 +121,8 @@ def test_layer(name: str):
 
 RAW: dict[str, Callable[[Any, Tensor], Any]] = {
     "residual": lambda m, x: x + m.a(x),
+    "batch norm": lambda m, x: m.a(m.batch(x.mT).mT),
+    "batch norm before padding": lambda m, x: m.conv(m.batch(x.mT)).relu(),
     "norm": lambda m, x: m.a(m.norm(x)) + m.norm(x),
     "activation": lambda m, x: m.a(x.relu()),
     "class token": lambda m, x: let(torch.cat([m.cls, x * 1], 1), lambda y: y + m.a(m.norm(y))),
@@ -108,7 +136,10 @@ RAW: dict[str, Callable[[Any, Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_on_the_input_itself(name: str):
-    module = Function(RAW[name], a=nn.Linear(8, 8), norm=nn.LayerNorm(8), cls=nn.Parameter(torch.zeros(1, 1, 8)))
+    module = Function(
+        RAW[name], a=nn.Linear(8, 8), norm=nn.LayerNorm(8), cls=nn.Parameter(torch.zeros(1, 1, 8)),
+        batch=trained(nn.BatchNorm1d(8)), conv=nn.Conv1d(8, 8, 3, padding=1),
+    )  # fmt: skip
     check(module, torch.randn(1, 4, 8))
 
 

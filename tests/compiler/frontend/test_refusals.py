@@ -67,9 +67,9 @@ class Sigmoid(Block):
         return (outputs * self.gate(x).sigmoid()[..., None, :]).sum(-1)
 
 
-def many(m: Any, x: Tensor) -> Tensor:
+def many(_: Any, x: Tensor) -> Tensor:
     y = F.silu(x)
-    y = m.batch(y.transpose(1, 2)).transpose(1, 2)
+    y = F.instance_norm(y.transpose(1, 2)).transpose(1, 2)
     y = y + x * x
     y = F.interpolate(y, scale_factor=2, mode="linear")
     return y.argmax(-1)
@@ -81,7 +81,7 @@ def masked_attention(_: Any, x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, Callable[[], nn.Module]] = {
-    "many": lambda: Written(many, batch=nn.BatchNorm1d(8)),
+    "many": lambda: Written(many),
     "masked_attention": lambda: Written(masked_attention),
     "biased_attention": lambda: Written(lambda _, x: (x @ x.mT + torch.eye(3)).softmax(-1) @ x),
     "causal_attention": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
@@ -90,6 +90,7 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "merged_tokens": lambda: Written(lambda m, x: m.mix(x[:, :2].flatten(1)), mix=nn.Linear(16, 3)),
     "token_factor": lambda: Written(lambda _, x: x * torch.arange(3.0)[:, None]),
     "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),
+    "batch_statistics": lambda: Written(lambda m, x: m.batch(x.mT), batch=nn.BatchNorm1d(8, track_running_stats=False)),
     "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),
     "vector_with_bias": lambda: Written(lambda m, x: F.linear(x, m.first.bias, x.new_ones(()))),
     "depthwise": lambda: Written(lambda m, x: m.conv(x.mT), conv=nn.Conv1d(8, 8, 3, padding=1, groups=8)),

@@ -84,28 +84,48 @@ def softmax(x: View) -> View:
 
 
 def attention() -> dict[str, View]:
-    """Two heads; factors on the queries, the scores and the values."""
+    """Two heads with factors on the queries, the scores and the values; one whose scores are a layer's."""
     q, k, v = (heads(linear(name, X)) for name in "qkv")
     scores = product(q.scaled(2.0), k.pick(k.index.transpose(0, 2, 1))).scaled(0.25)
-    return {"y": product(softmax(scores), v.scaled(3.0))}
+    x, weigh = linear("x", X), linear("weigh", X, 1)
+    pooled = product(softmax(weigh.pick(weigh.index.T)).reshape(1, 1, TOKENS), x.reshape(1, TOKENS, FEATURES))
+    return {"y": product(softmax(scores), v.scaled(3.0)), "pooled": pooled}
 
 
-def affine_input() -> dict[str, View]:
-    """One input that all tokens shift and scale alike, one that they do not."""
-    alike = linear("alike", scale(add(X, fixed(TOKENS, FEATURES, alike=True)), [2, 3]))
-    return {"alike": alike, "differs": linear("differs", add(X, fixed(TOKENS, FEATURES)))}
+def affine() -> dict[str, View]:
+    """An input, padded and not; a sum that a layer and a mixture read; positions in front of a sum and the input."""
+    normal = scale(add(X, fixed(TOKENS, FEATURES, alike=True)), [2, 3])
+    both = add(scale(add(linear("a", X), X), [2, 3]), fixed(TOKENS, FEATURES, alike=True))
+    return {
+        "alike": linear("alike", normal),
+        "padded": linear("padded", normal.pick(np.where(normal.index < FEATURES, -1, normal.index))),
+        "input": linear("input", add(X, fixed(TOKENS, FEATURES))),
+        "layer": linear("layer", both),
+        "mixture": mixture("mixture", both),
+        "positions": linear("positions", add(add(linear("b", X), X), fixed(TOKENS, FEATURES))),
+    }
 
 
 def scales() -> dict[str, View]:
-    """Behind a layer, a mixture, a layer that is also read without the factor, an activation."""
+    """Behind a layer, a mixture, a norm, a layer that is also read without, an activation, an input; around a sum."""
     used, fused = linear("used", X), linear("fused", X, activation="relu")
     return {
         "layer": scale(linear("layer", X), [2, 3]),
         "mixture": scale(mixture("mixture", X), [2, 3]),
+        "norm": scale(norm(X), [2, 3]),
         "scaled": scale(used, [2, 3]),
         "unscaled": used,
         "behind activation": scale(fused, [2, 3]),
+        "input": scale(X, [2, 3]),
+        "between": scale(add(scale(linear("between", X), [2, 3]), fixed(TOKENS, FEATURES, alike=True)), [-1, 2]),
     }
+
+
+def lone_scales() -> dict[str, View]:
+    """One factor a feature, with a shift behind it, and one a token."""
+    by_token = whole(Scale(origin=Origin(name="by token"), x=linear("a", X), factor=numbers(TOKENS, FEATURES)))
+    factor = scale(linear("b", X, activation="relu"), [2, 3])
+    return {"y": add(factor, fixed(TOKENS, FEATURES, alike=True)), "by token": by_token}
 
 
 def columns() -> dict[str, View]:
@@ -140,11 +160,12 @@ def activations() -> dict[str, View]:
 
 
 def constants() -> dict[str, View]:
-    """Alike for all tokens and not; behind activations; onto a layer that is also read without."""
+    """Alike for all tokens and not; behind a norm, behind activations; onto a layer that is also read without."""
     used = linear("used", X)
     return {
         "alike": add(linear("a", X), fixed(TOKENS, FEATURES, alike=True)),
         "differs": add(fixed(TOKENS, FEATURES), linear("b", X)),
+        "norm": add(norm(X), fixed(TOKENS, FEATURES, alike=True)),
         "behind activation": add(linear("c", X, activation="relu"), fixed(TOKENS, FEATURES, alike=True)),
         "clipped": add(linear("d", X, activation="relu6"), fixed(TOKENS, FEATURES)),
         "with": add(used, fixed(TOKENS, FEATURES)),
@@ -197,11 +218,12 @@ def key_biases() -> dict[str, View]:
 
 
 def leftovers() -> dict[str, View]:
-    """A product and a softmax that are no attention, and what reads them."""
+    """Products and a softmax that are no attention, and what reads them."""
     x = linear("first", X)
     scores = product(heads(x), heads(x).pick(heads(x).index.transpose(0, 2, 1)))
     weights = softmax(x)
-    return {"product": scores, "softmax": weights, "reader": linear("reader", weights)}
+    fixed_product = product(heads(x), fixed(FEATURES, 1).reshape(FEATURES, 1, 1))
+    return {"product": scores, "constant": fixed_product, "softmax": weights, "reader": linear("reader", weights)}
 
 
 def operands() -> dict[str, View]:
@@ -222,7 +244,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        attention, affine_input, scales, columns, norms, lone_norms, activations, constants, tokens, residuals,
+        attention, scales, affine, columns, norms, lone_norms, lone_scales, activations, constants, tokens, residuals,
         key_biases, leftovers, operands,
     )
 }  # fmt: skip

@@ -1,0 +1,81 @@
+"""Forms in which users write layers, from torch to the RTL: near the float model, and alike on all engines."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import patchloom
+from tests.machine import MACHINE
+
+DIM, TOKENS, HEADS = 16, 6, 2
+BOUNDS = {"w8a8": 25, "w16a16": 50}  # dB
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+class Model(nn.Module):
+    """Tokens of a layer with positions, the form, a head."""
+
+    def __init__(self, forward: Forward, **parts: Any) -> None:
+        super().__init__()
+        self.run = forward
+        self.first, self.last = nn.Linear(DIM, DIM), nn.Linear(DIM, 8)
+        self.positions = nn.Parameter(torch.randn(TOKENS, DIM))
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.run(self, self.first(x) + self.positions))
+
+
+def split(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def masked_by_ones(_: Any, x: Tensor) -> Tensor:
+    q = split(x)
+    return F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0).transpose(1, 2).flatten(2)
+
+
+def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    """With statistics."""
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 3)
+    return norm
+
+
+FORMS: dict[str, Callable[[], Model]] = {
+    "mask of ones": lambda: Model(masked_by_ones),
+    "learned queries": lambda: Model(
+        lambda m, x: m.attend(m.queries.expand(len(x), -1, -1), x, x)[0],
+        queries=nn.Parameter(torch.randn(1, 3, DIM)), attend=nn.MultiheadAttention(DIM, HEADS, batch_first=True),
+    ),
+    "batch norms": lambda: Model(
+        lambda m, x: x + m.second(m.norm(x.mT).mT).relu(), second=nn.Linear(DIM, DIM), norm=trained(nn.BatchNorm1d(DIM))
+    ),
+    "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
+}  # fmt: skip
+
+
+def signal_to_noise(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """In dB."""
+    return float(10 * np.log10(np.square(expected).sum() / np.square(actual - expected).sum()))
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("name", FORMS)
+def test_form(name: str, precision: str):
+    torch.manual_seed(0)
+    model, x = FORMS[name]().eval(), torch.randn(16, TOKENS, DIM)
+    program = patchloom.compile(model, x[:1], calibration=x, config=MACHINE, precision=precision)
+    results = {engine: patchloom.run(program, x[:2], engine=engine) for engine in ("interpreter", "rtl")}
+    with torch.no_grad():
+        expected = model(x[:2]).numpy()
+    assert signal_to_noise(results["interpreter"].outputs["main"], expected) > BOUNDS[precision]
+    np.testing.assert_array_equal(results["rtl"].raw["main"], results["interpreter"].raw["main"])
