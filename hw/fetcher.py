@@ -28,6 +28,7 @@ class Fetcher(wiring.Component):
                 "begun": In(1),
                 "done": In(1),
                 "ended": Out(1),
+                "index": Out(range(config.command_depth)),  # of the command
                 "bases": In(Bases()),
                 "lengths": In(lengths_width(config)),
                 "routes": In(Routes()),
@@ -42,6 +43,7 @@ class Fetcher(wiring.Component):
         walker = Walker(m, self.config, self.read, self.lengths, self.routes)
         c, request, asks, ended = walker.command, self.request, Signal(), Signal()
         m.d.comb += [self.boot.ready.eq(~request.valid), self.ended.eq(ended & ~request.valid)]
+        m.d.comb += self.index.eq(walker.index)
         with m.If(request.valid & request.ready):
             m.d.sync += request.valid.eq(0)
         with m.If((asks | self.boot.valid) & ~request.valid):

@@ -31,7 +31,8 @@ class Issuer(wiring.Component):
 
     A beat a cycle is issued, unless the next tile or its parameters are not there (`stall_weights`), a row would come
     back too soon, or the scratchpad's one port is taken. A command begins when all that the one before left behind can
-    be read: the first beat `Datapath.latency` + 2 cycles after the last. `stall_writes` while it waits for memory to
+    be read: the first beat `Datapath.latency` + 2 cycles after the last. A ROUTE waits until the other walkers, who may
+    still have weights to drop of experts without tokens, have come to it. `stall_writes` while it waits for memory to
     take results.
 
     With `Config.epilogue_lanes` no beat is issued that ends a row beyond those for which there is room behind the array
@@ -54,6 +55,7 @@ class Issuer(wiring.Component):
                 "read": Out(CommandRead(config)),
                 # the other walkers
                 "stager_index": In(range(config.command_depth)),
+                "fetcher_index": In(range(config.command_depth)),
                 "staged": In(1),
                 "fetched": In(1),
                 # loader
@@ -144,7 +146,9 @@ class Issuer(wiring.Component):
                 with m.If(walker.empty):
                     walker.advance()
             with m.Case(Kind.ROUTE):
-                m.next = "ROUTE-START"
+                # Whoever is behind still looks at the queues of the ROUTE before.
+                with m.If((self.stager_index >= walker.index) & (self.fetcher_index >= walker.index)):
+                    m.next = "ROUTE-START"
             with m.Case(Kind.END):
                 m.next = "END"
             with m.Default():

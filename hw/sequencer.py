@@ -90,6 +90,7 @@ class Sequencer(wiring.Component):
             self.done.eq(issuer.done),
             *(unit.done.eq(issuer.done) for unit in (boot, stager, fetcher)),
             issuer.stager_index.eq(stager.index),
+            issuer.fetcher_index.eq(fetcher.index),
             issuer.staged.eq(stager.ended),
             issuer.fetched.eq(fetcher.ended),
             issuer.reader_idle.eq(self.reader_idle),

@@ -67,6 +67,7 @@ WAITS = {
     "issuer.port": "the scratchpad's port, which reads the residual of the row before",
     "issuer.room": "room behind the array, where rows wait for the epilogue",
     "issuer.load": "a LOAD",
+    "issuer.behind": "stager and fetcher to come to a ROUTE, as they still look at the queues of the one before",
     "issuer.route": "a ROUTE",
     "issuer.store": "a STORE",
     "issuer.end": "the memory to have everything",

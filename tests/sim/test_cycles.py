@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchloom.compiler.machine.commands import Command, Kind, Stationary
+from patchloom.compiler.machine.commands import Command, Kind, Queue, Space, Stationary
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Program, Task, command_table
 from patchloom.host.errors import DeviceError
 from patchloom.host.session import Session
@@ -22,6 +23,7 @@ from patchloom.sim.cycles import (
     WAITS,
     CycleError,
     Prediction,
+    Routed,
     compare,
     main,
     predict,
@@ -116,6 +118,25 @@ def test_command_that_never_ends():
         predict(program, queues=[])
     with SimulatedDevice(config) as device, pytest.raises(DeviceError, match="WATCHDOG at command 2"):
         Session(device, program, watchdog=1000).frame(region(program))
+
+
+def test_a_route_waits_for_who_is_behind():
+    """All tokens choose the first expert; the others' weights, which were expected, still come while it is done."""
+    config, memory = BUILT["bus64"], {"latency": 200, "outstanding": 1}
+    logits = Command(kind=Kind.LOAD, rows=16, dma_space=Space.INPUT, dma_beats=16 * config.lanes * 2 // 8)
+    route = Command(kind=Kind.ROUTE, rows=16, columns=6, top_k=1, a_stride=1)
+    size = stream_beats(config, 64, 32, 1)
+    expert = Command(
+        kind=Kind.MATMUL, rows=16, depth=64, columns=32, a_address=64, a_stride=16, o_address=512, o_stride=8,
+        b_digits=1, dma_address=config.command_depth * 64, dma_beats=size, queue=Queue.GATHER, expected=1,
+    )  # fmt: skip
+    experts = [replace(expert, expert=number) for number in range(6)]
+    program = written(config, logits, route, *experts, route, *experts)
+    zeros = np.zeros_like(region(program))
+    lengths = Routed((16, 0, 0, 0, 0, 0), (0, -1, -1, -1, -1, -1))
+    p = predict(program, queues=[lengths] * 2, **memory)
+    assert counted(program, zeros, memory) == (p.cycles, p.beats_read, p.beats_written)
+    assert p.waits["issuer.behind"] > size
 
 
 # --- What else a prediction says ---

@@ -109,7 +109,10 @@ private:
             n.odd = false;
             if (empty) advance(n, m);
             break;
-        case KIND_ROUTE: n.state = ROUTE_START; break;
+        case KIND_ROUTE:
+            if (w.stager_index >= index && w.fetcher_index >= index) n.state = ROUTE_START;
+            else w.issuer_waits = ISSUER_BEHIND;
+            break;
         case KIND_END: n.state = END; break;
         default: break;  // BAD_COMMAND stops the machine
         }
