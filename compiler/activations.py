@@ -53,6 +53,11 @@ class Activation:
         return result
 
     @property
+    def any_scale(self) -> bool:
+        """Of the epilogue's word."""
+        return self.fraction is None and self.limit is None
+
+    @property
     def functions(self) -> tuple[Function, ...]:
         """All that is compiled as this function, itself first."""
         return self.function, *(form.approximation for form in self.forms if form.approximation)

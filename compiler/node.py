@@ -248,6 +248,11 @@ class Node(ABC):
         return None
 
     @property
+    def second(self) -> View | None:
+        """The tensor that its result meets as it is written, element by element: they lie alike."""
+        return self.residual
+
+    @property
     def flags(self) -> Iterable[str]:
         """What `describe` says of it besides its operands."""
         return ()

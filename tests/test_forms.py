@@ -59,6 +59,17 @@ FORMS: dict[str, Callable[[], Model]] = {
     "batch norms": lambda: Model(
         lambda m, x: x + m.second(m.norm(x.mT).mT).relu(), second=nn.Linear(DIM, DIM), norm=trained(nn.BatchNorm1d(DIM))
     ),
+    "gated by a layer": lambda: Model(
+        lambda m, x: x + m.down(F.gelu(m.gate(m.norm(x))) * m.up(m.norm(x))), norm=nn.LayerNorm(DIM),
+        gate=nn.Linear(DIM, 24), up=nn.Linear(DIM, 24), down=nn.Linear(24, DIM),
+    ),
+    "bilinear, of halves": lambda: Model(
+        lambda m, x: m.down(torch.mul(*m.both(x).chunk(2, -1)).mul(0.5)), both=nn.Linear(DIM, 48), down=nn.Linear(24, DIM),
+    ),
+    "squared ReLU": lambda: Model(lambda m, x: x + m.down(m.up(x).relu().pow(2)), up=nn.Linear(DIM, 24), down=nn.Linear(24, DIM)),
+    "rotated tokens": lambda: Model(lambda m, x: x * m.cosines + x.roll(1, -1) * m.sines,
+                                    cosines=nn.Parameter(torch.rand(TOKENS, DIM)), sines=nn.Parameter(torch.rand(TOKENS, DIM))),
+    "one gate a token": lambda: Model(lambda m, x: m.gate(x).relu() * m.up(x), gate=nn.Linear(DIM, 1), up=nn.Linear(DIM, DIM)),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
 from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input
-from patchloom.compiler.nodes.captured import Activate, Add, Scale
+from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
 from patchloom.compiler.passes.factors import plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
 
@@ -81,9 +81,23 @@ def summed(site: Site, first: Any, second: Any, times: float, second_times: floa
 def multiply(site: Site, a: Args) -> View:
     first, second = a["self"], a["other"]
     if isinstance(first, View) and isinstance(second, View):
-        raise UnsupportedError("multiplies two tensors that depend on the input", "this is supported in attention only")
+        return product(site, first, second)
     view, factor = (first, second) if isinstance(first, View) else (second, first)
     return times(site, view, torch.as_tensor(factor))
+
+
+def product(site: Site, first: View, second: View) -> View:
+    """Element by element, of two tensors that depend on the input."""
+    shape = np.broadcast_shapes(first.shape, second.shape)
+    (x, by), (y, by_second) = without_factors(first), without_factors(second)
+    (x, y), arrange = same_layout([view.pick(np.broadcast_to(view.index, shape)) for view in (x, y)])
+    return arrange(Multiply(origin=site.origin, a=x, b=y)).scaled(by * by_second)
+
+
+def power(site: Site, a: Args) -> View:
+    if a.get("exponent", 2) != 2:
+        raise UnsupportedError(f"raises to the power of {a['exponent']}", "only squares are supported")
+    return product(site, a["self"], a["self"])
 
 
 def divide(site: Site, a: Args) -> View:
@@ -138,6 +152,7 @@ ROWS: Rows = {
     **rows(multiply, "mul multiply", data="self other"),
     **rows(divide, "div divide true_divide", data="self other", reads="rounding_mode"),
     **rows(negate, "neg negative", data="self"),
+    **rows(power, "pow square", data="self", reads="exponent"),
     **refused(
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
         "softshrink relu6 leaky_relu prelu _prelu_kernel rrelu threshold glu erf clamp clamp_min clamp_max clip",

@@ -79,6 +79,18 @@ class Add(Captured):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Multiply(Captured):
+    """a * b, element by element."""
+
+    a: View
+    b: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Product(Captured):
     """a @ b, both of rank 3 and both dependent on the inputs."""
 

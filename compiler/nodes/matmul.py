@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.machine.commands import Residual
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.node import Evaluation, Floats, Indices, Node, View
 from patchloom.compiler.nodes.float32 import normalise
@@ -21,7 +22,7 @@ from patchloom.compiler.schedule.transfers import leave, load_rows
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Matmul(Node):
-    """`activation(norm(x) @ weight.T + bias) + residual`; x is consecutive rows of a node once settled.
+    """`activation(norm(x) @ weight.T + bias)`, plus a residual or times a factor; x is rows of a node once settled.
 
     `epsilon` given: norm is layer normalisation without scale and shift (they are folded into weight and bias).
     """
@@ -34,6 +35,7 @@ class Matmul(Node):
     epsilon: float | None = None
     activation: str = "none"  # of `ACTIVATIONS`
     residual: View | None = None  # of the result's shape
+    factor: View | None = None  # likewise, instead of a residual
 
     def __post_init__(self) -> None:
         outputs, inputs = self.weight.shape
@@ -41,10 +43,14 @@ class Matmul(Node):
         self.require(self.bias.shape == (outputs,), f"bias must have shape ({outputs},), not {self.bias.shape}")
         names = ", ".join(ACTIVATIONS)
         self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
-        if self.residual is not None:
-            self.require(self.residual.shape == self.shape, f"residual is {self.residual.shape}, not {self.shape}")
-            clips = ACTIVATIONS[self.activation].limit is not None
-            self.require(not clips, f"must not add a residual to {self.activation}, which saturates")
+        for name, view in (("residual", self.residual), ("factor", self.factor)):
+            self.require(view is None or view.shape == self.shape, f"{name} is {view and view.shape}, not {self.shape}")
+        row = ACTIVATIONS[self.activation]
+        clips = self.residual is not None and row.limit is not None
+        self.require(not clips, f"must not add a residual to {self.activation}, which saturates")
+        scaled = self.factor is not None and not row.any_scale
+        self.require(not scaled, f"must not multiply {self.activation}, which sets its word's scale")
+        self.require(self.residual is None or self.factor is None, "must not have both a residual and a factor")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +58,18 @@ class Matmul(Node):
 
     @property
     def settled(self) -> bool:
-        return self.x.rows is not None and (self.residual is None or self.residual.is_whole())
+        return self.x.rows is not None and (self.second is None or self.second.is_whole())
+
+    @property
+    def second(self) -> View | None:
+        return self.residual if self.factor is None else self.factor
+
+    @property
+    def meets(self) -> Residual:
+        """How its result does so with `second`."""
+        if self.factor is not None:
+            return Residual.MULTIPLY
+        return Residual.NONE if self.residual is None else Residual.ADD
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -70,6 +87,8 @@ class Matmul(Node):
             yield self.activation
         if self.residual is not None:
             yield "+ residual"
+        if self.factor is not None:
+            yield "* factor"
 
     @property
     def macs(self) -> int:
@@ -82,6 +101,8 @@ class Matmul(Node):
         at.observe(self, "preactivation", preactivation)
         result = ACTIVATIONS[self.activation](preactivation)
         at.observe(self, "result", result)
+        if self.factor is not None:
+            return result * at.read(self.factor)
         return result if self.residual is None else result + at.read(self.residual)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
@@ -92,11 +113,19 @@ class Matmul(Node):
             yield self.x.node, normalised_demand(self.x.shape[1], self.epsilon)
         if self.residual is not None:
             yield from ((tensor, Demand(ELEMENT_WIDTH)) for tensor in (self, self.residual.node))
+        if self.factor is not None:
+            yield self.factor.node, Demand(ELEMENT_WIDTH)
 
     def numbers(self, at: Quantising) -> Linear:
         weights, activations = at.bits(self)
         operand = at.operand(self, self.x.node, self.epsilon, activations)
-        return at.linear(operand, self.weight, self.bias, weights, Epilogue.of(self.activation, at.formats[self]))
+        out = at.formats[self]
+        if self.factor is None:
+            epilogue = Epilogue.of(self.activation, out)
+        else:
+            largest = at.observed(self, "result").absmax
+            epilogue = Epilogue.times(self.activation, out, at.formats[self.factor.node], largest)
+        return at.linear(operand, self.weight, self.bias, weights, epilogue)
 
     @property
     def normalised(self) -> Node | None:
@@ -104,35 +133,35 @@ class Matmul(Node):
 
     @property
     def divides(self) -> bool:
-        return self.residual is None
+        return self.second is None
 
     def streams(self, x: Node) -> bool:
-        return self.epsilon is None and (self.residual is None or x is not self.residual.node)
+        return self.epsilon is None and (self.second is None or x is not self.second.node)
 
     def loads(self, x: Node) -> bool:
         return self.streams(x)
 
     def leaves(self) -> bool:
-        return self.residual is None
+        return self.second is None
 
     def packs(self, lanes: int) -> bool:
-        return self.residual is None
+        return self.second is None
 
     def draft(self, d: Drafting) -> None:
         linear: Linear = d.quantised.numbers[self]
         residual = None if self.residual is None else self.residual.node
         x = None if self.x.node in d.waiting else d.operand(self, self.x.node)
-        added = None if residual is None else d.tensors[residual]
         out = None if self in d.cuts else d.tensor(self, gathers=True, over=d.free(residual, x))
+        second: Any = {"second": None if self.second is None else d.tensors[self.second.node], "residual": self.meets}
         if x is not None and out is not None:
-            products(d, self.name, linear, x, out, first=self.rows[0], added=added)
+            products(d, self.name, linear, x, out, first=self.rows[0], **second)
             return
         cut = [node for node in (self, self.x.node) if node in d.cuts]
         for first, rows in blocks(self.shape[0], min(d.config.max_rows, *map(d.most_rows, cut))):
             note, begin = f"{self.name}: rows {first} to {first + rows - 1}", self.rows[0] + first
             operand, a_first = (load_rows(d, self.x.node, begin, rows), 0) if x is None else (x, begin)
             result, o_first = (d.rows(self, note, rows), 0) if out is None else (out, first)
-            product(d, note, linear, operand, result, rows=rows, first=a_first, o_first=o_first, added=added)
+            product(d, note, linear, operand, result, rows=rows, first=a_first, o_first=o_first, **second)
             if out is None:
                 leave(d, self, result, first)
 

@@ -221,6 +221,6 @@ class Moe(Node):
         hidden = d.buffer(f"{note} hidden", rows, here, form.width, packed=form.width < ELEMENT_WIDTH)
         product(d, f"{note} first", expert.first, x, hidden, queue=Queue.GATHER, **fields)
         product(
-            d, f"{note} second", expert.second, hidden, out, added=added, residual=chain,
+            d, f"{note} second", expert.second, hidden, out, second=added, residual=chain,
             queue=Queue.SCATTER, row_scale=RowScale.GATE, **fields,
         )  # fmt: skip

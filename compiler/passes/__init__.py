@@ -9,6 +9,7 @@ from patchloom.compiler.passes import (
     attention,
     columns,
     constants,
+    gates,
     key_biases,
     leftovers,
     lone_norms,
@@ -36,6 +37,7 @@ PIPELINE: tuple[Pass, ...] = (
     constants.PASS,  # positions added to patches, so that a class token can join what is one layer by now
     tokens.PASS,  # class tokens join the layer over the input, ...
     constants.PASS,  # ... and positions added after them its residual
+    gates.PASS,  # before residuals: a layer meets one other tensor, and fewer layers can take a factor
     residuals.PASS,  # the last operation that is not canonical
     key_biases.PASS,  # what softmax does not see takes no range; after all that adds to a bias
     leftovers.PASS,  # what is left that no pass could use is refused

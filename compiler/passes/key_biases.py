@@ -15,7 +15,7 @@ from patchloom.compiler.passes.engine import Pass, Run
 
 def drop_bias(node: Attention, at: Run) -> Node | None:
     layer = node.k.base
-    if not isinstance(layer, Matmul) or layer.activation != "none" or layer.residual is not None:
+    if not isinstance(layer, Matmul) or layer.activation != "none" or layer.second is not None:
         return None
     keys, uses = node.k.index % layer.shape[1], sum(base is layer for view in node.views for base, _ in view.terms)
     if at.uses[layer] > uses or node.k.index.min() < 0 or (keys != keys[:, :1]).any():

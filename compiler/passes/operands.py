@@ -12,10 +12,10 @@ from patchloom.compiler.passes.engine import Pass, Run
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:
-    """Reads consecutive rows of one operation; the residual is one operation."""
-    residual = None if node.residual is None else as_node(node.residual, node, at)
+    """Reads consecutive rows of one operation; the residual, or factor, is one operation."""
     x = node.x if node.x.rows else as_node(node.x, node, at)
-    return node if x is node.x and residual is node.residual else replace(node, x=x, residual=residual)
+    residual, factor = (None if view is None else as_node(view, node, at) for view in (node.residual, node.factor))
+    return replace(node, x=x, residual=residual, factor=factor)
 
 
 def settle_moe(node: Moe, at: Run) -> Moe:

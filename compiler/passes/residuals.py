@@ -16,7 +16,7 @@ def fuse_residual(node: Add, at: Run) -> Matmul | Moe:
     """A sum joins the layer that makes one side of it, or a layer that copies one side."""
     for view, other in ((node.b, node.a), (node.a, node.b)):
         before = layer(view)
-        if before and at.only_here(before) and before.residual is None and not clips(before):
+        if before and at.only_here(before) and before.second is None and not clips(before):
             return replace(before, residual=other)
     first, second = (node.a, node.b) if constant(node.b) is not None or node.b.is_whole() else (node.b, node.a)
     return identity(node, first, residual=second)

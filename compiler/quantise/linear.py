@@ -19,6 +19,7 @@ WEIGHT_LIMIT = {4: 7, 8: operand_limits(8)[1], 16: operand_limits(16)[1]}
 CLIPPING = {4: np.linspace(1, 0.4, 13), 8: np.linspace(1, 0.8, 5), 16: np.ones(1)}  # of a channel's largest weight
 EPSILON_WIDTH = FIELDS["epsilon"].width
 ROW_FRACTION = ROW_ONE.bit_length() - 1
+WORD_ROOM = 1.5  # by which other samples may exceed the largest word that is multiplied by a factor
 COARSEST = 64  # times the scale that a normalised operand would have, if its epsilon were larger
 
 
@@ -59,6 +60,21 @@ class Epilogue:
             word = row.limit * 2.0 ** (1 - EPILOGUE_WIDTH)
             return cls(word, row.post, round(math.log2(out.scale / word)))
         return cls(out.scale, row.post)
+
+    @classmethod
+    def times(cls, activation: str, out: Format, factor: Format, largest: float) -> Self:
+        """A word up to `largest` that is multiplied by a factor, in units of its scale and of 1 / ROW_ONE."""
+        unit = factor.scale * ROW_ONE
+        finest = largest * WORD_ROOM / 2 ** (EPILOGUE_WIDTH - 1)
+        shift = math.floor(math.log2(out.scale / (finest * unit))) if largest else 0
+        if shift < 0:
+            reach, most = (form.scale * 2 ** (form.width - 1) for form in (out, factor))
+            raise ValueError(
+                f"reaches {largest:.3g}, and only {reach:.3g} when it is multiplied by a factor of up to {most:.3g}: "
+                f"too different for a word of {EPILOGUE_WIDTH} bits"
+            )
+        shift = min(shift, FIELDS["post_shift"].high)
+        return cls(out.scale / (unit * 2.0**shift), ACTIVATIONS[activation].post, shift)
 
 
 @dataclass(frozen=True, eq=False)

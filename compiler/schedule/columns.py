@@ -36,13 +36,13 @@ def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -
     """Position of every column of every tensor, such that each attention head starts a chunk; `halved` are packed."""
     nodes = graph.tensors()
     starts = {node: set(node.starts) for node in nodes}
-    chains = {node: [node] for node in nodes}  # tensors that residual adds align column by column
+    chains = {node: [node] for node in nodes}  # tensors that lie alike, column by column
     for node in nodes:
         for tensor, columns, _ in node.heads:
             starts[tensor].update(columns)
-        if node.residual is not None and chains[node] is not chains[node.residual.node]:
-            chains[node] += chains[node.residual.node]
-            for member in chains[node.residual.node]:
+        if node.second is not None and chains[node] is not chains[node.second.node]:
+            chains[node] += chains[node.second.node]
+            for member in chains[node.second.node]:
                 chains[member] = chains[node]
     cuts = {node: {0}.union(*(starts[member] for member in chains[node])) for node in nodes}
     out = {node: spread(node.shape[1], cuts[node], lanes << (node in halved)) for node in nodes}

@@ -17,26 +17,28 @@ from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
 
 
 def products(
-    d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, *, first: int = 0, added: Tensor | None = None
-) -> None:
+    d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, *, first: int = 0, second: Tensor | None = None,
+    residual: Residual = Residual.NONE,
+) -> None:  # fmt: skip
     """Rows from `first` of a to all of out, by as many commands as it takes."""
     parts = list(blocks(out.rows, d.config.max_rows))
     for begin, rows in parts:
         part = note if len(parts) == 1 else f"{note}: rows {begin} to {begin + rows - 1}"
-        product(d, part, linear, a, out, rows=rows, first=first + begin, o_first=begin, added=added)
+        product(
+            d, part, linear, a, out, rows=rows, first=first + begin, o_first=begin, second=second, residual=residual
+        )
 
 
 def product(
     d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, *,
-    rows: int, first: int = 0, o_first: int = 0, added: Tensor | None = None, **fields: Any,
+    rows: int, first: int = 0, o_first: int = 0, second: Tensor | None = None, **fields: Any,
 ) -> None:  # fmt: skip
     """One MATMUL with weights from memory: rows from `first` of a to rows from `o_first` of out."""
-    fields = {"residual": Residual.NONE if added is None else Residual.ADD} | fields
     _prove(d, note, linear)
     places = {"a_address": a.at(first), "o_address": out.at(o_first)}
-    if added is not None:
-        places["r_address"] = added.at(o_first)
-        fields["r_stride"] = added.stride
+    if second is not None:
+        places["r_address"] = second.at(o_first)
+        fields["r_stride"] = second.stride
     if linear.operand.normalise is not None:
         assert a.statistics is not None
         places["a_statistics"] = a.statistics, first

@@ -9,7 +9,7 @@ import numpy as np
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.node import Node, View
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
-from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
+from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
 
 # --- Text ---
@@ -100,7 +100,10 @@ def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _linear(base: Matmul, look: Look) -> np.ndarray[Any, Any]:
     sums = _normal(look(base.x), base.epsilon) @ base.weight.T.astype(np.float64) + base.bias
-    return ACTIVATIONS[base.activation](sums) + (0 if base.residual is None else look(base.residual))
+    result = ACTIVATIONS[base.activation](sums)
+    if base.factor is not None:
+        return result * look(base.factor)
+    return result + (0 if base.residual is None else look(base.residual))
 
 
 def _mixture(base: Moe, look: Look) -> np.ndarray[Any, Any]:
@@ -126,6 +129,7 @@ MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Activate: lambda base, look: ACTIVATIONS[base.activation](look(base.x)),
     Scale: lambda base, look: look(base.x) * base.factor,
     Add: lambda base, look: look(base.a) + look(base.b),
+    Multiply: lambda base, look: look(base.a) * look(base.b),
     Product: lambda base, look: look(base.a) @ look(base.b),
     Softmax: lambda base, look: _softmax(look(base.x)),
     Attention: _attend,

@@ -7,7 +7,7 @@ import numpy as np
 
 from patchloom.compiler.node import View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
-from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
+from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
 
 TOKENS, FEATURES = 3, 2
@@ -184,6 +184,25 @@ def tokens() -> dict[str, View]:
     }
 
 
+def gates() -> dict[str, View]:
+    """Two layers; behind a ReLU and a GELU; of layers that are read elsewhere; the input's square; by a constant."""
+    used, other, gelu = linear("used", X), linear("other", X), linear("gelu", X, activation="gelu")
+
+    def times(a: View, b: View) -> View:
+        return whole(Multiply(origin=Origin(name="times"), a=a, b=b))
+
+    return {
+        "layers": times(linear("a", X), linear("b", X)),
+        "relu": times(linear("c", X, activation="relu"), X),
+        "gelu": times(gelu, linear("d", X)),
+        "neither": times(used, other),
+        "square": times(X, X),
+        "constant": times(fixed(TOKENS, FEATURES), X),
+        "used": used,
+        "other": other,
+    }
+
+
 def residuals() -> dict[str, View]:
     """Two layers; a layer and the input; layers that are read elsewhere too; one that clips."""
     used, other = linear("used", X), linear("other", X)
@@ -244,7 +263,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        attention, scales, affine, columns, norms, lone_norms, lone_scales, activations, constants, tokens, residuals,
-        key_biases, leftovers, operands,
+        attention, scales, affine, columns, norms, lone_norms, lone_scales, activations, constants, tokens, gates,
+        residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip
