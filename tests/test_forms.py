@@ -42,6 +42,15 @@ def masked_by_ones(_: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0).transpose(1, 2).flatten(2)
 
 
+def erf_gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+
+def normal(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
     """With statistics."""
     with torch.no_grad():
@@ -58,6 +67,13 @@ FORMS: dict[str, Callable[[], Model]] = {
     ),
     "batch norms": lambda: Model(
         lambda m, x: x + m.second(m.norm(x.mT).mT).relu(), second=nn.Linear(DIM, DIM), norm=trained(nn.BatchNorm1d(DIM))
+    ),
+    "GELU written out": lambda: Model(
+        lambda m, x: x + m.second(erf_gelu(m.norm(x))), second=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM)
+    ),
+    "norm written out": lambda: Model(lambda m, x: x + m.second(normal(x)), second=nn.Linear(DIM, DIM)),
+    "norms by the root mean square": lambda: Model(
+        lambda m, x: m.norm(x + m.second(m.norm(x)).relu()), second=nn.Linear(DIM, DIM), norm=nn.RMSNorm(DIM)
     ),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip
