@@ -75,6 +75,10 @@ FORMS: dict[str, Callable[[], Model]] = {
     "norms by the root mean square": lambda: Model(
         lambda m, x: m.norm(x + m.second(m.norm(x)).relu()), second=nn.Linear(DIM, DIM), norm=nn.RMSNorm(DIM)
     ),
+    "tokens in another order": lambda: Model(
+        lambda m, x: m.norm(x.flip(1) + m.second(x.flip(1)).relu()),
+        second=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
+    ),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip
 

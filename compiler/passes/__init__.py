@@ -14,6 +14,7 @@ from patchloom.compiler.passes import (
     lone_scales,
     norms,
     operands,
+    order,
     residuals,
     rms,
     scales,
@@ -28,6 +29,7 @@ from patchloom.compiler.problems import Problem
 PIPELINE: tuple[Pass, ...] = (
     written.PASS,  # first, while activations and norms that are written out stand as users wrote them
     attention.PASS,  # while scores are still a product under a softmax
+    order.PASS,  # tokens in another order are computed as they lie
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token

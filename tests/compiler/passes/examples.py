@@ -169,6 +169,23 @@ def affine() -> dict[str, View]:
     }
 
 
+def order() -> dict[str, View]:
+    """Tokens backwards: through a norm, a layer and sums with the same, with positions, a part; twice; with gaps."""
+    x, y = linear("a", X), linear("b", X)
+    back = x.pick(x.index[::-1])
+    layer = linear("layer", norm(scale(back, [2, 3])))
+    v = heads(linear("v", back))
+    return {
+        "sum": add(layer, back),
+        "positions": add(back, fixed(TOKENS, FEATURES)),
+        "otherwise": add(back, y),
+        "part": mixture("part", back.pick(back.index[:2])),
+        "twice": linear("twice", joined(back, x)),
+        "gap": linear("gap", x.pick(x.index[[2, 0]])),
+        "attention": whole(Attention(origin=Origin(name="heads"), q=v, k=v, v=v, scale=1)),
+    }
+
+
 def scales() -> dict[str, View]:
     """Behind a layer, a mixture, a norm, a layer that is also read without, another; an input; around a sum."""
     used, fused = linear("used", X), linear("fused", X, activation="relu")
@@ -295,7 +312,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        written, attention, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations, constants,
+        written, attention, order, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations, constants,
         tokens, residuals, leftovers, operands,
     )
 }  # fmt: skip
