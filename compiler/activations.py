@@ -16,6 +16,12 @@ from patchloom.compiler.machine.fixed import GELU_FRACTION
 Function = Callable[[Tensor], Tensor]
 
 
+def tried(function: Function, x: NDArray[Any]) -> NDArray[Any]:
+    """What a function of torch's is of an array."""
+    result: NDArray[Any] = function(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    return result
+
+
 @dataclass(frozen=True)
 class Form:
     """An operation that torch.export shows for a function, and the arguments by which it is that function."""
@@ -24,6 +30,11 @@ class Form:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     approximation: Function | None = None  # what it computes, where that is not quite the row's function
     warning: str = ""
+
+    def of(self, x: NDArray[Any]) -> NDArray[Any]:
+        """What it computes, where that is not quite the row's function."""
+        assert self.approximation
+        return tried(self.approximation, x)
 
     def fits(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the operation with these arguments is the function; those given as tensors never are."""
@@ -48,9 +59,8 @@ class Activation:
     fraction: int | None = None
     limit: float | None = None
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = self.function(torch.from_numpy(np.ascontiguousarray(x))).numpy()
-        return result
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+        return tried(self.function, x)
 
     @property
     def any_scale(self) -> bool:

@@ -42,6 +42,15 @@ def masked_by_ones(_: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0).transpose(1, 2).flatten(2)
 
 
+def erf_gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+
+def normal(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
     """With statistics."""
     with torch.no_grad():
@@ -64,12 +73,30 @@ FORMS: dict[str, Callable[[], Model]] = {
         gate=nn.Linear(DIM, 24), up=nn.Linear(DIM, 24), down=nn.Linear(24, DIM),
     ),
     "bilinear, of halves": lambda: Model(
-        lambda m, x: m.down(torch.mul(*m.both(x).chunk(2, -1)).mul(0.5)), both=nn.Linear(DIM, 48), down=nn.Linear(24, DIM),
+        lambda m, x: m.down(torch.mul(*m.both(x).chunk(2, -1)).mul(0.5)),
+        both=nn.Linear(DIM, 48), down=nn.Linear(24, DIM),
     ),
-    "squared ReLU": lambda: Model(lambda m, x: x + m.down(m.up(x).relu().pow(2)), up=nn.Linear(DIM, 24), down=nn.Linear(24, DIM)),
-    "rotated tokens": lambda: Model(lambda m, x: x * m.cosines + x.roll(1, -1) * m.sines,
-                                    cosines=nn.Parameter(torch.rand(TOKENS, DIM)), sines=nn.Parameter(torch.rand(TOKENS, DIM))),
-    "one gate a token": lambda: Model(lambda m, x: m.gate(x).relu() * m.up(x), gate=nn.Linear(DIM, 1), up=nn.Linear(DIM, DIM)),
+    "squared ReLU": lambda: Model(
+        lambda m, x: x + m.down(m.up(x).relu().pow(2)), up=nn.Linear(DIM, 24), down=nn.Linear(24, DIM)
+    ),
+    "rotated tokens": lambda: Model(
+        lambda m, x: x * m.cosines + x.roll(1, -1) * m.sines,
+        cosines=nn.Parameter(torch.rand(TOKENS, DIM)), sines=nn.Parameter(torch.rand(TOKENS, DIM)),
+    ),
+    "one gate a token": lambda: Model(
+        lambda m, x: m.gate(x).relu() * m.up(x), gate=nn.Linear(DIM, 1), up=nn.Linear(DIM, DIM)
+    ),
+    "GELU written out": lambda: Model(
+        lambda m, x: x + m.second(erf_gelu(m.norm(x))), second=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM)
+    ),
+    "norm written out": lambda: Model(lambda m, x: x + m.second(normal(x)), second=nn.Linear(DIM, DIM)),
+    "norms by the root mean square": lambda: Model(
+        lambda m, x: m.norm(x + m.second(m.norm(x)).relu()), second=nn.Linear(DIM, DIM), norm=nn.RMSNorm(DIM)
+    ),
+    "tokens in another order": lambda: Model(
+        lambda m, x: m.norm(x.flip(1) + m.second(x.flip(1)).relu()),
+        second=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
+    ),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip
 

@@ -47,7 +47,7 @@ def masks_nothing(mask: View | Tensor | None) -> bool:
 
 
 def masked(_: Site, a: Args) -> View:
-    if a["mask"].any():
+    if isinstance(a["mask"], View) or a["mask"].any():
         raise UnsupportedError("is not supported", f"attention has no masks: {ATTENTION_FORMS}")
     view: View = a["self"]
     return view.pick(np.broadcast_to(view.index, np.broadcast_shapes(view.shape, tuple(a["mask"].shape))))
@@ -61,6 +61,6 @@ ROWS: Rows = {
         data="query key value attn_mask",
         reads="dropout_p is_causal scale enable_gqa",
     ),
-    **rows(masked, "masked_fill", data="self", reads="mask value"),
+    **rows(masked, "masked_fill", data="self mask value"),
     **refused("tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
 }

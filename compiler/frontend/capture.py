@@ -60,7 +60,7 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
         program = export(module, inputs, mixtures)
     names = input_names(module, inputs)
     walk = Walk(program, names, swap.layers)
-    results, problems = rewrite(walk.results(task))
+    results, problems = rewrite(walk.results(task), walk.lost)
     problems = without_consequences([*walk.problems, *problems], mixtures)
     if problems or mixtures:
         title = f"{type(module).__name__} cannot be compiled for task '{task}':"

@@ -3,16 +3,27 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.frontend.site import ALL, Args, Row, Rows, Site, operation_name, refusal, refused, rows
+from patchloom.compiler.activations import ACTIVATIONS, Function
+from patchloom.compiler.frontend.site import (
+    ALL,
+    Args,
+    Handler,
+    Row,
+    Rows,
+    Site,
+    call_by_schema,
+    operation_name,
+    refused,
+    rows,
+)
 from patchloom.compiler.node import Indices, Node, View, whole
-from patchloom.compiler.nodes import Constant, Input
+from patchloom.compiler.nodes import Constant, Input, captured
 from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
 from patchloom.compiler.passes.factors import plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
@@ -79,30 +90,26 @@ def summed(site: Site, first: Any, second: Any, times: float, second_times: floa
 
 
 def multiply(site: Site, a: Args) -> View:
-    first, second = a["self"], a["other"]
-    if isinstance(first, View) and isinstance(second, View):
-        return product(site, first, second)
-    view, factor = (first, second) if isinstance(first, View) else (second, first)
-    return times(site, view, torch.as_tensor(factor))
+    return multiplied(site, a["self"], a["other"])
 
 
-def product(site: Site, first: View, second: View) -> View:
-    """Element by element, of two tensors that depend on the input."""
+def multiplied(site: Site, first: Any, second: Any) -> View:
+    if not isinstance(first, View):
+        first, second = second, first
+    if not isinstance(second, View):
+        return times(site, first, torch.as_tensor(second))
     shape = np.broadcast_shapes(first.shape, second.shape)
-    (x, by), (y, by_second) = without_factors(first), without_factors(second)
-    (x, y), arrange = same_layout([view.pick(np.broadcast_to(view.index, shape)) for view in (x, y)])
-    return arrange(Multiply(origin=site.origin, a=x, b=y)).scaled(by * by_second)
-
-
-def power(site: Site, a: Args) -> View:
-    if a.get("exponent", 2) != 2:
-        raise UnsupportedError(f"raises to the power of {a['exponent']}", "only squares are supported")
-    return product(site, a["self"], a["self"])
+    (one, by), (other, by_other) = without_factors(first), without_factors(second)
+    (x, y), arrange = same_layout([view.pick(np.broadcast_to(view.index, shape)) for view in (one, other)])
+    return arrange(Multiply(origin=site.origin, a=x, b=y)).scaled(by * by_other)
 
 
 def divide(site: Site, a: Args) -> View:
-    if isinstance(a["other"], View) or a.get("rounding_mode"):
-        raise UnsupportedError("divides by a tensor that depends on the input, or rounds", "multiply by constants only")
+    if a.get("rounding_mode"):
+        raise UnsupportedError("rounds", "everything that depends on the inputs must stay as it is computed")
+    if isinstance(a["other"], View):
+        told = "divides by a tensor that depends on the input", "multiply by constants only"
+        return multiplied(site, a["self"], function_of(site, a["other"], torch.reciprocal, *told))
     divisor = torch.as_tensor(a["other"]).double()
     if not divisor.all():
         raise UnsupportedError("divides by zero", "a constant divisor must not hold zeros")
@@ -132,17 +139,45 @@ def activation(site: Site, a: Args) -> View:
     forms = ((row.name, form) for row in ACTIVATIONS.values() for form in row.forms if form.operation == operation)
     found = [(name, form) for name, form in forms if form.fits(a)]
     if not found:
-        refusal(SUPPORTED)(site, a)
+        other: View = function(SUPPORTED)(site, a)
+        return other
     name, form = found[0]
     if form.warning:
         warnings.warn(f"{site.origin}: {form.warning}", stacklevel=2)
-    view = plain(a["self"])
+    return of_elements(plain(a["self"]), lambda x: Activate(origin=site.origin, x=x, activation=name))
+
+
+def of_elements(view: View, make: Callable[[View], Node]) -> View:
+    """Of all elements of an operation, then viewed; of those of several as they are."""
     base = view.base
     if base is not None and len(base.shape) == 2 and not isinstance(base, Input | Constant):
-        made = Activate(origin=site.origin, x=whole(base), activation=name)  # elementwise: of all, then viewed
-        return View(((made, 1.0),), view.index)
+        return View(((make(whole(base).scaled(view.terms[0][1])), 1.0),), view.index)
     (x,), arrange = same_layout([view])
-    return arrange(Activate(origin=site.origin, x=x, activation=name))
+    return arrange(make(x))
+
+
+def function_of(site: Site, view: View, apply: Function, text: str, hint: str) -> View:
+    return of_elements(view, lambda x: captured.Function(origin=site.origin, x=x, apply=apply, text=text, hint=hint))
+
+
+def function(hint: str) -> Handler:
+    """Of single elements, by torch's own operation; others among its tensors must be one number."""
+
+    def handler(site: Site, a: Args) -> View:
+        [name, *more] = [name for name, value in a.items() if isinstance(value, View)]
+        others = {other: value for other, value in a.items() if isinstance(value, Tensor)}
+        if more or not all(bool((value == value.reshape(-1)[0]).all()) for value in others.values()):
+            raise UnsupportedError("is not supported", hint)
+        shape = np.broadcast_shapes(a[name].shape, *(tuple(value.shape) for value in others.values()))
+        view: View = a[name].pick(np.broadcast_to(a[name].index, shape))
+        given = {**a, **{other: value.reshape(-1)[0].double() for other, value in others.items()}}
+
+        def apply(x: Tensor) -> Tensor:
+            return cast(Tensor, call_by_schema(a["target"], {**given, name: x}))
+
+        return function_of(site, view, apply, "is not supported", hint)
+
+    return handler
 
 
 ROWS: Rows = {
@@ -152,12 +187,15 @@ ROWS: Rows = {
     **rows(multiply, "mul multiply", data="self other"),
     **rows(divide, "div divide true_divide", data="self other", reads="rounding_mode"),
     **rows(negate, "neg negative", data="self"),
-    **rows(power, "pow square", data="self", reads="exponent"),
-    **refused(
+    **rows(
+        function(SUPPORTED),
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
-        "softshrink relu6 leaky_relu prelu _prelu_kernel rrelu threshold glu erf clamp clamp_min clamp_max clip",
-        SUPPORTED,
+        "softshrink relu6 leaky_relu prelu _prelu_kernel threshold erf clamp clamp_min clamp_max clip maximum minimum "
+        "abs exp log log1p expm1 square pow reciprocal",
+        data="self other min max weight exponent",
+        reads=ALL,
     ),
+    **refused("rrelu glu", SUPPORTED),
     **{
         form.operation: Row(activation, data=("self", *form.arguments), reads=ALL)
         for row in ACTIVATIONS.values()

@@ -62,6 +62,8 @@ def move(site: Site, a: Args) -> Any:
 
 def chosen(site: Site, a: Args) -> View:
     """Of two tensors, by a constant."""
+    if isinstance(a["condition"], View):
+        raise UnsupportedError("chooses by what depends on the input", HOW_TO_WRITE)
     parts = (a[name] for name in ("self", "other"))
     views = [site.view(part if isinstance(part, View) else torch.as_tensor(part)) for part in parts]
     terms, indices = common_terms(views)
@@ -128,7 +130,7 @@ ROWS: Rows = {
         lends="other",
         reads=ALL,
     ),
-    **rows(chosen, "where", data="self other", reads="condition"),
+    **rows(chosen, "where", data="self other condition"),
     **rows(pad, "constant_pad_nd pad", data="self input", reads="pad mode value"),
     **refused(
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "

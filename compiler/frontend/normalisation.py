@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchloom.compiler.frontend.elementwise import summed, times
+from patchloom.compiler.activations import Function
+from patchloom.compiler.frontend.elementwise import function, function_of, summed, times
 from patchloom.compiler.frontend.linear import need_constants
-from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.frontend.reduction import reduced
+from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes.captured import Normalise
 from patchloom.compiler.passes.factors import without_factors
@@ -30,6 +32,7 @@ def layer_norm(site: Site, a: Args) -> View | Tensor:
         gamma=float32(torch.ones(features) if weight is None else weight) * np.float32(np.sign(factor)),
         beta=float32(torch.zeros(features) if bias is None else bias),
         epsilon=float(a["eps"]) / factor**2,  # normalising f * x
+        centred=a.get("centred", True),
     )
     return whole(made).reshape(*x.shape)
 
@@ -50,6 +53,65 @@ def batch_norm_with_statistics(site: Site, a: Args) -> list[View | Tensor]:
     return [batch_norm(site, a), torch.empty(0), torch.empty(0)]
 
 
+def rms_norm(site: Site, a: Args) -> View | Tensor:
+    """Without `eps` the smallest that torch can add."""
+    eps = torch.finfo(torch.float32).eps if a["eps"] is None else a["eps"]
+    return layer_norm(site, {**a, "bias": None, "eps": eps, "centred": False})
+
+
+def group_norm(site: Site, a: Args) -> View:
+    """Of one token alone: a norm over each group of its features."""
+    x, weight, bias = (a[name] for name in ("input", "weight", "bias"))
+    need_constants(weight, bias)
+    if int(np.prod(x.shape[2:])) != 1:
+        raise UnsupportedError("normalises over tokens", "use LayerNorm over each token's features")
+    grouped = x.reshape(x.shape[0], a["num_groups"], -1)
+    alone = {"input": grouped, "normalized_shape": [grouped.shape[-1]], "weight": None, "bias": None, "eps": a["eps"]}
+    normal = site.view(layer_norm(site, alone)).reshape(*x.shape)
+    by_channel = (-1, *(1 for _ in x.shape[2:]))
+    scaled = normal if weight is None else times(site, normal, weight.reshape(by_channel))
+    return scaled if bias is None else summed(site, scaled, bias.reshape(by_channel), 1.0, 1.0)
+
+
+def variance(site: Site, a: Args) -> View:
+    return moments(site, a)[0]
+
+
+def variance_and_mean(site: Site, a: Args) -> list[View]:
+    return [*moments(site, a)]
+
+
+def deviation(site: Site, a: Args) -> View:
+    return part(site, moments(site, a)[0], torch.sqrt)
+
+
+def moments(site: Site, a: Args) -> tuple[View, View]:
+    """Variance and mean over some dimensions."""
+    x: View = a["self"]
+    over = {"dim": a.get("dim"), "keepdim": a.get("keepdim", False)}
+    mean = reduced(site, {"self": x, **over, "keepdim": True}, average=True)
+    squares = part(site, summed(site, x, mean, 1.0, -1.0), torch.square)
+    spread = reduced(site, {"self": squares, **over}, average=True)
+    count, correction = x.index.size // mean.index.size, a.get("correction", a.get("unbiased"))
+    degrees = count - (1 if correction is None else correction)
+    if degrees <= 0:
+        raise UnsupportedError("leaves no degree of freedom", NORMS)
+    return spread.scaled(count / degrees), mean.reshape(*spread.shape)
+
+
+def length(site: Site, a: Args) -> View:
+    if a["ord"] != 2:
+        raise UnsupportedError("is not supported", NORMS)
+    total = reduced(site, {**a, "self": part(site, a["self"], torch.square)}, average=False)
+    return part(site, total, torch.sqrt)
+
+
+def part(site: Site, view: View, apply: Function) -> View:
+    """Of what a norm is written with."""
+    return function_of(site, view, apply, "is not supported", NORMS)
+
+
+NORMS = "supported normalisation is torch.nn.LayerNorm over the last dimension"
 BATCH_NORM = "input weight bias running_mean running_var"
 
 ROWS: Rows = {
@@ -62,11 +124,15 @@ ROWS: Rows = {
         reads="momentum eps",
     ),
     **refused(
-        "native_batch_norm _native_batch_norm_legit _batch_norm_no_update group_norm native_group_norm instance_norm",
+        "native_batch_norm _native_batch_norm_legit _batch_norm_no_update native_group_norm instance_norm",
         "use LayerNorm, or fold the trained normalisation into the layer before",
     ),
-    **refused(
-        "rms_norm _fused_rms_norm rsqrt sqrt pow var std var_mean std_mean norm linalg_vector_norm",
-        "supported normalisation is torch.nn.LayerNorm over the last dimension",
-    ),
+    **rows(rms_norm, "rms_norm", data="input weight", reads="normalized_shape eps"),
+    **rows(group_norm, "group_norm", data="input weight bias", reads="num_groups eps"),
+    **rows(function(NORMS), "rsqrt sqrt", data="self", reads=ALL),
+    **rows(variance, "var", data="self", reads="dim correction unbiased keepdim"),
+    **rows(deviation, "std", data="self", reads="dim correction unbiased keepdim"),
+    **rows(variance_and_mean, "var_mean", data="self", reads="dim correction unbiased keepdim"),
+    **rows(length, "linalg_vector_norm", data="self", reads="ord dim keepdim"),
+    **refused("_fused_rms_norm std_mean norm", NORMS),
 }

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.frontend.elementwise import summed
+from patchloom.compiler.frontend.elementwise import grid, summed
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.node import View, whole
-from patchloom.compiler.nodes import Attention, Matmul
+from patchloom.compiler.node import View, float32, whole
+from patchloom.compiler.nodes import Attention, Input, Matmul
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.problems import UnsupportedError
@@ -31,7 +31,17 @@ def reduced(site: Site, a: Args, *, average: bool) -> View:
     pooling = "output_size" in a
     if pooling and list(a["output_size"]) != [1, 1]:
         raise UnsupportedError("pools to more than one position", "pool to 1, or take a linear layer")
-    axes = {rank - 2, rank - 1} if pooling else {axis % rank for axis in (a.get("dim") or range(rank))}
+    dim = a.get("dim")
+    axes = (
+        {rank - 2, rank - 1}
+        if pooling
+        else {axis % rank for axis in ([dim] if isinstance(dim, int) else dim or range(rank))}
+    )
+    keep = pooling or a.get("keepdim")
+    shape = [1 if axis in axes else n for axis, n in enumerate(view.shape) if keep or axis not in axes]
+    of_tokens = over_features(site, view, axes, average=average)
+    if of_tokens is not None:
+        return of_tokens.reshape(*shape)
     order = sorted(range(rank), key=lambda axis: axis not in axes)
     parts = view.pick(view.index.transpose(order).reshape(-1, *(view.shape[axis] for axis in order[len(axes) :])))
     count = len(parts.index)
@@ -43,8 +53,26 @@ def reduced(site: Site, a: Args, *, average: bool) -> View:
         result = result.scaled(1 / count if average else 1.0)
     else:
         result = token_mean(site, parts).scaled(1.0 if average else count)
-    keep = pooling or a.get("keepdim")
-    return result.reshape(*(1 if axis in axes else n for axis, n in enumerate(view.shape) if keep or axis not in axes))
+    return result.reshape(*shape)
+
+
+def over_features(site: Site, view: View, axes: set[int], *, average: bool) -> View | None:
+    """By a layer, where each result is of one token's features, and all tokens have results alike."""
+    view, factor = without_factors(view)
+    order, last = grid(view), len(view.shape) - len(axes)
+    if isinstance(view.base, Input) and axes == set(range(last, len(view.shape))):
+        order = np.arange(view.index.size).reshape(-1, int(np.prod(view.shape[last:])))
+    if order is None:
+        return None
+    kept = [1 if axis in axes else n for axis, n in enumerate(view.shape)]
+    results = np.broadcast_to(np.arange(np.prod(kept)).reshape(kept), view.shape).reshape(-1)[order]
+    _, first, of = np.unique(results[0], return_index=True, return_inverse=True)
+    if results[:, first].size != np.prod(kept) or (results[:, first][:, of] != results).any():
+        return None
+    weight = (of == np.arange(len(first))[:, None]) / (len(of) / len(first) if average else 1)
+    x = view.pick(view.index.reshape(-1)[order])
+    made = Matmul(origin=site.origin, x=x, weight=float32(weight), bias=np.zeros(len(first), np.float32))
+    return View(((made, factor),), np.argsort(results[:, first].reshape(-1)).reshape(kept))
 
 
 def token_mean(site: Site, parts: View) -> View:

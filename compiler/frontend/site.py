@@ -63,7 +63,18 @@ def call_by_schema(target: Any, a: Args) -> Any:
 Handler = Callable[[Site, Args], Any]
 ALL = ("*",)  # the handler runs the operation itself, with every attribute
 # What no result depends on.
-IDLE = {"target", "memory_format", "layout", "device", "pin_memory", "non_blocking", "copy", "implicit", "cudnn_enable"}
+IDLE = {
+    "target",
+    "memory_format",
+    "layout",
+    "device",
+    "pin_memory",
+    "non_blocking",
+    "copy",
+    "implicit",
+    "cudnn_enable",
+    "cudnn_enabled",
+}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from patchloom.compiler.frontend.origin import origin_of
 from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
-from patchloom.compiler.nodes.captured import Opaque
+from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.passes.factors import plain
+from patchloom.compiler.passes.trying import sources
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
 
 
@@ -36,6 +37,7 @@ class Walk:
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     parameters: dict[torch.fx.Node, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    lost: list[View] = field(default_factory=list)  # operands of what is refused: they may be refused, too
 
     def results(self, task: str) -> dict[str, View]:
         """What forward returns, by name."""
@@ -95,9 +97,17 @@ class Walk:
                 return fixed(target, args, kwargs)
             return floats(meaning_of(name)(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
-            shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, View))
+            operands = [leaf for leaf in leaves if isinstance(leaf, View)]
+            self.lost += [view for view in operands if not is_of_scores(view)]
+            shapes = tuple(view.shape for view in operands)
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def is_of_scores(view: View) -> bool:
+    """What an operation between a product and its softmax is refused for is told of the operation alone."""
+    found = {source for base, _ in view.terms for source in (base, *sources(base))}
+    return any(isinstance(source, Product | Softmax) for source in found)
 
 
 def fixed(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

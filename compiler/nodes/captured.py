@@ -1,8 +1,10 @@
 """Operations as users write them, that no machine runs as they are: the passes turn them into the other kinds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from patchloom.compiler.node import Floats, Node, View
 from patchloom.compiler.origin import Origin
@@ -29,16 +31,17 @@ class Opaque(Captured):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Normalise(Captured):
-    """Layer normalisation of each row of x."""
+    """Layer normalisation of each row of x; that by the root mean square does not take away the mean."""
 
     x: View
-    gamma: Floats = field(repr=False)
+    gamma: Floats = field(repr=False)  # a factor per feature, or a matrix [features, features of x]
     beta: Floats = field(repr=False)
     epsilon: float
+    centred: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.x.shape
+        return self.x.shape[0], len(self.gamma)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +52,32 @@ class Activate(Captured):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.x.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Function(Captured):
+    """Of every element of x. If nothing becomes of it, it is refused with these words."""
+
+    x: View
+    apply: Callable[[Tensor], Tensor] = field(repr=False)
+    text: str = "is not supported"
+    hint: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Multiply(Captured):
+    """a * b, element by element."""
+
+    a: View
+    b: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,18 +99,6 @@ class Scale(Captured):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Captured):
-    a: View
-    b: View
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.a.shape
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Multiply(Captured):
-    """a * b, element by element."""
-
     a: View
     b: View
 

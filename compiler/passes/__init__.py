@@ -1,6 +1,6 @@
 """From operations as users write them to the canonical graph: one rewrite a file, in the order of `PIPELINE`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from patchloom.compiler.node import View
 from patchloom.compiler.passes import (
@@ -16,9 +16,12 @@ from patchloom.compiler.passes import (
     lone_scales,
     norms,
     operands,
+    order,
     residuals,
+    rms,
     scales,
     tokens,
+    written,
 )
 from patchloom.compiler.passes.engine import Pass
 from patchloom.compiler.passes.results import settle_result
@@ -26,10 +29,13 @@ from patchloom.compiler.problems import Problem
 
 # Operations are gone once a pass turned all of their kind into others.
 PIPELINE: tuple[Pass, ...] = (
-    attention.PASS,  # first, while scores are still a product under a softmax
+    written.PASS,  # first, while activations and norms that are written out stand as users wrote them
+    attention.PASS,  # while scores are still a product under a softmax
+    order.PASS,  # tokens in another order are computed as they lie
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
+    rms.PASS,  # norms by the root mean square become norms that take away the mean
     norms.PASS,  # norms become part of the layers that read them ...
     lone_norms.PASS,  # ... and a layer of their own where anything else does
     lone_scales.PASS,  # as do factors
@@ -45,11 +51,11 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
-def rewrite(results: Mapping[str, View]) -> tuple[dict[str, View], list[Problem]]:
-    """All passes over the named results of one task."""
-    names, views = list(results), list(results.values())
+def rewrite(results: Mapping[str, View], lost: Sequence[View] = ()) -> tuple[dict[str, View], list[Problem]]:
+    """All passes over the named results of one task; what is lost is only looked at for problems."""
+    views = [*results.values(), *lost]
     problems: list[Problem] = []
     for each in PIPELINE:
         views = each(views, problems)
-    views = [settle_result(view, problems) for view in views]
-    return dict(zip(names, views, strict=True)), problems
+    settled = [settle_result(view, problems) for view in views[: len(results)]]
+    return dict(zip(results, settled, strict=True)), problems

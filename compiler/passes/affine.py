@@ -18,12 +18,12 @@ from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import constant
 
 
-def absorb(node: Layer, factor: Floats | float, shift: Floats | float, **changes: Any) -> Layer:
-    """The layer whose operand was f * x + c, now that it is x."""
+def absorb(node: Layer, factor: Floats, shift: Floats, **changes: Any) -> Layer:
+    """The layer whose operand was f * x + c, now that it is x; f may be a matrix."""
 
     def fold(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-        added = weight.astype(np.float64) @ np.broadcast_to(shift, weight.shape[1:])
-        return float32(weight * factor), float32(bias + added)
+        scaled = weight * factor if factor.ndim < 2 else weight @ factor
+        return float32(scaled), float32(bias + weight.astype(np.float64) @ shift)
 
     if isinstance(node, Matmul):
         changes["weight"], changes["bias"] = fold(node.weight, node.bias)
@@ -51,7 +51,7 @@ def _without_factor(node: Layer, base: Scale) -> Layer | None:
     if (read & (factor != alike)).any():
         return None
     x = node.x.substitute({base: base.x})
-    return absorb(node, np.where(read.any(axis=0), alike, 0), 0, x=x)
+    return absorb(node, np.where(read.any(axis=0), alike, 0), np.zeros_like(alike), x=x)
 
 
 def _without_shift(node: Layer, base: Add, view: View, other: View) -> Layer | None:
@@ -60,7 +60,7 @@ def _without_shift(node: Layer, base: Add, view: View, other: View) -> Layer | N
         return None
     x, shift = node.x.substitute({base: view}), _gathered(value, node.x.index)
     if (shift == shift[0]).all():
-        return absorb(node, 1, shift[0], x=x)
+        return absorb(node, np.ones_like(shift[0]), shift[0], x=x)
     if isinstance(node, Matmul) and node.residual is None and isinstance(_source(view), Input):
         return plus(replace(node, x=x), float32(shift @ node.weight.T), base)
     return None

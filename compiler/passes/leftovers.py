@@ -1,4 +1,4 @@
-"""Refuses the products and softmaxes that no pass could use.
+"""Refuses the functions, products and softmaxes that no pass could use.
 
 After all that could; before the operands, which would only hide them behind more layers.
 """
@@ -6,9 +6,10 @@ After all that could; before the operands, which would only hide them behind mor
 from collections.abc import Callable
 
 from patchloom.compiler.node import Node
-from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
+from patchloom.compiler.nodes.captured import Function, Opaque, Product, Softmax
 from patchloom.compiler.passes.attention import ATTENTION_FORMS
 from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.trying import sources
 from patchloom.compiler.passes.views import constant, is_opaque
 from patchloom.compiler.problems import UnsupportedError
 
@@ -28,9 +29,16 @@ def refuse_product(node: Product, at: Run) -> Node:
     return refuse("multiplies two tensors outside of attention", ATTENTION_FORMS)(node, at)
 
 
+def refuse_function(node: Function, at: Run) -> Node:
+    if any(isinstance(source, Opaque) for source in sources(node)):
+        return Opaque(origin=node.origin, out_shape=node.shape)
+    return refuse(node.text, node.hint)(node, at)
+
+
 PASS = Pass(
     "leftovers",
     {
+        Function: refuse_function,
         Product: refuse_product,
         Softmax: refuse("is a softmax outside of attention", ATTENTION_FORMS),
     },

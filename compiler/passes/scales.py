@@ -5,7 +5,7 @@ Before norms and residuals, so that no factor stands between them and the layers
 
 from dataclasses import replace
 
-from patchloom.compiler.node import Node
+from patchloom.compiler.node import Node, View
 from patchloom.compiler.nodes import Expert, Matmul, Moe
 from patchloom.compiler.nodes.captured import Add, Normalise, Scale
 from patchloom.compiler.passes.constants import fuse_constant
@@ -13,7 +13,12 @@ from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.views import producer
 
 
-def fold_scale(node: Scale, at: Run) -> Node | None:
+def fold_scale(node: Scale, at: Run) -> Node | View | None:
+    if (node.factor == 1).all():
+        return node.x
+    inner = producer(node.x, Scale)
+    if inner:
+        return fold_scale(replace(inner, factor=inner.factor * node.factor), at)
     factor = node.factor[0]
     if (node.factor != factor).any() or not node.x.base or not at.only_here(node.x.base):
         return None

@@ -175,7 +175,9 @@ def test_where_cycles_go(config):
             assert end - begin - issuer == (count if command.kind == Kind.MATMUL else 0)
         issued = [end for _, end in p.per_command]
         assert all(ends == sorted(ends) for ends in p.ahead.values())
-        assert sum(p.ahead["fetcher"]) < sum(p.ahead["stager"]) <= sum(issued)
+        assert sum(p.ahead["fetcher"]) < sum(p.ahead["stager"])
+        staged = zip(p.ahead["stager"], issued, multiplied, strict=True)
+        assert all(ahead <= end for ahead, end, count in staged if count)  # else the stager may have weights to drop
         assert set(p.waits) == set(WAITS)
         for unit in cycles.UNITS:
             assert 0 < sum(n for name, n in p.waits.items() if name.startswith(f"{unit}.")) <= p.cycles
@@ -205,7 +207,7 @@ def test_waits_name_the_cause():
 def test_lengths_alone():
     """Nearly the same without when each queue got its first token; the same where no weights are fetched for it."""
     equal = []
-    for program, task, queues, exact in islice(mixtures(BUILT["bus64"]), 40):
+    for program, task, queues, exact in islice(mixtures(BUILT["bus64"]), 80):
         near = predict(program, task.name, queues=[queue.lengths for queue in queues])
         assert abs(near.cycles - exact.cycles) < 0.1 * exact.cycles
         assert near.beats_read == exact.beats_read

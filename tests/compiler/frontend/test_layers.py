@@ -15,6 +15,65 @@ from patchloom.compiler.graph import describe, evaluate
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds, let
 
 
+def centred(x: Tensor, axis: int = -1) -> Tensor:
+    return x - x.mean(axis, keepdim=True)
+
+
+WRITTEN: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # likewise
+    "gelu": (lambda m, x: m.b(let(m.a(x), lambda y: y * 0.5 * (1 + torch.erf(y / 2**0.5)))), 3),
+    "gelu as a sum": (lambda m, x: m.b(let(m.a(x), lambda y: 0.5 * y + 0.5 * y * torch.erf(y * 2**-0.5))), 3),
+    "gelu of the first layer": (lambda _, x: x * 0.5 * (1 + torch.erf(x / 2**0.5)), 1),
+    "gelu of half the features": (
+        lambda m, x: m.eighth(let(m.a(x)[..., 8:], lambda y: 0.5 * y * (1 + torch.erf(y / 2**0.5)))),
+        3,
+    ),
+    "relu as clamp": (lambda m, x: m.a(x).clamp(min=0), 2),
+    "relu as maximum": (lambda m, x: torch.maximum(torch.zeros(1), m.a(x)), 2),
+    "relu as threshold": (lambda m, x: F.threshold(m.a(x), 0, 0), 2),
+    "relu by abs": (lambda m, x: let(m.a(x), lambda y: (y + y.abs()) / 2), 2),
+    "relu6 as minimum": (lambda m, x: m.b(torch.minimum(m.a(x * 9).relu(), torch.tensor(6.0))), 3),
+    "leaky relu that does not leak": (lambda m, x: F.leaky_relu(m.a(x), 0.0), 2),
+    "norm": (
+        lambda m, x: m.a(centred(x) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt() * m.vector + m.vector),
+        2,
+    ),
+    "norm by squares": (
+        lambda m, x: m.a(centred(x) * torch.rsqrt(centred(x).pow(2).mean(-1, keepdim=True) + 1e-5)),
+        2,
+    ),
+    "norm by deviation": (lambda m, x: m.a(centred(x) / x.std(-1, keepdim=True)), 2),
+    "norm with its factor inside": (
+        lambda m, x: m.a(centred(x) * (m.vector / (torch.var_mean(x, -1, keepdim=True)[0] + 1e-5).sqrt())),
+        2,
+    ),
+    "norm of channels": (
+        lambda m, x: m.conv(
+            let(x.mT.unflatten(2, (2, 3)), lambda y: centred(y, 1) / (y.var(1, keepdim=True) + 1e-3).sqrt())
+        ),
+        2,
+    ),
+    "norm of a group": (lambda m, x: m.a(m.group(x[0])[None]), 2),
+    "norm by the root mean square": (lambda m, x: x + m.a(m.rms(x)), 3),
+    "its square written out": (lambda m, x: m.a(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * m.vector), 2),
+    "norm to unit length": (lambda m, x: m.a(F.normalize(x, dim=-1) * 4), 2),
+    "norms of one stream": (lambda m, x: let(x + m.a(m.rms(x)), lambda y: m.rms(y + m.b(m.rms(y)).relu())), 5),
+    "mean of features": (lambda m, x: x.mean(-1, keepdim=True), 2),
+    "mean of heads": (lambda m, x: x.unflatten(-1, (2, 8)).mean(2), 2),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written(name: str):
+    forward, matmuls = WRITTEN[name]
+    module, x = embedded(
+        forward,
+        a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), conv=nn.Conv2d(DIM, DIM, 1),
+        group=nn.GroupNorm(1, DIM), rms=nn.RMSNorm(DIM, eps=1e-5), vector=nn.Parameter(torch.ones(DIM)),
+    )  # fmt: skip
+    [graph] = check(module, x[:1])
+    assert kinds(graph).count("Matmul") == matmuls, describe(graph)
+
+
 def trained(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
     """With statistics."""
     with torch.no_grad():
@@ -60,6 +119,10 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "batch norm in place": (lambda m, x: m.batch(m.a(x).mT).mT.mul_(2), 2),
     "norm, then factor and shift": (lambda m, x: m.norm(x) * m.vector + m.vector, 2),
     "factor and shift before a layer": (lambda m, x: m.a((x + m.b(x)) * m.vector + m.vector), 3),
+    "tokens backwards": (lambda m, x: let(x.flip(1), lambda y: m.norm2(y + m.b(m.norm(y)).relu())), 3),
+    "tokens in two orders": (lambda m, x: m.b(m.a(x[:, [3, 1, 5, 0, 2, 4]]).flip(1).relu()), 3),
+    "tokens repeated": (lambda m, x: m.a(m.norm(x.repeat_interleave(3, 1))), 2),
+    "tokens as a map": (lambda m, x: m.a(x.unflatten(1, (2, 3)).transpose(1, 2)).flatten(1, 2) + m.positions, 2),
     "norm of zeros": (lambda m, x: m.a(x) + m.norm(x * 0), 2),
     "nothing added": (lambda m, x: m.a(x + torch.zeros_like(x)) - 0, 2),
     "times ones": (lambda m, x: m.a(x * torch.ones(TOKENS, 1)), 2),
@@ -163,8 +226,16 @@ def test_result(name: str):
     check(module, x)
 
 
-def test_tanh_gelu_is_reported():
-    module, x = embedded(lambda m, x: F.gelu(x, approximate="tanh"))
+TANH_GELUS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: F.gelu(x, approximate="tanh"),
+    lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    lambda x: 0.5 * x * (1 + torch.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x))),
+]
+
+
+@pytest.mark.parametrize("gelu", TANH_GELUS)
+def test_tanh_gelu_is_reported(gelu: Callable[[Tensor], Tensor]):
+    module, x = embedded(lambda _, x: gelu(x))
     with pytest.warns(UserWarning, match="tanh approximation"):
         [graph] = capture(module, (x,))
     with torch.no_grad():

@@ -70,7 +70,7 @@ class Sigmoid(Block):
 def many(_: Any, x: Tensor) -> Tensor:
     y = F.silu(x)
     y = F.instance_norm(y.transpose(1, 2)).transpose(1, 2)
-    y = y + x * x
+    y = y + x.sin()
     y = F.interpolate(y, scale_factor=2, mode="linear")
     return y.argmax(-1)
 
@@ -88,7 +88,6 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "softmax_result": lambda: Written(lambda _, x: x.softmax(-1)),
     "tokens_mixed": lambda: Written(lambda m, x: m.mix(x.mT).mT, mix=nn.Linear(3, 3)),
     "merged_tokens": lambda: Written(lambda m, x: m.mix(x[:, :2].flatten(1)), mix=nn.Linear(16, 3)),
-    "token_factor": lambda: Written(lambda _, x: x * torch.arange(3.0)[:, None]),
     "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),
     "batch_statistics": lambda: Written(lambda m, x: m.batch(x.mT), batch=nn.BatchNorm1d(8, track_running_stats=False)),
     "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),

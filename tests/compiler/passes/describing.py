@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from patchloom.compiler.activations import ACTIVATIONS
+from patchloom.compiler.activations import ACTIVATIONS, tried
 from patchloom.compiler.node import Node, View
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
-from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Normalise, Product, Scale, Softmax
+from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
 
 # --- Text ---
@@ -23,7 +23,7 @@ def describe(results: Mapping[str, View]) -> str:
         parts = [
             f"{part.name} {_value(getattr(base, part.name), numbers)}"
             for part in fields(base)
-            if part.name not in ("origin", "index") and getattr(base, part.name) is not part.default
+            if part.name not in ("origin", "index", "apply") and getattr(base, part.name) is not part.default
         ]
         head = f"{numbers[base]} = {type(base).__name__.lower()} '{base.origin.name}' {_sizes(base.shape)}"
         return ", ".join([head, *parts])
@@ -93,6 +93,14 @@ def _normal(x: np.ndarray[Any, Any], epsilon: float | None) -> np.ndarray[Any, A
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
 
 
+def _normalise(base: Normalise, look: Look) -> np.ndarray[Any, Any]:
+    x = look(base.x)
+    normal = (
+        _normal(x, base.epsilon) if base.centred else x / np.sqrt(np.square(x).mean(-1, keepdims=True) + base.epsilon)
+    )
+    return (normal * base.gamma if base.gamma.ndim == 1 else normal @ base.gamma.T) + base.beta
+
+
 def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     powers = np.exp(x - x.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
@@ -125,11 +133,12 @@ MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Constant: lambda base, _: base.value,
     Matmul: _linear,
     Moe: _mixture,
-    Normalise: lambda base, look: _normal(look(base.x), base.epsilon) * base.gamma + base.beta,
+    Normalise: _normalise,
+    Function: lambda base, look: tried(base.apply, look(base.x)),
+    Multiply: lambda base, look: look(base.a) * look(base.b),
     Activate: lambda base, look: ACTIVATIONS[base.activation](look(base.x)),
     Scale: lambda base, look: look(base.x) * base.factor,
     Add: lambda base, look: look(base.a) + look(base.b),
-    Multiply: lambda base, look: look(base.a) * look(base.b),
     Product: lambda base, look: look(base.a) @ look(base.b),
     Softmax: lambda base, look: _softmax(look(base.x)),
     Attention: _attend,

@@ -1,13 +1,16 @@
 """A small graph for each pass, with all that it must tell apart."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from patchloom.compiler.node import View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
-from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Normalise, Product, Scale, Softmax
+from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
 
 TOKENS, FEATURES = 3, 2
@@ -83,6 +86,66 @@ def softmax(x: View) -> View:
     return whole(Softmax(origin=Origin(op="softmax", name="softmax"), x=x))
 
 
+def function(x: View, apply: Callable[[Tensor], Tensor]) -> View:
+    return whole(Function(origin=Origin(op="function", name=apply.__name__), x=x, apply=apply, hint="is a hint"))
+
+
+def multiply(a: View, b: View) -> View:
+    return whole(Multiply(origin=Origin(op="mul", name="mul"), a=a, b=b))
+
+
+def written() -> dict[str, View]:
+    """GELU by erf, ReLU by a maximum, layer normalisation, one by the root mean square, and none of them."""
+    x = linear("a", X)
+    one = whole(Constant(origin=Origin(name="one"), value=np.ones((TOKENS, FEATURES), np.float32)))
+    gelu = multiply(x, add(function(x.scaled(0.5**0.5), torch.erf), one)).scaled(0.5)
+    return {
+        "gelu": linear("gelu", gelu),
+        "relu": add(x, function(x, torch.abs)).scaled(0.5),
+        "norm": divided(centred(x), x, 0.5),
+        "rms": divided(x, x, 0.0, of=x),
+        "square": multiply(x, x),
+        "swish": multiply(x, function(x, torch.sigmoid)),
+    }
+
+
+def mean(x: View) -> View:
+    made = Matmul(
+        origin=Origin(name="mean"),
+        x=x,
+        weight=np.full((1, FEATURES), 1 / FEATURES, np.float32),
+        bias=np.zeros(1, np.float32),
+    )
+    return whole(made).pick(np.broadcast_to(np.arange(TOKENS)[:, None], x.shape))
+
+
+def centred(x: View) -> View:
+    return add(x, mean(x).scaled(-1.0))
+
+
+def divided(x: View, by: View, epsilon: float, of: View | None = None) -> View:
+    """By the root of the mean square of what `by` is once centred, or of what it is."""
+    squares = mean(function(centred(by) if of is None else of, torch.square))
+    shifted = add(squares, whole(Constant(origin=Origin(name="eps"), value=np.full(x.shape, epsilon, np.float32))))
+    return multiply(x, function(shifted, torch.rsqrt))
+
+
+def rms() -> dict[str, View]:
+    """Of a layer, of a sum with a mixture, of tokens that are joined; read by a layer, and as it is."""
+    a, b = linear("a", X), linear("b", X)
+
+    def normal(x: View) -> View:
+        return whole(replace(norm(x).node, centred=False))
+
+    return {
+        "layer": linear("layer", normal(a)),
+        "sum": normal(add(a, mixture("mixture", X))),
+        "joined": normal(joined(fixed(1, FEATURES), b.pick(b.index[::-1]))),
+        "activated": normal(linear("c", X, activation="relu")),
+        "parts": normal(a.pick(a.index[:, ::-1])),
+    }
+
+
 def attention() -> dict[str, View]:
     """Two heads with factors on the queries, the scores and the values; one whose scores are a layer's."""
     q, k, v = (heads(linear(name, X)) for name in "qkv")
@@ -106,8 +169,25 @@ def affine() -> dict[str, View]:
     }
 
 
+def order() -> dict[str, View]:
+    """Tokens backwards: through a norm, a layer and sums with the same, with positions, a part; twice; with gaps."""
+    x, y = linear("a", X), linear("b", X)
+    back = x.pick(x.index[::-1])
+    layer = linear("layer", norm(scale(back, [2, 3])))
+    v = heads(linear("v", back))
+    return {
+        "sum": add(layer, back),
+        "positions": add(back, fixed(TOKENS, FEATURES)),
+        "otherwise": add(back, y),
+        "part": mixture("part", back.pick(back.index[:2])),
+        "twice": linear("twice", joined(back, x)),
+        "gap": linear("gap", x.pick(x.index[[2, 0]])),
+        "attention": whole(Attention(origin=Origin(name="heads"), q=v, k=v, v=v, scale=1)),
+    }
+
+
 def scales() -> dict[str, View]:
-    """Behind a layer, a mixture, a norm, a layer that is also read without, an activation, an input; around a sum."""
+    """Behind a layer, a mixture, a norm, a layer that is also read without, another; an input; around a sum."""
     used, fused = linear("used", X), linear("fused", X, activation="relu")
     return {
         "layer": scale(linear("layer", X), [2, 3]),
@@ -117,6 +197,7 @@ def scales() -> dict[str, View]:
         "unscaled": used,
         "behind activation": scale(fused, [2, 3]),
         "input": scale(X, [2, 3]),
+        "one": scale(scale(used, [2, -4]), [0.5, -0.25]),
         "between": scale(add(scale(linear("between", X), [2, 3]), fixed(TOKENS, FEATURES, alike=True)), [-1, 2]),
     }
 
@@ -237,12 +318,18 @@ def key_biases() -> dict[str, View]:
 
 
 def leftovers() -> dict[str, View]:
-    """Products and a softmax that are no attention, and what reads them."""
+    """Products and a softmax that are no attention, and what reads them; a function that is no activation."""
     x = linear("first", X)
     scores = product(heads(x), heads(x).pick(heads(x).index.transpose(0, 2, 1)))
     weights = softmax(x)
     fixed_product = product(heads(x), fixed(FEATURES, 1).reshape(FEATURES, 1, 1))
-    return {"product": scores, "constant": fixed_product, "softmax": weights, "reader": linear("reader", weights)}
+    return {
+        "product": scores,
+        "constant": fixed_product,
+        "function": multiply(x, function(x, torch.sin)),
+        "softmax": weights,
+        "reader": linear("reader", weights),
+    }
 
 
 def operands() -> dict[str, View]:
@@ -263,7 +350,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        attention, scales, affine, columns, norms, lone_norms, lone_scales, activations, constants, tokens, gates,
-        residuals, key_biases, leftovers, operands,
+        written, attention, order, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations, constants,
+        tokens, gates, residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """What small models become by all passes, as golden files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What rewrite got: one line per node, with those that it reads."""
     texts: list[str] = []
 
-    def recorded(results: Mapping[str, View]) -> Any:
+    def recorded(results: Mapping[str, View], lost: Sequence[View]) -> Any:
         order = in_order(list(results.values()))
         numbers = {base: f"%{i}" for i, base in enumerate(order)}
         for base in order:
@@ -96,7 +96,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             shape = "x".join(map(str, base.shape))
             line = [numbers[base], "=", type(base).__name__.lower(), f"'{base.origin.name}'", shape, *reads]
             texts.append(" ".join(line) + "\n")
-        return rewrite(results)
+        return rewrite(results, lost)
 
     monkeypatch.setattr("patchloom.compiler.frontend.capture.rewrite", recorded)
     return texts

@@ -1,0 +1,92 @@
+"""What operations written one by one compute together, tried on numbers.
+
+However users write an activation or a norm, it is a function of some operation's result. The operations between are
+run on probes, and their result is compared with what the machine can compute.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchloom.compiler.activations import ACTIVATIONS, tried
+from patchloom.compiler.node import Indices, Node, View
+from patchloom.compiler.nodes import Constant, Matmul
+from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Scale
+
+Probes = NDArray[np.float64]  # probes x elements
+Look = Callable[[View], Probes]
+
+FARTHEST = 32  # operations that a function is looked for in
+
+
+def _per_token(node: Matmul, look: Look) -> Probes:
+    x = look(node.x).reshape(-1, *node.x.shape)
+    result: Probes = (x @ node.weight[0].astype(np.float64) + node.bias[0]).reshape(len(x), -1)
+    return result
+
+
+FORMULAS: dict[type[Node], Callable[[Any, Look], Probes]] = {
+    Add: lambda node, look: look(node.a) + look(node.b),
+    Multiply: lambda node, look: look(node.a) * look(node.b),
+    Scale: lambda node, look: look(node.x) * node.factor.reshape(-1),
+    Function: lambda node, look: tried(node.apply, look(node.x)),
+    Activate: lambda node, look: ACTIVATIONS[node.activation](look(node.x)),
+    Matmul: _per_token,
+}
+
+
+def is_tried(node: Node) -> bool:
+    """Whether it is a function of single elements, or a mean of a token's."""
+    if isinstance(node, Matmul):
+        return node.shape[1] == 1 and node.activation == "none" and node.residual is None and node.epsilon is None
+    return type(node) in FORMULAS
+
+
+def sources(top: Node) -> Iterator[Node]:
+    """Operations whose result the top may be a function of, the nearest first."""
+    found: dict[Node, None] = {}
+    pending = [top]
+    while pending and len(found) < FARTHEST:
+        node = pending.pop(0)
+        for base in node.inputs:
+            found.pop(base, None)  # the last to be reached is the farthest
+            found[base] = None
+        pending += [base for base in node.inputs if is_tried(base)]
+    yield from (node for node in found if not isinstance(node, Constant))
+
+
+def run(top: Node, source: Node, probes: Probes) -> Probes | None:
+    """What the top is of these results of the source; None if it depends on anything else."""
+    known: dict[Node, Probes] = {source: probes}
+
+    def value(node: Node) -> Probes | None:
+        if node not in known:
+            if isinstance(node, Constant):
+                known[node] = np.broadcast_to(node.value.reshape(-1).astype(np.float64), (len(probes), node.size))
+            elif not is_tried(node) or any(value(base) is None for base in node.inputs):
+                return None
+            else:
+                known[node] = FORMULAS[type(node)](node, look).reshape(len(probes), -1)
+        return known[node]
+
+    def look(view: View) -> Probes:
+        parts = [known[base] * factor for base, factor in view.terms]
+        flat = np.concatenate([*parts, np.zeros((len(probes), 1))], axis=1)
+        return flat[:, view.index.reshape(-1)]
+
+    with np.errstate(all="ignore"):
+        return value(top)
+
+
+def places(top: Node, source: Node) -> Indices | None:
+    """Which of the source's elements stands where, on some way from there that changes elements one by one."""
+    for view in top.views:
+        if view.base is source:
+            return view.index.reshape(top.shape)
+        if view.base is not None and is_tried(view.base) and not isinstance(view.base, Matmul):
+            inner = places(view.base, source)
+            if inner is not None and (view.index >= 0).all():
+                return inner.reshape(-1)[view.index].reshape(top.shape)
+    return None
