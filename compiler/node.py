@@ -11,12 +11,15 @@ float32 arrays in torch's layout, `[outputs, inputs]`. What kinds there are, `co
 knows one.
 """
 
+import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +29,7 @@ from patchloom.compiler.origin import NOWHERE, Origin
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Heads = tuple["Node", tuple[int, ...], int]  # a tensor, the first column of each head, columns of a head
+Alignment = tuple["Node", int, int, int]  # a tensor, its first column, the node's own, columns that lie alike
 Observe = Callable[["Node", str, np.ndarray[Any, Any]], None]
 
 
@@ -73,16 +77,28 @@ class View:
         return (first, first + len(here)) if first >= 0 and np.array_equal(self.index, here) else None
 
     @cached_property
-    def columns(self) -> tuple[int, ...] | None:
-        """The column at which each head starts, if each is consecutive columns of all rows of one node."""
+    def blocks(self) -> tuple[tuple[int, int], ...] | None:
+        """The row and column at which each head starts, if each is consecutive columns of such rows of one node."""
         base = self.base
-        if base is None or self.terms[0][1] != 1.0 or len(base.shape) != 2 or base.shape[0] != self.shape[1]:
+        if base is None or self.terms[0][1] != 1.0 or len(base.shape) != 2:
             return None
         _, tokens, features = self.shape
-        first = self.index[:, 0, 0]
+        rows, columns = np.divmod(self.index[:, 0, 0], base.shape[1])
         here = np.arange(tokens)[:, None] * base.shape[1] + np.arange(features)
-        inside = first.min() >= 0 and first.max() + features <= base.shape[1]
-        return tuple(first.tolist()) if inside and np.array_equal(self.index, first[:, None, None] + here) else None
+        inside = rows.min() >= 0 and columns.max() + features <= base.shape[1]
+        consecutive = inside and np.array_equal(self.index, self.index[:, :1, :1] + here)
+        return tuple(zip(rows.tolist(), columns.tolist(), strict=True)) if consecutive else None
+
+    @cached_property
+    def block(self) -> tuple[int, int] | None:
+        """The row and column at which a matrix begins, if it is consecutive columns of such rows of one node."""
+        blocks = self.reshape(1, *self.shape).blocks
+        return blocks[0] if blocks else None
+
+    @property
+    def transposed(self) -> "View":
+        """Of a matrix."""
+        return View(self.terms, self.index.T)
 
     def pick(self, index: Indices) -> "View":
         """Another arrangement of the same terms; terms that are no longer used are dropped."""
@@ -106,13 +122,15 @@ class View:
             self.base is not None
             and self.terms[0][1] == 1.0
             and self.shape == self.base.shape
-            and np.array_equal(self.index.reshape(-1), np.arange(self.base.size))
+            and np.array_equal(self.index, numbered(self.shape))
         )
 
     def substitute(self, done: Mapping["Node", "View"]) -> "View":
         """The view after each of its operations was replaced by a view of other operations."""
         if all(base not in done for base, _ in self.terms):
             return self
+        if self.base is not None and (new := done[self.base]).index is numbered(new.shape) and new.base is not None:
+            return View(new.scaled(self.terms[0][1]).terms, self.index)
         terms: list[Term] = []
         tables = []
         for base, factor in self.terms:
@@ -166,7 +184,20 @@ def common_terms(views: Sequence[View]) -> tuple[tuple[Term, ...], list[Indices]
 
 
 def whole(base: "Node") -> View:
-    return View(((base, 1.0),), np.arange(base.size).reshape(base.shape))
+    return View(((base, 1.0),), numbered(base.shape))
+
+
+NUMBERED: WeakValueDictionary[tuple[int, ...], Indices] = WeakValueDictionary()
+
+
+def numbered(shape: tuple[int, ...]) -> Indices:
+    """The numbers of the elements of a tensor: one array for all that look at tensors of this shape as they are."""
+    index = NUMBERED.get(shape)
+    if index is None:
+        index = np.arange(math.prod(shape)).reshape(shape)
+        index.flags.writeable = False
+        NUMBERED[shape] = index
+    return index
 
 
 def rows_of(base: "Node", first: int, last: int) -> View:
@@ -219,12 +250,16 @@ class Node(ABC):
     def views(self) -> tuple[View, ...]:
         """Its operands."""
         values = (getattr(self, part.name) for part in fields(self))
-        return tuple(value for value in values if isinstance(value, View))
+        return tuple(view for value in values for view in _views(value))
 
     def with_views(self, change: Callable[[View], View]) -> Self:
         """The same operation on changed operands; itself when none changed."""
         old = {part.name: getattr(self, part.name) for part in fields(self)}
         new: dict[str, Any] = {name: change(value) for name, value in old.items() if isinstance(value, View)}
+        for name, value in old.items():
+            if isinstance(value, tuple) and (parts := _views(value)):
+                changed = tuple(change(view) for view in parts)
+                new[name] = value if all(map(operator.is_, changed, parts)) else changed
         return self if all(new[name] is old[name] for name in new) else replace(self, **new)
 
     @property
@@ -295,6 +330,12 @@ class Node(ABC):
         return ()
 
     @property
+    def alignments(self) -> Iterable[Alignment]:
+        """Columns of its result that must lie as some of an operand do."""
+        if self.second is not None:
+            yield self.second.node, 0, 0, self.shape[1]
+
+    @property
     def starts(self) -> Iterable[int]:
         """Columns of its own result that must begin a chunk."""
         return ()
@@ -327,6 +368,12 @@ class Node(ABC):
     def draft_columns(self, d: Any, note: str, columns: Indices) -> Any:
         """Commands for some columns, and their Tensor; each run of them begins a chunk."""
         raise NotImplementedError
+
+
+def _views(value: Any) -> tuple[View, ...]:
+    """What a node holds of them: one, or several."""
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(view for view in values if isinstance(view, View))
 
 
 @dataclass(eq=False)

@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
-from patchloom.compiler.node import View, whole
-from patchloom.compiler.nodes import Attention
+from patchloom.compiler.node import Floats, View, float32, whole
 from patchloom.compiler.nodes.captured import Softmax
-from patchloom.compiler.passes.attention import ATTENTION_FORMS, attended
+from patchloom.compiler.passes.attention import attended
+from patchloom.compiler.passes.attention import attention as attend
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
@@ -22,35 +21,39 @@ def softmax(site: Site, a: Args) -> View:
 
 def attention(site: Site, a: Args) -> View:
     query, key, value = (site.view(a[name]) for name in ("query", "key", "value"))
-    if not masks_nothing(a["attn_mask"]) or a["is_causal"] or a["dropout_p"]:
-        raise UnsupportedError(
-            "has a mask, is causal or has dropout", "supported is attention of every token to every token"
-        )
-    if a.get("enable_gqa") or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+    if a["dropout_p"]:
+        raise UnsupportedError("has dropout", "pass dropout_p=self.dropout if self.training else 0.0")
+    if a.get("enable_gqa"):
+        key, value = (_repeated(view, query.shape[-3]) for view in (key, value))
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         raise UnsupportedError(
             "has keys or values of other heads than its queries", "give each head its own keys and values"
         )
+    bias = _bias(a, (*query.shape[:-1], key.shape[-2]))
     (q, by_q), (k, by_k), (v, by_v) = (without_factors(view) for view in (query, key, value))
     q, k, v = (view.reshape(-1, *view.shape[-2:]) for view in (q, k, v))
     scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
-    made = Attention(origin=site.origin, q=q, k=k, v=v, scale=scale * by_q * by_k)
+    made = attend(site.origin, q, k, v, scale * by_q * by_k, bias)
     return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
 
 
-def masks_nothing(mask: View | Tensor | None) -> bool:
-    """A softmax does not see what all keys of a query have in common."""
-    if mask is None:
-        return True
+def _repeated(view: View, heads: int) -> View:
+    """Each head for as many queries in a row as share it."""
+    return view.pick(np.repeat(view.index, heads // view.shape[-3], axis=-3))
+
+
+def _bias(a: Args, shape: tuple[int, ...]) -> Floats | None:
+    """What is added to the scores, of this shape: heads x queries x keys."""
+    mask = a["attn_mask"]
     if isinstance(mask, View):
-        return False
-    return bool(mask.all() if mask.dtype == torch.bool else (mask == mask[..., :1]).all())
-
-
-def masked(_: Site, a: Args) -> View:
-    if isinstance(a["mask"], View) or a["mask"].any():
-        raise UnsupportedError("is not supported", f"attention has no masks: {ATTENTION_FORMS}")
-    view: View = a["self"]
-    return view.pick(np.broadcast_to(view.index, np.broadcast_shapes(view.shape, tuple(a["mask"].shape))))
+        raise UnsupportedError("has a mask that depends on the input", "masks and biases of scores must be constants")
+    if a["is_causal"]:
+        mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return float32(mask.detach().expand(shape).reshape(-1, *shape[-2:]))
 
 
 ROWS: Rows = {
@@ -61,6 +64,5 @@ ROWS: Rows = {
         data="query key value attn_mask",
         reads="dropout_p is_causal scale enable_gqa",
     ),
-    **rows(masked, "masked_fill", data="self mask value"),
-    **refused("tril triu", f"attention has no masks: {ATTENTION_FORMS}"),
+    **refused("tril triu", "multiply by a constant, or hide keys with masked_fill or an attn_mask"),
 }

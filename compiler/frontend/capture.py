@@ -142,7 +142,9 @@ def input_names(module: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
 
 
 def check_finite(module: nn.Module) -> None:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
+    """Buffers may hold minus infinity, as masks do."""
+    masks = {name: torch.where(buffer.isneginf(), 0, buffer) for name, buffer in module.named_buffers()}
+    tensors = [*module.named_parameters(), *masks.items()]
     bad = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if bad:
         raise CaptureError(f"{type(module).__name__}: parameters must be finite, these hold NaN or infinity:", bad)

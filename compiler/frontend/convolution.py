@@ -1,5 +1,6 @@
 """Convolutions: each position is a token, its patch a row of the operand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,16 @@ def convolution(site: Site, a: Args) -> View:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     need_constants(weight, bias)
     space = weight.dim() - 2
-    stride, padding, dilation = (_per_axis(a[name], space) for name in ("stride", "padding", "dilation"))
-    if a["groups"] != 1 or set(dilation) != {1} or a.get("transposed"):
-        raise UnsupportedError(
-            f"is a convolution with groups {a['groups']}, dilation {dilation}",
-            "supported is the patch embedding: groups 1, dilation 1, on the model's input",
-        )
+    stride, dilation = (_per_axis(a[name], space) for name in ("stride", "dilation"))
+    if a["groups"] != 1:
+        raise UnsupportedError(f"is a convolution with groups {a['groups']}", "supported are groups 1")
     batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
-    edges = [(0, 0), (0, 0), *((int(p), int(p)) for p in padding)]
-    padded = np.pad(batched.index, edges, constant_values=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=tuple(range(2, 2 + space)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
+    reach = [(kernel - 1) * step for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
+    padded = np.pad(batched.index, [(0, 0), (0, 0), *_edges(a["padding"], reach)], constant_values=-1)
+    axes = tuple(range(2, 2 + space))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, [size + 1 for size in reach], axis=axes)
+    steps = [slice(None), slice(None), *(slice(None, None, step) for step in (*stride, *dilation))]
+    windows = windows[tuple(steps)]
     positions = windows.shape[2 : 2 + space]  # windows: batch, channels, positions, kernel
     patches = np.moveaxis(windows, 1, 1 + space).reshape(len(padded), *positions, -1)
     result = apply_linear(site, batched.pick(patches), weight.reshape(len(weight), -1), bias)
@@ -33,11 +33,14 @@ def convolution(site: Site, a: Args) -> View:
     return moved if batched is x else moved.reshape(*moved.shape[1:])
 
 
+def _edges(padding: Any, reach: Sequence[int]) -> list[tuple[int, int]]:
+    """Zeros before and behind each axis, over which the kernel reaches so far."""
+    if padding == "same":
+        return [(size // 2, size - size // 2) for size in reach]
+    return [(int(p), int(p)) for p in _per_axis(0 if padding == "valid" else padding, len(reach))]
+
+
 def _per_axis(value: Any, space: int) -> tuple[int, ...]:
-    if isinstance(value, str):
-        if value != "valid":
-            raise UnsupportedError(f"pads '{value}'", "give the padding as numbers")
-        value = 0
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     return values * space if len(values) == 1 else values
 

@@ -11,6 +11,7 @@ from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.nodes.captured import Product
+from patchloom.compiler.passes.attention import find_attention
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
@@ -78,7 +79,7 @@ def batched_product(site: Site, first: View, second: View) -> View:
         for view in (first, second)
     )
     made = Product(origin=site.origin, a=a, b=b)
-    return whole(made).reshape(*batch, *made.shape[1:])
+    return (find_attention(made) or whole(made)).reshape(*batch, *made.shape[1:])
 
 
 def addmm(site: Site, a: Args) -> View:

@@ -1,4 +1,4 @@
-"""Recognised mixtures of experts, and the operations that routing is written with where none is recognised."""
+"""Recognised mixtures of experts, and the operations that routing is written with none is recognised."""
 
 from patchloom.compiler.frontend.explain import HOW_TO_WRITE
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows

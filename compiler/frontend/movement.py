@@ -71,6 +71,10 @@ def chosen(site: Site, a: Args) -> View:
     return View(terms, index).pick(index)
 
 
+def overwritten(site: Site, a: Args) -> View:
+    return chosen(site, {"condition": a["mask"], "self": a["value"], "other": a["self"]})
+
+
 def pad(_: Site, a: Args) -> View:
     """Zeros around: their element number is -1."""
     if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
@@ -131,6 +135,7 @@ ROWS: Rows = {
         reads=ALL,
     ),
     **rows(chosen, "where", data="self other condition"),
+    **rows(overwritten, "masked_fill", data="self mask value"),
     **rows(pad, "constant_pad_nd pad", data="self input", reads="pad mode value"),
     **refused(
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
@@ -139,8 +144,6 @@ ROWS: Rows = {
     ),
     **rows(enlarge, "upsample_nearest1d upsample_nearest2d upsample_nearest3d", data="self input", reads=ALL),
     **refused(
-        "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
-        "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
         "grid_sampler grid_sampler_2d grid_sampler_3d",
         "return the map as it is and interpolate it after the accelerator",
     ),

@@ -1,18 +1,21 @@
-"""Means and sums over some dimensions."""
+"""Means and sums over some dimensions, and over some positions of a map."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from patchloom.compiler.frontend.elementwise import grid, summed
-from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
+from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, operation_name, refused, rows
 from patchloom.compiler.node import View, float32, whole
-from patchloom.compiler.nodes import Attention, Input, Matmul
+from patchloom.compiler.nodes import Attention, Input, Matmul, Mix
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.problems import UnsupportedError
 
 WIDEST_HEAD = 64  # of the attention that a mean over tokens becomes
+MOST_POSITIONS = 4096  # of a map that is pooled or interpolated
 FEW = 8  # tensors that a sum adds one by one
 
 
@@ -30,7 +33,7 @@ def reduced(site: Site, a: Args, *, average: bool) -> View:
     rank = len(view.shape)
     pooling = "output_size" in a
     if pooling and list(a["output_size"]) != [1, 1]:
-        raise UnsupportedError("pools to more than one position", "pool to 1, or take a linear layer")
+        return resampled(site, a)
     dim = a.get("dim")
     axes = (
         {rank - 2, rank - 1}
@@ -91,13 +94,39 @@ def token_mean(site: Site, parts: View) -> View:
     return whole(made).reshape(*parts.shape[1:]).scaled(factor)
 
 
+def resampled(site: Site, a: Args) -> View:
+    """A sum of each channel's positions with the same weights: what the operation makes of each position alone."""
+    target, name = a["target"], "input" if "input" in a else "self"
+    view, factor = without_factors(a[name])
+    space = next(count for count in (1, 2, 3) if f"{count}d" in operation_name(target))
+    outside, places = view.shape[:-space], view.shape[-space:]
+    if math.prod(places) > MOST_POSITIONS:
+        raise UnsupportedError(
+            f"resamples {math.prod(places)} positions, more than {MOST_POSITIONS}",
+            "resample smaller maps, or the input before",
+        )
+    alone = torch.eye(math.prod(places)).reshape(1, -1, *places)
+    matrix = call_by_schema(target, {**a, name: alone})
+    positions = view.index.reshape(-1, alone.shape[1]).T
+    made = Mix.of(view.pick(positions), float32(matrix.reshape(alone.shape[1], -1).T), origin=site.origin)
+    result = whole(made)
+    return result.pick(result.index.T.reshape(*outside, *matrix.shape[2:])).scaled(factor)
+
+
 ROWS: Rows = {
+    **rows(
+        resampled,
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool3d _adaptive_avg_pool2d "
+        "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        data="self input",
+        reads=ALL,
+    ),
     **rows(mean, "mean adaptive_avg_pool2d", data="self", reads="dim keepdim dtype output_size"),
     **rows(total, "sum", data="self", reads="dim keepdim dtype"),
     **refused(
-        "amax amin max min aminmax avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d "
-        "max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d "
-        "_adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
+        "amax amin max min aminmax max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
         "take a class token, or the mean over all tokens",
     ),
     **refused("argmax argmin", "return the scores and take the maximum after the accelerator"),

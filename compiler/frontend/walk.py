@@ -47,8 +47,12 @@ class Walk:
         returned = [node for node, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
         nodes = needed(self.program.graph, returned)
         self._refuse_unknown_sizes(nodes)
+        last = {used: node for node in nodes for used in node.all_input_nodes}
         for node in nodes:
             self.values[node] = self._value(node)
+            for used in node.all_input_nodes:
+                if last[used] is node and used not in returned:
+                    self.values.pop(used, None)  # attention maps are large
         structure = self.program.call_spec.out_spec
         named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
         return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}

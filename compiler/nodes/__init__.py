@@ -7,7 +7,21 @@ from patchloom.compiler.nodes.attention import Attention
 from patchloom.compiler.nodes.constant import Constant
 from patchloom.compiler.nodes.input import Input
 from patchloom.compiler.nodes.matmul import Matmul
+from patchloom.compiler.nodes.mix import Mix
 from patchloom.compiler.nodes.moe import Expert, Moe, Scoring
 from patchloom.compiler.nodes.output import Output
+from patchloom.compiler.nodes.products import Products, Shares
 
-__all__ = ["Attention", "Constant", "Expert", "Input", "Matmul", "Moe", "Output", "Scoring"]
+__all__ = [
+    "Attention",
+    "Constant",
+    "Expert",
+    "Input",
+    "Matmul",
+    "Mix",
+    "Moe",
+    "Output",
+    "Products",
+    "Scoring",
+    "Shares",
+]

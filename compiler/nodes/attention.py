@@ -2,22 +2,26 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchloom.compiler.machine import bounds
-from patchloom.compiler.machine.commands import Kind, Prologue, RowScale, Stationary
+from patchloom.compiler.machine.commands import Kind, Prologue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH, multiplier_of
 from patchloom.compiler.node import Evaluation, Floats, Heads, Indices, Node, View
 from patchloom.compiler.nodes.float32 import softmax
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
+from patchloom.compiler.quantise.scores import Bias, quantise_bias
 from patchloom.compiler.schedule.drafting import Drafting, Part, Tensor, blocks
+from patchloom.compiler.schedule.products import product
+from patchloom.compiler.schedule.transfers import load_values
 
-Columns = tuple[Tensor, int]  # of one head: their tensor and the first one
+Block = tuple[Tensor, int, int]  # of one head: its tensor, first row and first column
 
 SOFTMAX_GUARD = 12  # fractional bits, at most, of a softmax-weighted sum beyond the output's
 
@@ -25,7 +29,8 @@ SOFTMAX_GUARD = 12  # fractional bits, at most, of a softmax-weighted sum beyond
 @dataclass(frozen=True)
 class AttentionNumbers:
     scores: Format  # in units of log2
-    exp_shift: int
+    bias: Bias | None  # what is added to them
+    exp_shift: int  # of what the exponentials are of
     score_multiplier: int
     score_shift: int
     width: int  # bits of the exponentials
@@ -36,10 +41,11 @@ class AttentionNumbers:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attention(Node):
-    """Per head h: `softmax(scale * Q_h @ K_h.T) @ V_h`, heads side by side in the output's columns.
+    """Per head h: `softmax(scale * Q_h @ K_h.T + bias_h) @ V_h`, heads side by side in the output's columns.
 
-    q, k, v are heads x tokens x features. Once settled, head h is columns of its node, the same or another one for
-    each of the three, from `q_columns[h]` on (likewise k, v).
+    q, k, v are heads x tokens x features. Once settled, head h is a block of its node, the same or another one for
+    each of the three, that begins at `q.blocks[h]` (likewise k, v). Of several `windows`, which are one above the
+    other in the output's rows, the heads of the first come first.
     """
 
     is_layer: ClassVar[bool] = True
@@ -48,21 +54,38 @@ class Attention(Node):
     k: View
     v: View
     scale: float
+    bias: Floats | None = field(default=None, repr=False)  # [heads, queries, keys]; of each query the largest is 0
+    windows: int = 1
 
     def __post_init__(self) -> None:
         q, k, v = (len(view.index) for view in self.views)
         self.require(q == k == v > 0, f"needs one q, k and v per head, not {q}, {k}, {v}")
+        self.require(q % self.windows == 0, f"has {q} heads in {self.windows} windows")
         (_, keys, width), (_, values, _) = self.k.shape, self.v.shape
         self.require(keys == values, f"has {keys} keys, {values} values")
         self.require(width == self.head_dim, f"has queries of {self.head_dim}, keys of {width}")
+        if self.bias is not None:
+            scores = q, self.queries, keys
+            self.require(self.bias.shape == scores, f"bias must have shape {scores}, not {self.bias.shape}")
+            self.require(bool((self.bias.max(axis=2) == 0).all()), "bias must be 0 where it is largest for a query")
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.q.shape[1], len(self.v.index) * self.value_dim
+        return self.windows * self.queries, self.across * self.value_dim
 
     @property
     def settled(self) -> bool:
-        return all(view.columns is not None for view in self.views)
+        return all(view.blocks is not None for view in self.views)
+
+    @property
+    def queries(self) -> int:
+        """Of a head."""
+        return self.q.shape[1]
+
+    @property
+    def across(self) -> int:
+        """Heads of a window."""
+        return len(self.q.index) // self.windows
 
     @property
     def head_dim(self) -> int:
@@ -73,57 +96,58 @@ class Attention(Node):
         return self.v.shape[2]
 
     @property
-    def q_columns(self) -> tuple[int, ...]:
-        return _columns(self.q)
-
-    @property
-    def k_columns(self) -> tuple[int, ...]:
-        return _columns(self.k)
-
-    @property
-    def v_columns(self) -> tuple[int, ...]:
-        return _columns(self.v)
-
-    @property
     def flags(self) -> Iterator[str]:
-        starts = f"{list(self.q_columns)} {list(self.k_columns)} {list(self.v_columns)}"
+        starts = " ".join(str(list(_columns(view))[: self.across]) for view in self.views)
         yield f"heads {starts} of {self.head_dim}, {self.value_dim}, scale {self.scale:.6g}"
+        if self.bias is not None:
+            yield "+ bias"
+        if self.windows > 1:
+            yield f"{self.windows} windows"
 
     @property
     def macs(self) -> int:
-        return len(self.q_columns) * self.shape[0] * self.k.shape[1] * (self.head_dim + self.value_dim)
+        return len(self.q.index) * self.queries * self.k.shape[1] * (self.head_dim + self.value_dim)
 
     def evaluate(self, at: Evaluation) -> Floats:
         q, k, v = (at.read(view) for view in self.views)
         scores = q @ k.transpose(0, 2, 1) * np.float32(self.scale)
         at.observe(self, "scores", scores)
+        if self.bias is not None:
+            scores = scores + self.bias
+            at.observe(self, "biased", scores)
         probabilities = softmax(scores)
         at.observe(self, "probabilities", probabilities)
-        result = probabilities @ v
-        return result.transpose(1, 0, 2).reshape(self.shape)
+        result = (probabilities @ v).reshape(self.windows, self.across, self.queries, self.value_dim)
+        return result.transpose(0, 2, 1, 3).reshape(self.shape)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         yield from ((tensor, Demand(activations)) for tensor in self.inputs)
 
     def relevant(self, quantity: str, array: Floats) -> Floats:
-        return near_maximum(array) if quantity == "scores" else array
+        """Of what the exponentials are of."""
+        return near_maximum(array) if quantity == ("scores" if self.bias is None else "biased") else array
 
     def numbers(self, at: Quantising) -> AttentionNumbers:
         q, k, v, out = (at.formats[node] for node in (*self.inputs, self))
-        scores, exp_shift = log2_format(at.observed(self, "scores"))
+        bias, width = None, at.bits(self)[1]
+        if self.bias is None:
+            scores, exp_shift = log2_format(at.observed(self, "scores"))
+        else:
+            bias, exp_shift = quantise_bias(self.bias, at.observed(self, "scores"), at.observed(self, "biased"), width)
+            scores = bias.by.operand.format
         ratio = v.scale / out.scale
         # The word is (sum / 2**exponent <= 2) times a mean of v.
         post_shift = min(max(EPILOGUE_WIDTH - 1 - v.width - math.ceil(math.log2(ratio)), 0), SOFTMAX_GUARD)
         return AttentionNumbers(
-            scores, exp_shift, *multiplier_of(self.scale * math.log2(math.e) * q.scale * k.scale / scores.scale),
-            at.bits(self)[1], *multiplier_of(ratio * 2**post_shift), post_shift,
+            scores, bias, exp_shift, *multiplier_of(self.scale * math.log2(math.e) * q.scale * k.scale / scores.scale),
+            width, *multiplier_of(ratio * 2**post_shift), post_shift,
         )  # fmt: skip
 
     @property
     def heads(self) -> Iterator[Heads]:
-        yield self.q.node, self.q_columns, self.head_dim
-        yield self.k.node, self.k_columns, self.head_dim
-        yield self.v.node, self.v_columns, self.value_dim
+        yield self.q.node, _columns(self.q), self.head_dim
+        yield self.k.node, _columns(self.k), self.head_dim
+        yield self.v.node, _columns(self.v), self.value_dim
 
     @property
     def starts(self) -> Iterable[int]:
@@ -140,11 +164,14 @@ class Attention(Node):
         self._prove(d)
         if self in d.separable - d.by_head:
             d.cuttable(self, *(d.tensors[x] for x in self.inputs))
-        for head in range(len(self.q_columns)):
+        for head in range(len(self.q.index)):
             operands = self._operands(d, head)
-            for first, rows in blocks(out.rows, min(d.most_rows(self), d.config.max_rows)):
-                note = f"{self.name}: head {head}" + (f" rows {first} to {first + rows - 1}" if rows < out.rows else "")
-                self._head(d, operands, (out, head * self.value_dim), note, first, rows)
+            window, column = divmod(head, self.across)
+            name = f"{self.name}:" + (f" window {window}" if self.windows > 1 else "") + f" head {column}"
+            for first, rows in blocks(self.queries, min(d.most_rows(self), d.config.max_rows)):
+                note = name + (f" rows {first} to {first + rows - 1}" if rows < self.queries else "")
+                place = out, window * self.queries, column * self.value_dim
+                self._head(d, head, operands, place, note, first, rows)
 
     def _prove(self, d: Drafting) -> None:
         """No operand can make a sum leave the accumulator, or a row's exponentials their sum."""
@@ -159,46 +186,63 @@ class Attention(Node):
             d.demand_accumulator(f"'{self.name}' {what}, every channel,", bits, everywhere)
         d.demand(f"softmax sum of '{self.name}'", bounds.row_sum(one, keys).bit_length(), SUM_WIDTH, narrower)
 
-    def _operands(self, d: Drafting, head: int) -> list[Columns]:
+    def _operands(self, d: Drafting, head: int) -> list[Block]:
         """q, k and v of a head: as they lie, or computed now."""
-        parts = [(x, starts[head], width) for x, starts, width in self.heads]
+        parts = [(view.node, *_blocks(view)[head], view.shape[2]) for view in self.views]
         if self not in d.by_head:
-            return [(d.tensors[x], first) for x, first, _ in parts]
+            return [(d.tensors[x], row, first) for x, row, first, _ in parts]
         made: dict[Node, tuple[Tensor, Indices]] = {}
         for x in dict.fromkeys(self.inputs):
-            columns = np.concatenate([np.arange(first, first + width) for y, first, width in parts if y is x])
+            columns = np.concatenate([np.arange(first, first + width) for y, _, first, width in parts if y is x])
             with d.drafting(x):
                 made[x] = x.draft_columns(d, f"{x.name}: head {head}", columns), columns
             d.parts.append(Part(x, made[x][0], 0, columns))
-        return [(made[x][0], int(np.flatnonzero(made[x][1] == first)[0])) for x, first, _ in parts]
+        return [(made[x][0], row, int(np.flatnonzero(made[x][1] == first)[0])) for x, row, first, _ in parts]
 
-    def _head(self, d: Drafting, operands: list[Columns], out: Columns, note: str, first: int, rows: int) -> None:
-        """Some rows of a head: scores, then what they make of the values."""
+    def _head(
+        self, d: Drafting, head: int, operands: list[Block], out: Block, note: str, first: int, rows: int
+    ) -> None:  # fmt: skip
+        """Some rows of a head: scores, what is added to them, then what they make of the values."""
         n: AttentionNumbers = d.quantised.numbers[self]
-        (q, q_column), (k, k_column), (v, v_column), (o, o_column) = *operands, out
-        q_at, k_at, v_at, o_at = q.at(first, q_column), k.at(0, k_column), v.at(0, v_column), o.at(first, o_column)
-        scores = d.buffer(f"{note} scores", rows, np.arange(k.rows), n.scores.width)
+        (q, q_row, q_column), (k, k_row, k_column), (v, v_row, v_column), (o, o_row, o_column) = *operands, out
+        keys = self.k.shape[1]
+        scores = d.buffer(f"{note} scores", rows, np.arange(keys), n.scores.width)
         if rows > 1:
             d.cuttable(self, scores)
         d.draft(
             Kind.MATMUL, f"{note} scores",
-            {"a_address": q_at, "b_address": k_at, "o_address": scores.at()},
-            rows=rows, depth=self.head_dim, columns=k.rows, a_stride=q.stride, a_wide=q.wide, a_packed=int(q.packed),
+            {"a_address": q.at(q_row + first, q_column), "b_address": k.at(k_row, k_column), "o_address": scores.at()},
+            rows=rows, depth=self.head_dim, columns=keys, a_stride=q.stride, a_wide=q.wide, a_packed=int(q.packed),
             b_source=Stationary.COLUMNS, b_stride=k.stride, b_digits=bounds.digits(d.config, k.width),
             multiplier=n.score_multiplier, shift=n.score_shift, o_stride=scores.stride, o_wide=scores.wide,
-            row_maximum=1,
+            row_maximum=int(n.bias is None),
         )  # fmt: skip
+        if n.bias is not None:
+            scores = self._biased(d, n.bias, scores, f"{note} bias", n.bias.value[head, first : first + rows])
         d.draft(
             Kind.MATMUL, f"{note} values",
-            {"a_address": scores.at(), "b_address": v_at, "o_address": o_at},
-            rows=rows, depth=k.rows, columns=self.value_dim, a_stride=scores.stride,
+            {"a_address": scores.at(), "b_address": v.at(v_row, v_column), "o_address": o.at(o_row + first, o_column)},
+            rows=rows, depth=keys, columns=self.value_dim, a_stride=scores.stride,
             a_wide=int(n.width == ELEMENT_WIDTH), b_source=Stationary.ROWS, b_stride=v.stride,
             b_digits=bounds.digits(d.config, v.width), prologue=Prologue.EXP, exp_shift=n.exp_shift,
             multiplier=n.multiplier, shift=n.shift, row_scale=RowScale.SOFTMAX, post_shift=n.post_shift,
             o_stride=o.stride, o_wide=o.wide, o_packed=int(o.packed),
         )  # fmt: skip
 
+    def _biased(self, d: Drafting, bias: Bias, scores: Tensor, note: str, value: NDArray[np.int16]) -> Tensor:
+        """The scores pass the array once more, and join what is added to them where that lies."""
+        out = d.buffer(note, scores.rows, scores.positions, ELEMENT_WIDTH)
+        if scores.rows > 1:
+            d.cuttable(self, out)
+        load_values(d, note, out, value)
+        product(d, note, bias.by, scores, out, rows=scores.rows, second=out, residual=Residual.ADD, row_maximum=1)
+        return out
+
+
+def _blocks(view: View) -> tuple[tuple[int, int], ...]:
+    assert view.blocks, "settled heads are blocks"
+    return view.blocks
+
 
 def _columns(view: View) -> tuple[int, ...]:
-    assert view.columns, "settled heads are columns"
-    return view.columns
+    return tuple(column for _, column in _blocks(view))

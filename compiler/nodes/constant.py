@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from patchloom.compiler.machine.commands import Space
 from patchloom.compiler.node import Evaluation, Floats, Node
-from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting
-from patchloom.compiler.schedule.transfers import load
+from patchloom.compiler.schedule.transfers import load_values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,9 +21,4 @@ class Constant(Node):
         return self.value
 
     def draft(self, d: Drafting) -> None:
-        form, positions = d.quantised.formats[self], d.layouts[self]
-        stride = -(-extent(positions) // d.config.lanes)
-        value = np.zeros((self.shape[0], stride * d.config.lanes), "<i2")
-        value[:, positions] = form.round(self.value)
-        size = d.whole_beats(self.shape[0] * stride) * d.chunk_bytes
-        load(d, self, Space.PROGRAM, d.image.add(self.name, value.tobytes().ljust(size, b"\0")))
+        load_values(d, self.name, d.tensor(self), d.quantised.formats[self].round(self.value))

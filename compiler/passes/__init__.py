@@ -6,7 +6,6 @@ from patchloom.compiler.node import View
 from patchloom.compiler.passes import (
     activations,
     affine,
-    attention,
     columns,
     constants,
     gates,
@@ -17,6 +16,7 @@ from patchloom.compiler.passes import (
     norms,
     operands,
     order,
+    products,
     residuals,
     rms,
     scales,
@@ -30,7 +30,7 @@ from patchloom.compiler.problems import Problem
 # Operations are gone once a pass turned all of their kind into others.
 PIPELINE: tuple[Pass, ...] = (
     written.PASS,  # first, while activations and norms that are written out stand as users wrote them
-    attention.PASS,  # while scores are still a product under a softmax
+    products.PASS,  # early, so that what reads their heads finds rows
     order.PASS,  # tokens in another order are computed as they lie
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer

@@ -1,41 +1,44 @@
-"""softmax(f * q @ k') @ v becomes attention, whatever factors and shapes stand between.
+"""softmax(f * q @ k' + b) @ v becomes attention, whatever factors, constants and shapes stand between.
 
-The first pass: scores are still a product under a softmax, and no factor has gone into a layer yet.
+No pass of the pipeline: a product asks as soon as it is read, for a view of scores has an index for each of them.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, View, whole
-from patchloom.compiler.nodes import Attention, Constant, Matmul
-from patchloom.compiler.nodes.captured import Product, Scale, Softmax
-from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.node import Floats, Indices, View, float32, whole
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul
+from patchloom.compiler.nodes.captured import Add, Product, Scale, Softmax
+from patchloom.compiler.origin import Origin
+from patchloom.compiler.passes.engine import Pass
 from patchloom.compiler.passes.factors import plain
-from patchloom.compiler.passes.views import is_opaque
+from patchloom.compiler.passes.views import constant, fixed_part, is_opaque
 from patchloom.compiler.problems import UnsupportedError
 
-ATTENTION_FORMS = "write attention as scaled_dot_product_attention, or softmax(q @ k.transpose(-2, -1) * scale, -1) @ v"
+HIDDEN = -1e4  # what is written over a score to hide a key, at most
+LOWEST = -1e30  # stands for minus infinity
 
 
-def find_attention(outer: Product, _: Run) -> View | None:
-    """softmax(f * q @ k') @ v, with constant factors anywhere."""
+def find_attention(outer: Product, _: object = None) -> View | None:
+    """softmax(f * q @ k' + b) @ v, with constant factors anywhere."""
     softmax = outer.a.base
     if not isinstance(softmax, Softmax) or is_opaque(softmax.x):
         return None
-    weights, scored = _rows(outer.a), _queries_and_keys(softmax.x)
-    if weights is None or scored is None:
-        raise UnsupportedError("needs scores that are q @ k' times a constant: no mask, no bias", ATTENTION_FORMS)
-    operands = [view.without_factor() for view in (*scored, outer.b)]
+    weights, scores = _rows(outer.a), scores_of(softmax.x)
+    if weights is None or scores is None:
+        return None
+    operands = [view.without_factor() for view in (scores.q, scores.k, outer.b)]
     if any(operand is None for operand in operands):
         return None
     (q, q_factor), (k, k_factor), (v, v_factor) = (operand for operand in operands if operand)
-    attend = Attention(
-        origin=replace(outer.origin, name=f"{outer.origin.name.rpartition('.')[0]}.attention".lstrip(".")),
-        q=q.pick(q.index[weights]),
-        k=k.pick(k.index[weights[0][:, 0]]),
-        v=v,
-        scale=softmax.x.terms[0][1] * q_factor * k_factor,
+    attend = attention(
+        replace(outer.origin, name=f"{outer.origin.name.rpartition('.')[0]}.attention".lstrip(".")),
+        q.pick(q.index[weights]),
+        k.pick(k.index[weights[0][:, 0]]),
+        v,
+        scores.factor * q_factor * k_factor,
+        None if scores.bias is None else scores.bias[weights],
     )
     factor = v_factor * outer.a.terms[0][1]
     if factor == 1.0:
@@ -43,6 +46,73 @@ def find_attention(outer: Product, _: Run) -> View | None:
     result = attended(attend)
     [made] = {base for base, _ in result.terms}
     return result.substitute({made: whole(Scale.by(factor, whole(made), outer.origin))})
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """`factor * q @ k' + bias`, each with tokens x features of every attention map."""
+
+    q: View
+    k: View
+    factor: float = 1.0
+    bias: Floats | None = None  # [maps, queries, keys]
+
+    def scaled(self, by: float) -> "Scores":
+        bias = None if self.bias is None else self.bias * np.float32(by)
+        return replace(self, factor=self.factor * by, bias=bias)
+
+    def plus(self, value: Floats) -> "Scores":
+        value = value.reshape(-1, self.q.shape[1], self.k.shape[1])
+        return replace(self, bias=value if self.bias is None else self.bias + value)
+
+
+def scores_of(view: View) -> Scores | None:
+    """Attention maps of a product, below constants that are added, multiply, or are written over some scores."""
+    written = fixed_part(view)
+    if written is not None:
+        return _below(_without_constants(view, written), 1.0, written)
+    base, factor = view.terms[0]
+    if isinstance(base, Scale) and len(view.terms) == 1:
+        factors = base.factor.reshape(-1)[view.index]
+        uniform = view.index.min() >= 0 and (factors == factors.flat[0]).all()
+        return _below(_through(base.x, view) if uniform else None, factor * float(factors.flat[0]))
+    if isinstance(base, Add) and len(view.terms) == 1:
+        for other, added in ((base.a, base.b), (base.b, base.a)):
+            value = constant(_through(added, view))
+            if value is not None:
+                return _below(_through(other, view), factor, value * np.float32(factor))
+    operands = _queries_and_keys(view)
+    return operands and Scores(*operands, factor)
+
+
+def _below(view: View | None, factor: float, added: Floats | None = None) -> Scores | None:
+    scores = None if view is None else scores_of(view)
+    if scores is None:
+        return None
+    return scores.scaled(factor) if added is None else scores.scaled(factor).plus(added)
+
+
+def _through(view: View, upper: View) -> View:
+    """What elements of an operation are, whose result is the view."""
+    return view.pick(np.append(view.index.reshape(-1), -1)[upper.index])
+
+
+def _without_constants(view: View, written: Floats) -> View | None:
+    """Maps of one operation, some of whose scores are hidden by what is written over them."""
+    live = [i for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant)]
+    if len(live) != 1 or len(view.shape) < 2:
+        return None
+    [term] = [view.terms[i] for i in live]
+    start = sum(base.size for base, _ in view.terms[: live[0]])
+    places = np.arange(view.shape[-2] * view.shape[-1])
+    index = view.index.reshape(-1, len(places))
+    seen = (index >= start) & (index < start + term[0].size)
+    if (written.reshape(seen.shape)[~seen] > HIDDEN).any() or not seen.any(axis=1).all():
+        return None
+    first = (index - start - places)[np.arange(len(index)), seen.argmax(axis=1)][:, None]
+    if ((index - start - places != first) & seen).any():
+        return None
+    return View((term,), (first + places).reshape(view.shape))
 
 
 def _queries_and_keys(scores: View) -> tuple[View, View] | None:
@@ -58,7 +128,7 @@ def _learned_queries(scores: View, inner: Matmul) -> tuple[View, View] | None:
 
     So are tokens pooled by learned weights.
     """
-    if inner.activation != "none" or inner.residual is not None or inner.epsilon is not None or len(scores.shape) < 2:
+    if inner.activation != "none" or inner.second is not None or inner.epsilon is not None or len(scores.shape) < 2:
         return None
     rows, columns = np.divmod(scores.index.reshape(-1, *scores.shape[-2:]), inner.shape[1])
     if (scores.index < 0).any() or (rows != rows[:, :1]).any() or (columns != columns[:, :, :1]).any():
@@ -88,13 +158,52 @@ def _maps(view: View) -> Indices | None:
     return index[:, 0] // size if np.array_equal(index % size, np.tile(np.arange(size), (len(index), 1))) else None
 
 
+def attention(origin: Origin, q: View, k: View, v: View, scale: float, bias: Floats | None = None) -> Attention:
+    """With what is added to the scores, to those of each query the same as far as it pleases."""
+    bias = None if bias is None else _relative(bias)
+    return Attention(origin=origin, q=q, k=k, v=v, scale=scale, bias=bias, windows=windows(q))
+
+
+def _relative(bias: Floats) -> Floats | None:
+    """Each query's largest becomes 0, which leaves its softmax as it was."""
+    largest = bias.max(axis=2, keepdims=True)
+    if np.isneginf(largest).any():
+        raise UnsupportedError("hides all keys from a query", "let every query see one, and leave out its result")
+    bias = np.maximum(bias - largest, np.float32(LOWEST))
+    return float32(bias) if bias.any() else None
+
+
+def windows(q: View) -> int:
+    """How often heads of the same rows follow one another."""
+    base = q.base
+    if base is None or isinstance(base, Input) or len(base.shape) != 2:
+        return 1
+    rows = q.index[:, :, 0] // base.shape[1]
+    first = np.flatnonzero((rows[1:] != rows[:-1]).any(axis=1)) + 1
+    count = len(first) + 1
+    regular = len(rows) % count == 0 and np.array_equal(first, np.arange(1, count) * (len(rows) // count))
+    return count if regular else 1
+
+
+def side_by_side(view: View, count: int) -> View:
+    """Heads x tokens x features as a matrix: its windows one above the other, their heads side by side."""
+    heads, tokens, features = view.shape
+    parts = view.index.reshape(count, heads // count, tokens, features)
+    return view.pick(parts.transpose(0, 2, 1, 3).reshape(count * tokens, -1))
+
+
+def as_heads(matrix: View, count: int, heads: int) -> View:
+    """The other way round."""
+    rows = len(matrix.index) // count
+    parts = matrix.index.reshape(count, rows, heads // count, -1)
+    return matrix.pick(parts.transpose(0, 2, 1, 3).reshape(heads, rows, -1))
+
+
 def attended(attend: Attention) -> View:
     """The result as heads x tokens x features, as users get it; a negative scale goes into the keys."""
     if attend.scale < 0:
         attend = replace(attend, k=plain(attend.k.scaled(-1.0)), scale=-attend.scale)
-    tokens, (heads, _, features) = attend.q.shape[1], attend.v.shape
-    result = whole(attend)
-    return result.pick(result.index.reshape(tokens, heads, features).transpose(1, 0, 2))
+    return as_heads(whole(attend), attend.windows, len(attend.q.index))
 
 
 PASS = Pass("attention", {Product: find_attention})

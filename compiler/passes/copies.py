@@ -9,6 +9,7 @@ from patchloom.compiler.node import Floats, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input, Matmul
 from patchloom.compiler.nodes.captured import Opaque
 from patchloom.compiler.passes.engine import Run
+from patchloom.compiler.passes.pieces import gathered, mixed
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.passes.views import constant, fixed_part, is_opaque
 from patchloom.compiler.problems import UnsupportedError
@@ -27,7 +28,7 @@ def selecting(view: View, reader: Node) -> Matmul:
     result = None if fixed is None else whole(Constant(origin=reader.origin, value=fixed))
     for i, (base, _) in enumerate(view.terms):
         if not isinstance(base, Constant):
-            x, weight = _selected(view, i)
+            x, weight = _selected(view, i, reader)
             bias = _zeros(len(weight))
             result = whole(Matmul(origin=reader.origin, x=x, weight=weight, bias=bias, residual=result))
     assert result is not None
@@ -35,7 +36,7 @@ def selecting(view: View, reader: Node) -> Matmul:
     return result.base
 
 
-def _selected(view: View, of: int) -> tuple[View, Floats]:
+def _selected(view: View, of: int, reader: Node) -> tuple[View, Floats]:
     """What a matmul reads, and by which weights, to make the part of the view that is of one term."""
     base, factor = view.terms[of]
     if isinstance(base, Input):
@@ -44,11 +45,13 @@ def _selected(view: View, of: int) -> tuple[View, Floats]:
         index = np.where(inside, view.index - start, -1)
         return View(((base, 1.0),), index), np.eye(index.shape[1], dtype=np.float32) * np.float32(factor)
     chosen = selection(view, of)
-    if chosen is None or chosen.block is None:
+    if chosen is None:
         raise UnsupportedError(
-            f"reads the result of {base.origin} in pieces, but must read whole tokens, in their order",
-            "rearrange tokens before the patch embedding or after the last layer",
+            f"reads the result of {base.origin} in pieces, but must read columns of tokens, or tokens of columns",
+            "rearrange elements before the first layer or after the last one",
         )
+    if chosen.block is None:
+        return whole(gathered(base, chosen.rows, reader)), chosen.matrix
     return View(((base, 1.0),), whole(base).index[slice(*chosen.block)]), chosen.matrix
 
 
@@ -66,4 +69,10 @@ def as_node(view: View, reader: Node, at: Run) -> View:
     if value is not None:
         return whole(Constant(origin=reader.origin, value=value))
     key = (view.terms, view.shape, view.index.tobytes())
-    return whole(at.once(key, lambda: selecting(view, reader)))
+    return whole(at.once(key, lambda: (None if _in_order(view) else mixed(view, reader)) or selecting(view, reader)))
+
+
+def _in_order(view: View) -> bool:
+    """Its parts are columns of consecutive rows each."""
+    chosen = [selection(view, i) for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant | Input)]
+    return all(part is not None and part.block is not None for part in chosen)

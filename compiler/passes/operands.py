@@ -6,13 +6,19 @@ The last pass, because it inserts layers that select.
 from dataclasses import replace
 
 from patchloom.compiler.node import View, whole
-from patchloom.compiler.nodes import Attention, Input, Matmul, Moe
+from patchloom.compiler.nodes import Attention, Input, Matmul, Mix, Moe, Products, Shares
+from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.pieces import in_columns
+from patchloom.compiler.passes.selection import selection
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:
     """Reads consecutive rows of one operation; the residual, or factor, is one operation."""
+    if not (node.x.rows or isinstance(node.x.base, Input) or selection(node.x)):
+        order = in_columns(node.x)
+        node = replace(node, x=node.x.pick(node.x.index[:, order]), weight=node.weight[:, order])
     x = node.x if node.x.rows else as_node(node.x, node, at)
     residual, factor = (None if view is None else as_node(view, node, at) for view in (node.residual, node.factor))
     return replace(node, x=x, residual=residual, factor=factor)
@@ -23,20 +29,45 @@ def settle_moe(node: Moe, at: Run) -> Moe:
     return replace(node, x=as_node(node.x, node, at), residual=residual)
 
 
+def settle_mix(node: Mix, at: Run) -> Mix:
+    """Each operand is a block, or one transposed."""
+    return node.with_views(lambda view: view if view.block or view.transposed.block else as_node(view, node, at))
+
+
 def settle_attention(node: Attention, at: Run) -> Attention:
-    """Each head must be consecutive columns of all rows of one operation."""
-    return node.with_views(lambda view: _heads_as_columns(view, node, at))
+    """Each head must be consecutive columns of consecutive rows of one operation."""
+    return node.with_views(lambda view: _heads_as_blocks(view, node, at))
 
 
-def _heads_as_columns(view: View, node: Attention, at: Run) -> View:
-    if not isinstance(view.base, Input) and view.columns is not None:
+def settle_products(node: Products, at: Run) -> Products:
+    """A b may be transposed."""
+    a = _heads_as_blocks(node.a, node, at)
+    if not isinstance(node.b.base, Input) and node.turned.blocks is not None:
+        return replace(node, a=a)
+    return replace(node, a=a, b=_heads_as_blocks(node.b, node, at))
+
+
+def settle_shares(node: Shares, at: Run) -> Shares:
+    return replace(node, x=_heads_as_blocks(node.x, node, at))
+
+
+def _heads_as_blocks(view: View, node: Attention | Products | Shares, at: Run) -> View:
+    if not isinstance(view.base, Input) and view.blocks is not None:
         return view
-    heads, tokens, features = view.shape
-    side_by_side = view.pick(view.index.transpose(1, 0, 2).reshape(tokens, heads * features))
-    result = as_node(side_by_side, node, at)
+    result = as_node(side_by_side(view, node.windows), node, at)
     if isinstance(result.base, Input):
         result = whole(identity(node, result))
-    return result.pick(result.index.reshape(tokens, heads, features).transpose(1, 0, 2))
+    return as_heads(result, node.windows, len(view.index))
 
 
-PASS = Pass("operands", {Matmul: settle_matmul, Moe: settle_moe, Attention: settle_attention})
+PASS = Pass(
+    "operands",
+    {
+        Matmul: settle_matmul,
+        Moe: settle_moe,
+        Mix: settle_mix,
+        Attention: settle_attention,
+        Products: settle_products,
+        Shares: settle_shares,
+    },
+)

@@ -54,7 +54,11 @@ def attend_as_they_lie(node: Attention, at: Run) -> View | None:
         return None
     q = node.q if queries is None else node.q.pick(node.q.index[:, queries])
     k, v = (view if keys is None else view.pick(view.index[:, keys]) for view in (node.k, node.v))
-    made = whole(replace(node, q=q, k=k, v=v))
+    bias = node.bias
+    if bias is not None:
+        bias = bias if queries is None else bias[:, queries]
+        bias = bias if keys is None else bias[:, :, keys]
+    made = whole(replace(node, q=q, k=k, v=v, bias=bias))
     return made if queries is None else made.pick(made.index[np.argsort(queries)])
 
 

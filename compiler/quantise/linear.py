@@ -98,9 +98,9 @@ class Linear:
         )  # fmt: skip
 
 
-def identity(stored: Format, features: int) -> Linear:
-    """Passes a stored tensor on as it is."""
-    multiplier, shift = multiplier_of(1.0)
+def identity(stored: Format, features: int, factor: float = 1.0) -> Linear:
+    """Passes a stored tensor on as it is, or its integers times a factor."""
+    multiplier, shift = multiplier_of(factor)
     return Linear(
         Operand(stored), np.eye(features, dtype=np.int16), 8, np.zeros(features, np.int64),
         np.full(features, multiplier), np.full(features, shift),

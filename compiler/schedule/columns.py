@@ -35,20 +35,28 @@ def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node
 def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -> dict[Node, Ints]:
     """Position of every column of every tensor, such that each attention head starts a chunk; `halved` are packed."""
     nodes = graph.tensors()
-    starts = {node: set(node.starts) for node in nodes}
-    chains = {node: [node] for node in nodes}  # tensors that lie alike, column by column
+    cuts = {node: {0, *node.starts} for node in nodes}
     for node in nodes:
         for tensor, columns, _ in node.heads:
-            starts[tensor].update(columns)
-        if node.second is not None and chains[node] is not chains[node.second.node]:
-            chains[node] += chains[node.second.node]
-            for member in chains[node.second.node]:
-                chains[member] = chains[node]
-    cuts = {node: {0}.union(*(starts[member] for member in chains[node])) for node in nodes}
+            cuts[tensor].update(columns)
+        for tensor, there, here, _ in node.alignments:
+            cuts[tensor].add(there)
+            cuts[node].add(here)
+    while sum(_aligned(node, cuts) for node in nodes):
+        continue
     out = {node: spread(node.shape[1], cuts[node], lanes << (node in halved)) for node in nodes}
     for node in nodes:
         _check_heads(node, out)
     return out
+
+
+def _aligned(node: Node, cuts: Mapping[Node, set[int]]) -> bool:
+    """Whether a node's cuts, or those of what it lies like, had to become more."""
+    before = sum(map(len, cuts.values()))
+    for tensor, there, here, width in node.alignments:
+        cuts[node].update(cut - there + here for cut in list(cuts[tensor]) if there <= cut < there + width)
+        cuts[tensor].update(cut - here + there for cut in list(cuts[node]) if here <= cut < here + width)
+    return sum(map(len, cuts.values())) > before
 
 
 def spread(features: int, cuts: AbstractSet[int], chunk: int) -> Ints:
@@ -59,6 +67,11 @@ def spread(features: int, cuts: AbstractSet[int], chunk: int) -> Ints:
         positions[first:last] = free + np.arange(last - first)
         free = aligned(free + last - first, chunk)
     return positions
+
+
+def runs(positions: Ints) -> list[tuple[int, int]]:
+    """[first, last) of the columns that lie one behind the other."""
+    return list(pairwise([0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist(), len(positions)]))
 
 
 def _check_heads(node: Node, positions: Mapping[Node, Ints]) -> None:

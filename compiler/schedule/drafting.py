@@ -26,20 +26,23 @@ Place = tuple[Span, int]  # units from its start
 
 @dataclass(eq=False)
 class Draft:
-    """A command whose addresses are still places. Weights are not yet in the image."""
+    """A command whose addresses are still places. Weights and data are not yet in the image."""
 
     kind: Kind
     note: str
     fields: dict[str, Any]
     places: dict[str, Place]
     weights: tuple[Linear, Ints, Ints] | None = None  # with the positions of its features and channels
+    data: tuple[str, bytes] | None = None  # a name and what it loads; its address in memory is one in these
     node: Node | None = None  # whose result it helps to make
 
     def command(self, image: Image) -> Command:
         addresses: dict[str, Any] = {name: span.address + offset for name, (span, offset) in self.places.items()}
         if self.weights is not None:
             addresses["dma_address"] = image.linear(self.note, *self.weights)
-        return Command(kind=self.kind, **self.fields, **addresses)
+        if self.data is not None:
+            addresses["dma_address"] = image.add(*self.data) + self.fields["dma_address"]
+        return Command(kind=self.kind, **self.fields | addresses)
 
 
 @dataclass(eq=False)
@@ -132,11 +135,12 @@ class Drafting:
         places: dict[str, Place] | None = None,
         *,
         weights: tuple[Linear, Ints, Ints] | None = None,
+        data: tuple[str, bytes] | None = None,
         **fields: Any,
     ) -> None:
         for span, _ in (places or {}).values():
             span.use(len(self.drafts))
-        self.drafts.append(Draft(kind, note, fields, places or {}, weights, self.node))
+        self.drafts.append(Draft(kind, note, fields, places or {}, weights, data, self.node))
 
     @contextmanager
     def drafting(self, node: Node) -> Iterator[None]:

@@ -1,5 +1,10 @@
 """Rows of tensors from memory and to it."""
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from patchloom.compiler.machine.commands import FIELDS, Kind, Space
 from patchloom.compiler.node import Node
 from patchloom.compiler.schedule.buffers import aligned
@@ -9,17 +14,27 @@ from patchloom.compiler.schedule.image import ALIGNMENT
 MOST_CHUNKS = 1 << (FIELDS["rows"][0] - 1)  # of one command
 
 
+def load_values(d: Drafting, name: str, out: Tensor, value: NDArray[np.integer[Any]]) -> None:
+    """Integers [rows, columns] that the image holds."""
+    table = np.zeros((out.rows, out.stride * d.config.lanes), "<i2")
+    table[:, out.positions] = value
+    size = d.chunk_bytes * d.whole_beats(out.rows * out.stride)
+    data = table.tobytes().ljust(size, b"\0")
+    transfer(d, Kind.LOAD, f"{name}: load", out, Space.PROGRAM, 0, first=0, rows=out.rows, data=(name, data))
+
+
 def transfer(
-    d: Drafting, kind: Kind, note: str, tensor: Tensor, space: Space, address: int, *, first: int, rows: int
+    d: Drafting, kind: Kind, note: str, tensor: Tensor, space: Space, address: int, *,
+    first: int, rows: int, data: tuple[str, bytes] | None = None,
 ) -> int:  # fmt: skip
-    """Rows of a tensor from or to memory. Returns the bytes there."""
+    """Rows of a tensor from or to memory, the address being one in `data` if that is given. Returns the bytes there."""
     begin, chunks = first * tensor.stride, d.whole_beats(rows * tensor.stride)
     tensor.span.size = max(tensor.span.size, begin + chunks)
     most = d.whole_beats(MOST_CHUNKS)
     for part in range(0, chunks, most):
         count = min(most, chunks - part)
         d.draft(
-            kind, note, {"a_address": (tensor.span, begin + part)}, rows=count, dma_space=space,
+            kind, note, {"a_address": (tensor.span, begin + part)}, rows=count, data=data, dma_space=space,
             dma_address=address + part * d.chunk_bytes, dma_beats=count * d.chunk_bytes // d.config.beat_bytes,
         )  # fmt: skip
     return chunks * d.chunk_bytes

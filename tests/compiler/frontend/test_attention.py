@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchloom.compiler.graph import describe
+from patchloom.compiler.nodes import Attention
 from tests.compiler import graphs
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds
 
@@ -87,17 +89,75 @@ ATTENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention(name: str):
+def sdpa(m: Any, x: Tensor, **options: Any) -> Tensor:
+    return joined(F.scaled_dot_product_attention(*(split(part) for part in m.qkv(x).chunk(3, -1)), **options))
+
+
+EARLIER = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+MASK = torch.zeros(TOKENS, TOKENS).masked_fill(~EARLIER, float("-inf"))
+BIASED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "causal": lambda m, x: sdpa(m, x, is_causal=True),
+    "flags": lambda m, x: sdpa(m, x, attn_mask=EARLIER),
+    "mask": lambda m, x: sdpa(m, x, attn_mask=MASK, scale=-0.3),
+    "bias": lambda m, x: sdpa(m, x, attn_mask=m.bias),
+    "masked_fill": lambda m, x: written_out(m, x, lambda q, k: (q @ k.mT * 0.3).masked_fill(~EARLIER, float("-inf"))),
+    "where": lambda m, x: written_out(m, x, lambda q, k: torch.where(EARLIER, q @ k.mT, torch.tensor(-1e9)) * 0.3),
+    "added": lambda m, x: written_out(m, x, lambda q, k: q @ k.mT * 0.3 + m.bias),
+    "added twice": lambda m, x: written_out(m, x, lambda q, k: (q @ k.mT - m.bias[0]) * 0.3 + MASK),
+    "subtracted from": lambda m, x: written_out(m, x, lambda q, k: m.bias - q @ k.mT * m.temperature),
+    "gathered": lambda m, x: written_out(
+        m, x, lambda q, k: q @ k.mT + m.table[:, (torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)).flatten()
+                                              + TOKENS - 1].view(1, 2, TOKENS, TOKENS)
+    ),
+    "multihead": lambda m, x: m.mha(x, x, x, need_weights=False, attn_mask=~EARLIER)[0],
+    "multihead, weights unused": lambda m, x: m.mha(x, x, x, attn_mask=MASK)[0],
+    "buffer": lambda m, x: sdpa(m, x, attn_mask=m.mask),
+}  # fmt: skip
+
+
+def attending(name: str, forms: dict[str, Callable[[Any, Tensor], Tensor]]) -> tuple[nn.Module, Tensor]:
     module, x = embedded(
-        lambda m, x: ATTENTIONS[name](m, m.norm(x)),
+        lambda m, x: forms[name](m, m.norm(x)),
         qkv=nn.Linear(DIM, 3 * DIM), proj=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
         q=nn.Linear(DIM, DIM), k=nn.Linear(DIM, DIM), v=nn.Linear(DIM, DIM, bias=False),
         temperature=nn.Parameter(torch.ones(1)), temperatures=nn.Parameter(torch.ones(2, 1, 1)),
+        bias=nn.Parameter(torch.randn(2, TOKENS, TOKENS)), table=nn.Parameter(torch.randn(2, 2 * TOKENS - 1)),
         mha=nn.MultiheadAttention(DIM, 2, batch_first=True, dropout=0.1), weigh=nn.Linear(DIM, 4),
         queries=nn.Parameter(torch.randn(1, 3, DIM)),
     )  # fmt: skip
+    module.register_buffer("mask", MASK)
+    return module, x
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biased_attention(name: str):
+    [graph] = check(*attending(name, BIASED))
+    [made] = [node for node in graph.nodes() if isinstance(node, Attention)]
+    assert made.bias is not None
+
+
+def test_a_bias_that_says_nothing():
+    """The same for all keys of a query."""
+    module, x = embedded(
+        lambda m, x: sdpa(m, x, attn_mask=torch.arange(TOKENS)[:, None] * 0.5), qkv=nn.Linear(DIM, 3 * DIM)
+    )
     [graph] = check(module, x)
+    assert "+ bias" not in describe(graph)
+
+
+def test_shared_keys():
+    """One head of keys and values for two of queries each."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        return joined(F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+
+    check(*embedded(forward, q=nn.Linear(DIM, DIM), k=nn.Linear(DIM, 8), v=nn.Linear(DIM, 8)))
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention(name: str):
+    [graph] = check(*attending(name, ATTENTIONS))
     assert kinds(graph).count("Attention") == 1
 
 

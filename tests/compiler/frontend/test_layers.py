@@ -162,7 +162,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # with the numb
     "features joined in the result": (lambda m, x: torch.cat([m.a(x), x], -1), 4),
     "mean": (lambda m, x: m.a(m.norm(x).mean(1)), 4),
     "mean of layers": (lambda m, x: torch.stack([m.a(x), m.b(x), x]).mean(0), 5),
-    "sum over tokens": (lambda m, x: m.norm(x)[:, 1:].sum(1, keepdim=True), 5),
+    "sum over tokens": (lambda m, x: m.norm(x)[:, 1:].sum(1, keepdim=True), 4),
     "mean over an image": (lambda m, x: m.a(m.pool(x.transpose(1, 2).unflatten(2, (2, 3))).flatten(1)), 3),
 }
 

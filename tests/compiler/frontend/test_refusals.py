@@ -71,23 +71,27 @@ def many(_: Any, x: Tensor) -> Tensor:
     y = F.silu(x)
     y = F.instance_norm(y.transpose(1, 2)).transpose(1, 2)
     y = y + x.sin()
-    y = F.interpolate(y, scale_factor=2, mode="linear")
+    y = F.max_pool1d(y, 2)
     return y.argmax(-1)
 
 
-def masked_attention(_: Any, x: Tensor) -> Tensor:
-    scores = (x @ x.mT).masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf")).softmax(-1)
-    return scores @ x
+SHUFFLED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+FIRST = torch.tensor([[True], [False], [False]])
+
+
+def attention(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(x @ x.mT).softmax(-1) @ x
 
 
 REFUSED: dict[str, Callable[[], nn.Module]] = {
     "many": lambda: Written(many),
-    "masked_attention": lambda: Written(masked_attention),
-    "biased_attention": lambda: Written(lambda _, x: (x @ x.mT + torch.eye(3)).softmax(-1) @ x),
-    "causal_attention": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
-    "softmax_result": lambda: Written(lambda _, x: x.softmax(-1)),
-    "tokens_mixed": lambda: Written(lambda m, x: m.mix(x.mT).mT, mix=nn.Linear(3, 3)),
-    "merged_tokens": lambda: Written(lambda m, x: m.mix(x[:, :2].flatten(1)), mix=nn.Linear(16, 3)),
+    "hidden_from_all": lambda: Written(lambda _, x: attention(x, lambda s: s.masked_fill(FIRST, -torch.inf))),
+    "overwritten_scores": lambda: Written(lambda _, x: attention(x, lambda s: s.masked_fill(torch.eye(3) > 0, 1))),
+    "mask_of_input": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :3])),
+    "shuffled_elements": lambda: Written(
+        lambda m, x: m.mix(x.flatten(1)[:, SHUFFLED].view(1, 3, 8)), mix=nn.Linear(8, 3)
+    ),
+    "many_positions": lambda: Written(lambda _, x: F.avg_pool2d(x.view(1, 3, 1, 8).expand(1, 3, 1024, 8), 2)),
     "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),
     "batch_statistics": lambda: Written(lambda m, x: m.batch(x.mT), batch=nn.BatchNorm1d(8, track_running_stats=False)),
     "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS, tried
 from patchloom.compiler.node import Node, View
-from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
+from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Mix, Moe, Products, Shares
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
 
@@ -125,13 +125,29 @@ def _mixture(base: Moe, look: Look) -> np.ndarray[Any, Any]:
 
 
 def _attend(base: Attention, look: Look) -> np.ndarray[Any, Any]:
-    heads = _softmax(look(base.q) @ look(base.k).transpose(0, 2, 1) * base.scale) @ look(base.v)
-    return heads.transpose(1, 0, 2).reshape(base.shape)
+    scores = look(base.q) @ look(base.k).transpose(0, 2, 1) * base.scale + (0 if base.bias is None else base.bias)
+    heads = (_softmax(scores) @ look(base.v)).reshape(base.windows, base.across, base.queries, base.value_dim)
+    return heads.transpose(0, 2, 1, 3).reshape(base.shape)
+
+
+def _mix(base: Mix, look: Look) -> np.ndarray[Any, Any]:
+    result = np.full(base.shape, np.nan)
+    for view, matrix, (row, column) in zip(base.x, base.matrices, base.places, strict=True):
+        part = matrix @ look(view)
+        result[row : row + len(part), column : column + part.shape[1]] = part
+    return result
+
+
+def _by_head(base: Products | Shares, heads: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    count, rows, columns = base.rectangles
+    parts = heads.reshape(base.windows, count // base.windows, rows, columns)
+    return parts.transpose(0, 2, 1, 3).reshape(base.shape)
 
 
 MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Constant: lambda base, _: base.value,
     Matmul: _linear,
+    Mix: _mix,
     Moe: _mixture,
     Normalise: _normalise,
     Function: lambda base, look: tried(base.apply, look(base.x)),
@@ -142,4 +158,6 @@ MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Product: lambda base, look: look(base.a) @ look(base.b),
     Softmax: lambda base, look: _softmax(look(base.x)),
     Attention: _attend,
+    Products: lambda base, look: _by_head(base, look(base.a) @ look(base.b) * base.scale),
+    Shares: lambda base, look: _by_head(base, _softmax(look(base.x) * base.scale)),
 }

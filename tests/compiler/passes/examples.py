@@ -27,6 +27,7 @@ def source() -> View:
 
 
 X = source()
+BIAS = np.array([[[0, -1, -2], [-3, 0, -4], [-5, -6, 0]]] * FEATURES, np.float32)
 
 
 def linear(name: str, x: View, outputs: int = FEATURES, **options: Any) -> View:
@@ -59,7 +60,7 @@ def fixed(*shape: int, alike: bool = False) -> View:
     return whole(Constant(origin=Origin(name="constant"), value=np.ascontiguousarray(value)))
 
 
-def scale(x: View, factor: Sequence[float]) -> View:
+def scale(x: View, factor: Sequence[Any]) -> View:
     value = np.broadcast_to(np.array(factor, np.float32), x.shape)
     return whole(Scale(origin=Origin(name="scale"), x=x, factor=value))
 
@@ -147,12 +148,19 @@ def rms() -> dict[str, View]:
 
 
 def attention() -> dict[str, View]:
-    """Two heads with factors on the queries, the scores and the values; one whose scores are a layer's."""
+    """Two heads; factors on the queries, the scores and the values; what is added to scores and written over one; one
+    whose scores are a layer's.
+    """
     q, k, v = (heads(linear(name, X)) for name in "qkv")
     scores = product(q.scaled(2.0), k.pick(k.index.transpose(0, 2, 1))).scaled(0.25)
+    matrix = scale(add(scores.reshape(-1, TOKENS), fixed(FEATURES * TOKENS, TOKENS)), [2] * TOKENS)
+    low = whole(Constant(origin=Origin(name="low"), value=np.full((1, TOKENS), -np.inf, np.float32)))
+    both = joined(matrix, low)
+    over = np.where(np.tile(np.eye(TOKENS, k=1), (FEATURES, 1)), both.index[-1], both.index[:-1])
+    biased = both.pick(over.astype(np.int64).reshape(FEATURES, TOKENS, TOKENS))
     x, weigh = linear("x", X), linear("weigh", X, 1)
     pooled = product(softmax(weigh.pick(weigh.index.T)).reshape(1, 1, TOKENS), x.reshape(1, TOKENS, FEATURES))
-    return {"y": product(softmax(scores), v.scaled(3.0)), "pooled": pooled}
+    return {"y": product(softmax(scores), v.scaled(3.0)), "biased": product(softmax(biased), v), "pooled": pooled}
 
 
 def affine() -> dict[str, View]:
@@ -183,6 +191,7 @@ def order() -> dict[str, View]:
         "twice": linear("twice", joined(back, x)),
         "gap": linear("gap", x.pick(x.index[[2, 0]])),
         "attention": whole(Attention(origin=Origin(name="heads"), q=v, k=v, v=v, scale=1)),
+        "biased": whole(Attention(origin=Origin(name="biased"), q=v, k=v, v=v, scale=1, bias=BIAS)),
     }
 
 
@@ -318,7 +327,13 @@ def key_biases() -> dict[str, View]:
 
 
 def leftovers() -> dict[str, View]:
-    """Products and a softmax that are no attention, and what reads them; a function that is no activation."""
+    """A function that is no activation, and what reads it."""
+    x = linear("first", X)
+    return {"function": multiply(x, function(x, torch.sin))}
+
+
+def products() -> dict[str, View]:
+    """A product and a softmax that are no attention, and what reads them."""
     x = linear("first", X)
     scores = product(heads(x), heads(x).pick(heads(x).index.transpose(0, 2, 1)))
     weights = softmax(x)
@@ -326,14 +341,15 @@ def leftovers() -> dict[str, View]:
     return {
         "product": scores,
         "constant": fixed_product,
-        "function": multiply(x, function(x, torch.sin)),
         "softmax": weights,
         "reader": linear("reader", weights),
     }
 
 
 def operands() -> dict[str, View]:
-    """Columns of two layers, columns reversed, rows of two layers and of one, heads of layers and of the input."""
+    """Columns of two layers, columns reversed, rows of two layers and of one, tokens in another order, beside one
+    another, as features, heads of layers and of the input.
+    """
     x, y = linear("a", X), linear("b", X)
     some = x.pick(x.index[1:])
     k, v = heads(joined(x, y, axis=1)), heads(linear("v", X, 2 * FEATURES))
@@ -342,6 +358,9 @@ def operands() -> dict[str, View]:
         "residual": linear("residual", x, residual=y.pick(y.index[:, ::-1])),
         "pieces": linear("pieces", joined(x.pick(x.index[:1]), y.pick(y.index[:2]))),
         "rows": linear("rows", some),
+        "order": linear("order", x.pick(x.index[[2, 0, 2]]), residual=x.pick(x.index[::-1])),
+        "beside": linear("beside", x.pick(x.index[[0, 1]].reshape(1, -1))),
+        "transposed": linear("transposed", x.pick(x.index.T)),
         "mixture": mixture("mixture", some),
         "heads": whole(Attention(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
     }  # fmt: skip
@@ -350,7 +369,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        written, attention, order, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations, constants,
-        tokens, gates, residuals, key_biases, leftovers, operands,
+        written, attention, products, order, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations,
+        constants, tokens, gates, residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip

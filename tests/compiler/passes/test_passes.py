@@ -9,7 +9,7 @@ import pytest
 from patchloom.compiler.node import View
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque
-from patchloom.compiler.passes import PIPELINE
+from patchloom.compiler.passes import PIPELINE, attention
 from patchloom.compiler.passes.engine import Pass, in_order
 from patchloom.compiler.problems import Problem
 from tests.compiler.golden import matches
@@ -17,7 +17,7 @@ from tests.compiler.passes.describing import describe, meaning
 from tests.compiler.passes.examples import EXAMPLES
 
 GOLDEN = Path(__file__).parent / "golden"
-PASSES = {each.name: each for each in PIPELINE}
+PASSES = {each.name: each for each in (attention.PASS, *PIPELINE)}
 
 
 def after(each: Pass, results: dict[str, View]) -> tuple[dict[str, View], list[Problem]]:

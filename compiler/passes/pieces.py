@@ -1,0 +1,134 @@
+"""A view as rectangles of operations' results, each of which a constant matrix can gather."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchloom.compiler.node import Floats, Indices, Node, View, float32, whole
+from patchloom.compiler.nodes import Constant, Input, Mix
+from patchloom.compiler.passes.views import constant
+
+MOST = 64  # rectangles of a view
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """For each element of a view: its term, -1 for zero, and the row and column there."""
+
+    view: View
+    term: Indices
+    row: Indices
+    column: Indices
+
+    @classmethod
+    def of(cls, view: View) -> "Where":
+        ends = np.cumsum([base.size for base, _ in view.terms])
+        term = np.where(view.index < 0, -1, np.searchsorted(ends, view.index, side="right"))
+        features = np.array([base.shape[-1] for base, _ in view.terms])[term]
+        starts = np.array([0, *ends[:-1]])[term]
+        row, column = np.divmod(view.index - starts, features)
+        return cls(view, term, np.where(term < 0, -1, row), np.where(term < 0, -1, column))
+
+    def part(self, rows: slice, columns: slice) -> "Where":
+        here = rows, columns
+        return Where(View(self.view.terms, self.view.index[here]), self.term[here], self.row[here], self.column[here])
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    x: View
+    matrix: Floats
+    place: tuple[int, int]
+
+
+def mixed(view: View, reader: Node) -> Mix | None:
+    """The view of a matrix as products of constant matrices with blocks, if they are few."""
+    if any(len(base.shape) != 2 for base, _ in view.terms):
+        return None
+    pieces: list[Piece] = []
+    for piece in _pieces(Where.of(view), reader):
+        if piece is None or len(pieces) == MOST:
+            return None
+        pieces.append(piece)
+    x, matrices, places = zip(*((piece.x, piece.matrix, piece.place) for piece in pieces), strict=True)
+    return Mix(origin=reader.origin, x=x, matrices=matrices, places=places)
+
+
+def gathered(base: Node, rows: Indices, reader: Node) -> Mix:
+    """Whole rows of an operation in any order; row -1 is zero."""
+    first, last = int(rows[rows >= 0].min()), int(rows.max()) + 1
+    matrix = float32(rows[:, None] == np.arange(first, last))
+    return Mix.of(whole(base).pick(whole(base).index[first:last]), matrix, origin=reader.origin)
+
+
+def in_columns(view: View) -> Indices:
+    """An order of a matrix's columns in which those of the same rows are next to one another."""
+    at = Where.of(view)
+    _, alike = np.unique(np.concatenate([at.term, at.row]), axis=1, return_inverse=True)
+    return np.lexsort((at.column.max(axis=0), alike.reshape(-1)))
+
+
+def _pieces(at: Where, reader: Node) -> Iterator[Piece | None]:
+    """Rows of the same operations, of them columns of the same rows."""
+    free = np.array([*(isinstance(base, Input | Constant) for base, _ in at.view.terms), True])
+    for top, bottom in _bands(at.term):
+        rows = at.part(slice(top, bottom), slice(None))
+        same = (np.diff(rows.term, axis=1) == 0).all(axis=0)
+        anyhow = (free[rows.term[:, 1:]] & free[rows.term[:, :-1]]).all(axis=0)
+        straight = same & (anyhow | _steps(rows.row, rows.column, rows.term))
+        turned = same & (anyhow | _steps(rows.column, rows.row, rows.term))
+        for first, last in min(_runs(straight), _runs(turned), key=len):
+            yield _piece(rows.part(slice(None), slice(first, last)), (top, first), reader)
+
+
+def _bands(term: Indices) -> list[tuple[int, int]]:
+    """Consecutive rows, each of whose columns is of one term or zero."""
+    edges, seen = [0], term[0]
+    for number, row in enumerate(term):
+        if ((seen >= 0) & (row >= 0) & (seen != row)).any():
+            edges.append(number)
+            seen = row
+        seen = np.maximum(seen, row)
+    return list(pairwise([*edges, len(term)]))
+
+
+def _steps(still: Indices, moving: Indices, term: Indices) -> NDArray[np.bool_]:
+    """Whether each column goes on where the one before ends."""
+    present = term[:, 1:] >= 0
+    goes: NDArray[np.bool_] = ((np.diff(still, axis=1) == 0) & (np.diff(moving, axis=1) == 1) | ~present).all(axis=0)
+    return goes
+
+
+def _runs(alike: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    return list(pairwise([0, *(np.flatnonzero(~alike) + 1).tolist(), len(alike) + 1]))
+
+
+def _piece(at: Where, place: tuple[int, int], reader: Node) -> Piece | None:
+    view, rows = at.view.pick(at.view.index), len(at.term)
+    value = np.zeros(view.shape, np.float32) if at.term.max() < 0 else constant(view)
+    if value is not None:
+        return Piece(whole(Constant(origin=reader.origin, value=value)), np.eye(rows, dtype=np.float32), place)
+    [(base, factor), *others] = view.terms
+    if others:
+        return None
+    if isinstance(base, Input):
+        return Piece(View(((base, 1.0),), view.index), np.eye(rows, dtype=np.float32) * np.float32(factor), place)
+    return _block(at, view, place, factor, turned=False) or _block(at, view, place, factor, turned=True)
+
+
+def _block(at: Where, view: View, place: tuple[int, int], factor: float, *, turned: bool) -> Piece | None:
+    """Rows of consecutive columns, or columns of consecutive rows."""
+    base, present = view.terms[0][0], at.term[:, 0] >= 0
+    chosen, along = (at.column, at.row) if turned else (at.row, at.column)
+    which, across = chosen[:, 0], along[int(present.argmax())][None]
+    numbers = np.arange(which[present].min(), which[present].max() + 1)[:, None]
+    row, column = (across, numbers) if turned else (numbers, across)
+    x = View(((base, 1.0),), row * base.shape[1] + column)
+    seen = x.index[np.where(present, which - numbers[0], 0)]
+    if not np.array_equal(np.where(present[:, None], seen, -1), view.index):
+        return None
+    matrix = float32((which[:, None] == numbers[:, 0]) & present[:, None]) * np.float32(factor)
+    return Piece(x, matrix, place)

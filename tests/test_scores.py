@@ -1,0 +1,87 @@
+"""Scores, gathered tokens and products from a torch module to every engine: near to float, and bit for bit alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import patchloom
+from tests.compiler.graphs import sqnr
+from tests.machine import MACHINE
+
+DIM, TOKENS, FRAMES = 16, 12, 2
+
+
+class Form(nn.Module):
+    """Tokens of a layer, the form, and a layer behind it."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.first, self.last = nn.Linear(DIM, DIM), nn.LazyLinear(DIM)
+        self.qkv = nn.Linear(DIM, 3 * DIM)
+        self.tokens, self.norm = nn.Linear(TOKENS, TOKENS), nn.LayerNorm(DIM)
+        self.linear, self.conv = nn.Linear(DIM, DIM), nn.Conv2d(DIM, DIM, 3, padding=1)
+        self.bias = nn.Parameter(torch.randn(2, TOKENS, TOKENS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.run(self, self.first(x)))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """q, k, v; of two heads."""
+        return self.qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def biased(m: Form, x: Tensor) -> Tensor:
+    q, k, v = m.heads(x)
+    return joined((q @ k.mT * 0.3 + m.bias).softmax(-1) @ v)
+
+
+def linear_attention(m: Form, x: Tensor) -> Tensor:
+    q, k, v = m.heads(x)
+    return joined(q.softmax(-1) @ (k.relu().mT @ v))
+
+
+def windows(m: Form, x: Tensor) -> Tensor:
+    q, k, v = m.heads(x)
+    return (q @ k.mT * 0.3 + m.bias[:, :3, :3] + m.bias[0, :4, None, None, :3].repeat(len(x) // 4, 1, 1, 1)).softmax(
+        -1
+    ) @ v
+
+
+FORMS: dict[str, Callable[[Form, Tensor], Tensor]] = {
+    "biased": biased,
+    "tokens in another order": lambda m, x: m.linear(x.flip(1)) + x.roll(1, 1),
+    "tokens mixed": lambda m, x: m.tokens(m.norm(x).mT).relu().mT,
+    "tokens side by side": lambda m, x: F.layer_norm(torch.cat([x[:, 0::2], x[:, 1::2]], -1), (2 * DIM,)),
+    "convolution": lambda m, x: m.conv(x.view(len(x), 3, 4, DIM).permute(0, 3, 1, 2)).flatten(2).mT,
+    "windows": lambda m, x: joined(windows(m, x.roll(2, 1).view(-1, 3, DIM))).view(len(x), TOKENS, DIM),
+    "linear attention": linear_attention,
+    "softmax of tokens": lambda m, x: m.linear(x).softmax(1).mT @ x,
+    "pooled": lambda m, x: F.avg_pool1d(m.norm(x).mT, 2).mT,
+    "causal": lambda m, x: joined(F.scaled_dot_product_attention(*m.heads(x), is_causal=True)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("precision", "decibels"), [("w8a8", 25), ("w16a16", 50)])
+def test_form(form: str, precision: str, decibels: float):
+    torch.manual_seed(0)
+    model, images = Form(FORMS[form]).eval(), torch.randn(16 + FRAMES, TOKENS, DIM)
+    with torch.no_grad():
+        expected = model(images[:FRAMES]).numpy()
+    program = patchloom.compile(model, (images[:1],), calibration=images[FRAMES:], config=MACHINE, precision=precision)
+    results = {name: patchloom.run(program, images[:FRAMES], engine=name) for name in ("interpreter", "hls", "rtl")}
+    [name] = results["rtl"].raw
+    assert sqnr(expected, results["interpreter"].outputs[name]) >= decibels
+    for engine in ("hls", "rtl"):
+        assert np.array_equal(results[engine].raw[name], results["interpreter"].raw[name])
+        assert results[engine].saturations == results["interpreter"].saturations
