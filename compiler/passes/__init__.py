@@ -17,6 +17,7 @@ from patchloom.compiler.passes import (
     norms,
     operands,
     order,
+    part_norms,
     residuals,
     rms,
     scales,
@@ -35,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
+    part_norms.PASS,  # norms of parts of tokens become norms of whole ones
     rms.PASS,  # norms by the root mean square become norms that take away the mean
     norms.PASS,  # norms become part of the layers that read them ...
     lone_norms.PASS,  # ... and a layer of their own where anything else does

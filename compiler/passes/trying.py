@@ -23,7 +23,7 @@ FARTHEST = 32  # operations that a function is looked for in
 
 def _per_token(node: Matmul, look: Look) -> Probes:
     x = look(node.x).reshape(-1, *node.x.shape)
-    result: Probes = (x @ node.weight[0].astype(np.float64) + node.bias[0]).reshape(len(x), -1)
+    result: Probes = (x @ node.weight.T.astype(np.float64) + node.bias).reshape(len(x), -1)
     return result
 
 
@@ -38,9 +38,10 @@ FORMULAS: dict[type[Node], Callable[[Any, Look], Probes]] = {
 
 
 def is_tried(node: Node) -> bool:
-    """Whether it is a function of single elements, or a mean of a token's."""
+    """Whether it is a function of single elements, or means of a token's: each feature counts for one of them."""
     if isinstance(node, Matmul):
-        return node.shape[1] == 1 and node.activation == "none" and node.residual is None and node.epsilon is None
+        linear = node.activation == "none" and node.second is None and node.epsilon is None
+        return linear and bool((np.count_nonzero(node.weight, axis=0) == 1).all()) and node.shape[1] < node.x.shape[1]
     return type(node) in FORMULAS
 
 

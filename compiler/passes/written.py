@@ -15,7 +15,7 @@ from patchloom.compiler.nodes import Input, Matmul
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.factors import plain
-from patchloom.compiler.passes.trying import Probes, places, run, sources
+from patchloom.compiler.passes.trying import Probes, is_tried, places, run, sources
 
 LEAST = 4096  # numbers that an activation is tried on
 FEWEST = 512  # tokens that a norm is tried on
@@ -96,7 +96,8 @@ def _as_norm(top: Node, source: Node, x: View) -> View | None:
 
 def _widths(top: Node) -> list[int]:
     """Of how many features means are taken: these may be what is normalised over."""
-    means = {node.x.shape[1]: None for node in sources(top) if isinstance(node, Matmul) and node.shape[1] == 1}
+    layers = [node for node in sources(top) if isinstance(node, Matmul) and is_tried(node)]
+    means = {node.x.shape[1] // node.shape[1]: None for node in layers}
     return [width for width in means if top.size % width == 0]
 
 

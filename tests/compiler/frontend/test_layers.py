@@ -57,6 +57,7 @@ WRITTEN: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # likewise
     "its square written out": (lambda m, x: m.a(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * m.vector), 2),
     "norm to unit length": (lambda m, x: m.a(F.normalize(x, dim=-1) * 4), 2),
     "norms of one stream": (lambda m, x: let(x + m.a(m.rms(x)), lambda y: m.rms(y + m.b(m.rms(y)).relu())), 5),
+    "norm of halves": (lambda m, x: m.part(x.unflatten(-1, (2, 8))).flatten(2), 4),
     "mean of features": (lambda m, x: x.mean(-1, keepdim=True), 2),
     "mean of heads": (lambda m, x: x.unflatten(-1, (2, 8)).mean(2), 2),
 }
@@ -68,7 +69,8 @@ def test_written(name: str):
     module, x = embedded(
         forward,
         a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), conv=nn.Conv2d(DIM, DIM, 1),
-        group=nn.GroupNorm(1, DIM), rms=nn.RMSNorm(DIM, eps=1e-5), vector=nn.Parameter(torch.ones(DIM)),
+        group=nn.GroupNorm(1, DIM), part=nn.LayerNorm(8), rms=nn.RMSNorm(DIM, eps=1e-5),
+        vector=nn.Parameter(torch.ones(DIM)),
     )  # fmt: skip
     [graph] = check(module, x[:1])
     assert kinds(graph).count("Matmul") == matmuls, describe(graph)
