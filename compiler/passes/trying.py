@@ -58,22 +58,31 @@ def sources(top: Node) -> Iterator[Node]:
     yield from (node for node in found if not isinstance(node, Constant))
 
 
-def run(top: Node, source: Node, probes: Probes) -> Probes | None:
-    """What the top is of these results of the source; None if it depends on anything else."""
+def depends_alone(top: Node, source: Node) -> bool:
+    """On nothing but the source."""
+    known: dict[Node, bool] = {source: True}
+
+    def alone(node: Node) -> bool:
+        if node not in known:
+            known[node] = isinstance(node, Constant) or (is_tried(node) and all(map(alone, node.inputs)))
+        return known[node]
+
+    return alone(top)
+
+
+def run(top: Node, source: Node, probes: Probes) -> Probes:
+    """What the top, which depends on the source alone, is of these results of it."""
     known: dict[Node, Probes] = {source: probes}
 
-    def value(node: Node) -> Probes | None:
+    def value(node: Node) -> Probes:
+        if isinstance(node, Constant):
+            return np.broadcast_to(node.value.reshape(-1).astype(np.float64), (len(probes), node.size))
         if node not in known:
-            if isinstance(node, Constant):
-                known[node] = np.broadcast_to(node.value.reshape(-1).astype(np.float64), (len(probes), node.size))
-            elif not is_tried(node) or any(value(base) is None for base in node.inputs):
-                return None
-            else:
-                known[node] = FORMULAS[type(node)](node, look).reshape(len(probes), -1)
+            known[node] = FORMULAS[type(node)](node, look).reshape(len(probes), -1)
         return known[node]
 
     def look(view: View) -> Probes:
-        parts = [known[base] * factor for base, factor in view.terms]
+        parts = [value(base) * factor for base, factor in view.terms]
         flat = np.concatenate([*parts, np.zeros((len(probes), 1))], axis=1)
         return flat[:, view.index.reshape(-1)]
 

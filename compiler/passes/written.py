@@ -15,7 +15,7 @@ from patchloom.compiler.nodes import Input, Matmul
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.factors import plain
-from patchloom.compiler.passes.trying import Probes, is_tried, places, run, sources
+from patchloom.compiler.passes.trying import Probes, depends_alone, is_tried, places, run, sources
 
 LEAST = 4096  # numbers that an activation is tried on
 FEWEST = 512  # tokens that a norm is tried on
@@ -25,16 +25,16 @@ NO_EPSILON = 1e-24  # in its place where none shows
 
 
 def find_written(top: Add | Function | Multiply, _: Run) -> View | None:
-    for source in sources(top):
-        where = places(top, source)
-        if where is None:
-            continue
-        x = View(((source, 1.0),), where)
-        found = _as_activation(top, source, x)
-        if found is None and isinstance(top, Multiply) and isinstance(source.shape, tuple):
-            found = _as_norm(top, source, x)
-        if found is not None:
-            return found
+    before = [*sources(top)]
+    if not any(isinstance(node, Function | Multiply) for node in (top, *before)):
+        return None
+    for source in before:
+        where = places(top, source) if depends_alone(top, source) else None
+        if where is not None:
+            x = View(((source, 1.0),), where)
+            found = _as_activation(top, source, x) or (_as_norm(top, source, x) if isinstance(top, Multiply) else None)
+            if found is not None:
+                return found
     return None
 
 
@@ -47,7 +47,7 @@ def _as_activation(top: Node, source: Node, x: View) -> View | None:
     far = rng.random(probes.shape) < 0.1
     probes[far] *= 10.0 ** rng.integers(0, 6, int(far.sum()))
     actual = run(top, source, probes)
-    if actual is None or not np.isfinite(actual).all():
+    if not np.isfinite(actual).all():
         return None
     operand = probes[:, x.index.reshape(-1)]
     for row, expected, warning in _functions(operand):
@@ -81,7 +81,7 @@ def _as_norm(top: Node, source: Node, x: View) -> View | None:
     for width in _widths(top):
         rows = x.reshape(-1, width)
         operand, actual = _tokens(top, source, rows)
-        if actual is None or not np.isfinite(actual).all():
+        if not np.isfinite(actual).all():
             return None
         for centred in (True, False):
             fitted = _fitted(operand - operand.mean(axis=1, keepdims=True) if centred else operand, actual)
@@ -101,7 +101,7 @@ def _widths(top: Node) -> list[int]:
     return [width for width in means if top.size % width == 0]
 
 
-def _tokens(top: Node, source: Node, rows: View) -> tuple[Probes, Probes | None]:
+def _tokens(top: Node, source: Node, rows: View) -> tuple[Probes, Probes]:
     """Tokens of all sizes, and what becomes of them."""
     rng = np.random.default_rng(0)
     count, width = rows.shape
@@ -110,8 +110,7 @@ def _tokens(top: Node, source: Node, rows: View) -> tuple[Probes, Probes | None]
     tokens = size * (rng.standard_normal((times, count, width)) + rng.standard_normal((times, count, 1)))
     probes = np.ones((times, source.size))
     probes[:, rows.index.reshape(-1)] = tokens.reshape(times, -1)
-    actual = run(top, source, probes)
-    return tokens.reshape(-1, width), None if actual is None else actual.reshape(-1, width)
+    return tokens.reshape(-1, width), run(top, source, probes).reshape(-1, width)
 
 
 def _fitted(x: Probes, actual: Probes) -> tuple[Floats, float] | None:
