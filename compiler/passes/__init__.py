@@ -43,8 +43,7 @@ PIPELINE: tuple[Pass, ...] = (
     lone_scales.PASS,  # as do factors
     activations.PASS,  # before residuals: a layer applies its activation first
     constants.PASS,  # positions added to patches, so that a class token can join what is one layer by now
-    tokens.PASS,  # class tokens join the layer over the input, ...
-    constants.PASS,  # ... and positions added after them its residual
+    tokens.PASS,  # class tokens join the layer over the input, and positions added after them its residual
     gates.PASS,  # before residuals: a layer meets one other tensor, and fewer layers can take a factor
     residuals.PASS,  # the last operation that is not canonical
     key_biases.PASS,  # what softmax does not see takes no range; after all that adds to a bias

@@ -271,13 +271,16 @@ def constants() -> dict[str, View]:
 
 
 def tokens() -> dict[str, View]:
-    """A class token before patches, before the input itself, and before what is no layer over the input."""
+    """A class token before patches, the input itself, what is no layer over the input; another before positions."""
     patches = linear("patches", X)
     deep = linear("deep", linear("middle", X, activation="relu"))
     return {
         "patches": linear("a", joined(fixed(1, FEATURES), patches)),
         "input": linear("b", joined(X, fixed(1, FEATURES))),
         "deep": linear("c", joined(fixed(1, FEATURES), deep)),
+        "again": linear(
+            "d", joined(fixed(1, FEATURES), add(joined(fixed(1, FEATURES), patches), fixed(TOKENS + 1, FEATURES)))
+        ),
     }
 
 
