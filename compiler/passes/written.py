@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from patchloom.compiler.activations import ACTIVATIONS, Activation
 from patchloom.compiler.node import Floats, Node, View, float32, whole
@@ -22,6 +23,11 @@ FEWEST = 512  # tokens that a norm is tried on
 SPREAD = (-7, 5)  # their size, as powers of ten
 TOLERANCE = 1e-5  # of the largest result, or of 1
 NO_EPSILON = 1e-24  # in its place where none shows
+MOST_BESIDE = 1e-5  # the root, that the square of it below the root can stand for
+BESIDE = (
+    "a norm that adds {0:.1g} to the deviation is compiled as one that adds its square to the variance (tokens of "
+    "deviation d differ by {0:.1g} / d)"
+)
 
 
 def find_written(top: Add | Function | Multiply, _: Run) -> View | None:
@@ -86,7 +92,9 @@ def _as_norm(top: Node, source: Node, x: View) -> View | None:
         for centred in (True, False):
             fitted = _fitted(operand - operand.mean(axis=1, keepdims=True) if centred else operand, actual)
             if fitted is not None:
-                gamma, epsilon = fitted
+                gamma, epsilon, beside = fitted
+                if beside:
+                    warnings.warn(f"{top.origin}: {BESIDE.format(beside)}", stacklevel=2)
                 made = Normalise(
                     origin=top.origin, x=rows, gamma=gamma, beta=np.zeros_like(gamma), epsilon=epsilon, centred=centred
                 )
@@ -113,19 +121,29 @@ def _tokens(top: Node, source: Node, rows: View) -> tuple[Probes, Probes]:
     return tokens.reshape(-1, width), run(top, source, probes).reshape(-1, width)
 
 
-def _fitted(x: Probes, actual: Probes) -> tuple[Floats, float] | None:
-    """Gamma and epsilon by which gamma * x / sqrt(mean(x**2) + epsilon) is what it is; large tokens show the one."""
+def _fitted(x: Probes, actual: Probes) -> tuple[Floats, float, float] | None:
+    """Gamma and epsilon by which gamma * x / sqrt(mean(x**2) + epsilon) is what it is; large tokens show the one.
+
+    Also what is added beside the root instead, where it is so little that epsilon can stand for it.
+    """
     power = np.square(x).mean(axis=1, keepdims=True)
     normal = x / np.sqrt(power)
     large = power[:, 0] > np.quantile(power, 0.9)
     gamma = (actual * normal)[large].sum(axis=0) / np.square(normal[large]).sum(axis=0)
     expected = gamma * normal
-    share = np.square((actual * expected).sum(axis=1) / np.square(expected).sum(axis=1))
-    small = (share > 0.1) & (share < 0.9)
-    epsilon = float(np.median(power[small, 0] * (1 / share[small] - 1))) if small.any() else NO_EPSILON
-    expected = gamma * x / np.sqrt(power + epsilon)
-    fits = np.abs(actual - expected) <= TOLERANCE * np.abs(gamma) * (1 + np.abs(normal))
-    return (float32(gamma), float(f"{epsilon:.6g}")) if fits.all() and gamma.any() else None
+    share = (actual * expected).sum(axis=1, keepdims=True) / np.square(expected).sum(axis=1, keepdims=True)
+    small = (share > 0.3) & (share < 0.95)
+    epsilon = _typical(power * (share**-2 - 1), small)
+    beside = _typical(np.sqrt(power) * (1 / share - 1), small)
+    for root, apart in ((np.sqrt(power + epsilon), 0.0), (np.sqrt(power) + beside, beside)):
+        fits = np.abs(actual - gamma * x / root) <= TOLERANCE * np.abs(gamma) * (1 + np.abs(normal))
+        if fits.all() and gamma.any() and apart <= MOST_BESIDE:
+            return float32(gamma), apart**2 or epsilon, apart
+    return None
+
+
+def _typical(values: Probes, where: NDArray[np.bool_]) -> float:
+    return float(f"{np.median(values[where]):.6g}") if where.any() else NO_EPSILON
 
 
 # --- Squares ---

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.graph import describe, evaluate
+from patchloom.compiler.problems import CaptureError
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds, let
 
 
@@ -242,6 +243,20 @@ def test_tanh_gelu_is_reported(gelu: Callable[[Tensor], Tensor]):
         [graph] = capture(module, (x,))
     with torch.no_grad():
         np.testing.assert_allclose(evaluate(graph, {"input0": x[0].numpy()})["main"], module(x)[0].numpy(), atol=5e-4)
+
+
+def test_epsilon_beside_the_deviation_is_reported():
+    module, x = embedded(lambda _, x: centred(x) / (x.std(-1, keepdim=True) + 1e-6))
+    with pytest.warns(UserWarning, match="adds 1e-06 to the deviation"):
+        [graph] = capture(module, (x,))
+    with torch.no_grad():
+        np.testing.assert_allclose(evaluate(graph, {"input0": x[0].numpy()})["main"], module(x)[0].numpy(), atol=1e-4)
+
+
+def test_a_large_one_is_refused():
+    module, x = embedded(lambda _, x: centred(x) / (x.std(-1, keepdim=True) + 0.1))
+    with pytest.raises(CaptureError, match="supported normalisation"):
+        capture(module, (x,))
 
 
 def test_exact_gelu_is_not():
