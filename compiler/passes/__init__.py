@@ -16,6 +16,7 @@ from patchloom.compiler.passes import (
     norms,
     operands,
     order,
+    part_norms,
     products,
     residuals,
     rms,
@@ -35,14 +36,14 @@ PIPELINE: tuple[Pass, ...] = (
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
+    part_norms.PASS,  # norms of parts of tokens become norms of whole ones
     rms.PASS,  # norms by the root mean square become norms that take away the mean
     norms.PASS,  # norms become part of the layers that read them ...
     lone_norms.PASS,  # ... and a layer of their own where anything else does
     lone_scales.PASS,  # as do factors
     activations.PASS,  # before residuals: a layer applies its activation first
     constants.PASS,  # positions added to patches, so that a class token can join what is one layer by now
-    tokens.PASS,  # class tokens join the layer over the input, ...
-    constants.PASS,  # ... and positions added after them its residual
+    tokens.PASS,  # class tokens join the layer over the input, and positions added after them its residual
     gates.PASS,  # before residuals: a layer meets one other tensor, and fewer layers can take a factor
     residuals.PASS,  # the last operation that is not canonical
     key_biases.PASS,  # what softmax does not see takes no range; after all that adds to a bias

@@ -1,7 +1,7 @@
 """Added constants, e.g. positions, join the layer before: its bias when alike for all tokens, else its residual.
 
 A norm takes in what is alike for all tokens. With the scales; again before the tokens, so that a class token can join
-what is one layer by now; and once more after them, for positions that are added to joined tokens.
+what is one layer by now; and with them, for positions that are added to joined tokens.
 """
 
 from dataclasses import replace

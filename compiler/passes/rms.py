@@ -42,7 +42,7 @@ def find_rms(node: Normalise, at: Run) -> Normalise | None:
 def _turned_view(view: View, at: Run) -> View | None:
     """Of whole tokens of any operations, zeros included."""
     features = view.shape[1]
-    if any(base.shape[1:] != (features,) or factor != 1.0 for base, factor in view.terms):
+    if any(base.shape[-1:] != (features,) or factor != 1.0 for base, factor in view.terms):
         return None
     tokens, columns = np.divmod(view.index, features)
     if ((view.index >= 0) & ((columns != np.arange(features)) | (tokens != tokens[:, :1]))).any():
@@ -53,9 +53,9 @@ def _turned_view(view: View, at: Run) -> View | None:
 
 
 def _turned(node: Node, at: Run) -> Node:
-    matrix = turning(node.shape[1])
+    matrix = turning(node.shape[-1])
     if isinstance(node, Constant):
-        return replace(node, value=node.value @ matrix)
+        return replace(node, value=node.value.reshape(-1, len(matrix)) @ matrix)
     if isinstance(node, Add):
         a, b = _turned_view(node.a, at), _turned_view(node.b, at)
         if a is not None and b is not None:

@@ -11,7 +11,7 @@ from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.node import Indices, Node, View, float32, whole
 from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Add, Opaque
-from patchloom.compiler.passes.constants import is_fixed, plus
+from patchloom.compiler.passes.constants import fuse_constant, is_fixed, plus
 from patchloom.compiler.passes.copies import selecting
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
@@ -29,6 +29,13 @@ def join_tokens(node: Node, at: Run) -> Node:
         return whole(linear) if isinstance(linear, Matmul) else view
 
     return node.with_views(joined)
+
+
+def join_and_add(node: Add, at: Run) -> Node | View:
+    """Positions of joined tokens at once: what is one layer by then can be joined again."""
+    joined = join_tokens(node, at)
+    assert isinstance(joined, Add)
+    return fuse_constant(joined, at) or joined
 
 
 def _joined(view: View, node: Node) -> Matmul | None:
@@ -75,4 +82,4 @@ def _gathered_operand(x: View, rows: Indices) -> View | None:
     return None if before is None else whole(before)
 
 
-PASS = Pass("tokens", dict.fromkeys((Matmul, Moe, Add, Attention), join_tokens))
+PASS = Pass("tokens", {**dict.fromkeys((Matmul, Moe, Attention), join_tokens), Add: join_and_add})

@@ -23,7 +23,7 @@ FARTHEST = 32  # operations that a function is looked for in
 
 def _per_token(node: Matmul, look: Look) -> Probes:
     x = look(node.x).reshape(-1, *node.x.shape)
-    result: Probes = (x @ node.weight[0].astype(np.float64) + node.bias[0]).reshape(len(x), -1)
+    result: Probes = (x @ node.weight.T.astype(np.float64) + node.bias).reshape(len(x), -1)
     return result
 
 
@@ -38,9 +38,10 @@ FORMULAS: dict[type[Node], Callable[[Any, Look], Probes]] = {
 
 
 def is_tried(node: Node) -> bool:
-    """Whether it is a function of single elements, or a mean of a token's."""
+    """Whether it is a function of single elements, or means of a token's: each feature counts for one of them."""
     if isinstance(node, Matmul):
-        return node.shape[1] == 1 and node.activation == "none" and node.residual is None and node.epsilon is None
+        linear = node.activation == "none" and node.second is None and node.epsilon is None
+        return linear and bool((np.count_nonzero(node.weight, axis=0) == 1).all()) and node.shape[1] < node.x.shape[1]
     return type(node) in FORMULAS
 
 
@@ -57,22 +58,31 @@ def sources(top: Node) -> Iterator[Node]:
     yield from (node for node in found if not isinstance(node, Constant))
 
 
-def run(top: Node, source: Node, probes: Probes) -> Probes | None:
-    """What the top is of these results of the source; None if it depends on anything else."""
+def depends_alone(top: Node, source: Node) -> bool:
+    """On nothing but the source."""
+    known: dict[Node, bool] = {source: True}
+
+    def alone(node: Node) -> bool:
+        if node not in known:
+            known[node] = isinstance(node, Constant) or (is_tried(node) and all(map(alone, node.inputs)))
+        return known[node]
+
+    return alone(top)
+
+
+def run(top: Node, source: Node, probes: Probes) -> Probes:
+    """What the top, which depends on the source alone, is of these results of it."""
     known: dict[Node, Probes] = {source: probes}
 
-    def value(node: Node) -> Probes | None:
+    def value(node: Node) -> Probes:
+        if isinstance(node, Constant):
+            return np.broadcast_to(node.value.reshape(-1).astype(np.float64), (len(probes), node.size))
         if node not in known:
-            if isinstance(node, Constant):
-                known[node] = np.broadcast_to(node.value.reshape(-1).astype(np.float64), (len(probes), node.size))
-            elif not is_tried(node) or any(value(base) is None for base in node.inputs):
-                return None
-            else:
-                known[node] = FORMULAS[type(node)](node, look).reshape(len(probes), -1)
+            known[node] = FORMULAS[type(node)](node, look).reshape(len(probes), -1)
         return known[node]
 
     def look(view: View) -> Probes:
-        parts = [known[base] * factor for base, factor in view.terms]
+        parts = [value(base) * factor for base, factor in view.terms]
         flat = np.concatenate([*parts, np.zeros((len(probes), 1))], axis=1)
         return flat[:, view.index.reshape(-1)]
 

@@ -82,6 +82,14 @@ ATTENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "learned keys and values": lambda m, x: F.scaled_dot_product_attention(x, m.queries, m.queries * 2),
     "tokens weighed by a layer": lambda m, x: m.weigh(x).softmax(1).mT @ x,
     "heads weighed by a layer": lambda m, x: joined(m.weigh(x).softmax(1).mT[:, :, None] @ split(m.v(x), 4)),
+    "norm of queries and keys": lambda m, x: joined(
+        F.scaled_dot_product_attention(m.part(split(m.q(x))), m.part(split(m.k(x))), split(m.v(x)))
+    ),
+    "queries and keys of unit length": lambda m, x: joined(
+        F.scaled_dot_product_attention(
+            F.normalize(split(m.q(x)), dim=-1) * m.parts, F.normalize(split(m.k(x)), dim=-1), split(m.v(x))
+        )
+    ),
     "multihead of learned queries": lambda m, x: m.mha(m.queries, x, x)[0],
     "multihead, weights unused": lambda m, x: m.mha(x, x, x)[0],
     "multihead": lambda m, x: m.mha(x, x, x, need_weights=False)[0],
@@ -123,7 +131,7 @@ def attending(name: str, forms: dict[str, Callable[[Any, Tensor], Tensor]]) -> t
         temperature=nn.Parameter(torch.ones(1)), temperatures=nn.Parameter(torch.ones(2, 1, 1)),
         bias=nn.Parameter(torch.randn(2, TOKENS, TOKENS)), table=nn.Parameter(torch.randn(2, 2 * TOKENS - 1)),
         mha=nn.MultiheadAttention(DIM, 2, batch_first=True, dropout=0.1), weigh=nn.Linear(DIM, 4),
-        queries=nn.Parameter(torch.randn(1, 3, DIM)),
+        part=nn.LayerNorm(8), parts=nn.Parameter(torch.ones(2, 1, 8)), queries=nn.Parameter(torch.randn(1, 3, DIM)),
     )  # fmt: skip
     module.register_buffer("mask", MASK)
     return module, x

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.graph import describe, evaluate
+from patchloom.compiler.problems import CaptureError
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded, kinds, let
 
 
@@ -57,6 +58,7 @@ WRITTEN: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {  # likewise
     "its square written out": (lambda m, x: m.a(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * m.vector), 2),
     "norm to unit length": (lambda m, x: m.a(F.normalize(x, dim=-1) * 4), 2),
     "norms of one stream": (lambda m, x: let(x + m.a(m.rms(x)), lambda y: m.rms(y + m.b(m.rms(y)).relu())), 5),
+    "norm of halves": (lambda m, x: m.part(x.unflatten(-1, (2, 8))).flatten(2), 4),
     "mean of features": (lambda m, x: x.mean(-1, keepdim=True), 2),
     "mean of heads": (lambda m, x: x.unflatten(-1, (2, 8)).mean(2), 2),
 }
@@ -68,7 +70,8 @@ def test_written(name: str):
     module, x = embedded(
         forward,
         a=nn.Linear(DIM, DIM), b=nn.Linear(DIM, DIM), eighth=nn.Linear(8, DIM), conv=nn.Conv2d(DIM, DIM, 1),
-        group=nn.GroupNorm(1, DIM), rms=nn.RMSNorm(DIM, eps=1e-5), vector=nn.Parameter(torch.ones(DIM)),
+        group=nn.GroupNorm(1, DIM), part=nn.LayerNorm(8), rms=nn.RMSNorm(DIM, eps=1e-5),
+        vector=nn.Parameter(torch.ones(DIM)),
     )  # fmt: skip
     [graph] = check(module, x[:1])
     assert kinds(graph).count("Matmul") == matmuls, describe(graph)
@@ -240,6 +243,20 @@ def test_tanh_gelu_is_reported(gelu: Callable[[Tensor], Tensor]):
         [graph] = capture(module, (x,))
     with torch.no_grad():
         np.testing.assert_allclose(evaluate(graph, {"input0": x[0].numpy()})["main"], module(x)[0].numpy(), atol=5e-4)
+
+
+def test_epsilon_beside_the_deviation_is_reported():
+    module, x = embedded(lambda _, x: centred(x) / (x.std(-1, keepdim=True) + 1e-6))
+    with pytest.warns(UserWarning, match="adds 1e-06 to the deviation"):
+        [graph] = capture(module, (x,))
+    with torch.no_grad():
+        np.testing.assert_allclose(evaluate(graph, {"input0": x[0].numpy()})["main"], module(x)[0].numpy(), atol=1e-4)
+
+
+def test_a_large_one_is_refused():
+    module, x = embedded(lambda _, x: centred(x) / (x.std(-1, keepdim=True) + 0.1))
+    with pytest.raises(CaptureError, match="supported normalisation"):
+        capture(module, (x,))
 
 
 def test_exact_gelu_is_not():

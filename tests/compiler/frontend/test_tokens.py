@@ -27,6 +27,9 @@ EMBEDDINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "class token only": lambda m, x: with_class(m, tokens_of(m, x)),
     "two class tokens, computed positions": lambda m, x: with_class(m, with_class(m, tokens_of(m, x)))
     + torch.cat([m.pos, m.pos[:, :1] * 2], 1),
+    "registers behind the class token": lambda m, x: let(
+        with_class(m, tokens_of(m, x)) + m.pos, lambda y: torch.cat([y[:, :1], m.pos[:, :2], y[:, 1:]], 1)
+    ),
     "normalised patches": lambda m, x: with_class(m, m.norm(tokens_of(m, x))) + m.pos,
     "image normalised": lambda m, x: with_class(m, tokens_of(m, (x - m.mean) / m.std)) + m.pos,
     "positions as image": lambda m, x: (m.patch(x) + m.pos[:, 1:].reshape(1, 16, 2, 4)).flatten(2).transpose(1, 2),

@@ -65,6 +65,10 @@ def scale(x: View, factor: Sequence[Any]) -> View:
     return whole(Scale(origin=Origin(name="scale"), x=x, factor=value))
 
 
+def scale_by(x: View, factor: np.ndarray[Any, Any]) -> View:
+    return whole(Scale(origin=Origin(name="factors"), x=x, factor=factor))
+
+
 def activate(x: View, activation: str = "relu") -> View:
     return whole(Activate(origin=Origin(name=activation), x=x, activation=activation))
 
@@ -213,7 +217,7 @@ def scales() -> dict[str, View]:
 
 def lone_scales() -> dict[str, View]:
     """One factor a feature, with a shift behind it, and one a token."""
-    by_token = whole(Scale(origin=Origin(name="by token"), x=linear("a", X), factor=numbers(TOKENS, FEATURES)))
+    by_token = scale_by(linear("a", X), numbers(TOKENS, FEATURES))
     factor = scale(linear("b", X, activation="relu"), [2, 3])
     return {"y": add(factor, fixed(TOKENS, FEATURES, alike=True)), "by token": by_token}
 
@@ -225,6 +229,18 @@ def columns() -> dict[str, View]:
         "columns": linear("columns", wide.pick(wide.index[:, [3, 1]])),
         "experts": mixture("experts", wide.pick(wide.index[:, 1:3])),
         "rows": linear("rows", wide.pick(wide.index[1:])),
+    }
+
+
+def part_norms() -> dict[str, View]:
+    """Of halves of a layer's tokens, with and without an activation; with a factor for each half."""
+    wide, active = linear("wide", X, 2 * FEATURES), linear("active", X, 2 * FEATURES, activation="relu")
+    parts = wide.index.reshape(TOKENS, 2, FEATURES)
+    return {
+        "heads": norm(wide.pick(parts.transpose(1, 0, 2).reshape(-1, FEATURES))),
+        "activation": norm(active.reshape(-1, FEATURES)),
+        "factors": scale_by(norm(wide.reshape(-1, FEATURES)), np.tile(numbers(2, FEATURES), (TOKENS, 1))),
+        "whole": norm(linear("a", X)),
     }
 
 
@@ -264,13 +280,16 @@ def constants() -> dict[str, View]:
 
 
 def tokens() -> dict[str, View]:
-    """A class token before patches, before the input itself, and before what is no layer over the input."""
+    """A class token before patches, the input itself, what is no layer over the input; another before positions."""
     patches = linear("patches", X)
     deep = linear("deep", linear("middle", X, activation="relu"))
     return {
         "patches": linear("a", joined(fixed(1, FEATURES), patches)),
         "input": linear("b", joined(X, fixed(1, FEATURES))),
         "deep": linear("c", joined(fixed(1, FEATURES), deep)),
+        "again": linear(
+            "d", joined(fixed(1, FEATURES), add(joined(fixed(1, FEATURES), patches), fixed(TOKENS + 1, FEATURES)))
+        ),
     }
 
 
@@ -369,7 +388,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        written, attention, products, order, scales, affine, columns, rms, norms, lone_norms, lone_scales, activations,
-        constants, tokens, gates, residuals, key_biases, leftovers, operands,
+        written, attention, products, order, scales, affine, columns, part_norms, rms, norms, lone_norms, lone_scales,
+        activations, constants, tokens, gates, residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip

@@ -37,9 +37,13 @@ def split(x: Tensor) -> Tensor:
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
 def masked_by_ones(_: Any, x: Tensor) -> Tensor:
     q = split(x)
-    return F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0).transpose(1, 2).flatten(2)
+    return joined(F.scaled_dot_product_attention(q, q, q, attn_mask=torch.arange(TOKENS)[None] >= 0))
 
 
 def erf_gelu(x: Tensor) -> Tensor:
@@ -96,6 +100,10 @@ FORMS: dict[str, Callable[[], Model]] = {
     "tokens in another order": lambda: Model(
         lambda m, x: m.norm(x.flip(1) + m.second(x.flip(1)).relu()),
         second=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM),
+    ),
+    "norms of queries and keys": lambda: Model(
+        lambda m, x: joined(F.scaled_dot_product_attention(m.norm(split(x)), m.norm(split(m.key(x))), split(x))),
+        key=nn.Linear(DIM, DIM), norm=nn.LayerNorm(DIM // HEADS),
     ),
     "tokens weighed by a layer": lambda: Model(lambda m, x: m.weigh(x).softmax(1).mT @ x, weigh=nn.Linear(DIM, 2)),
 }  # fmt: skip
