@@ -25,7 +25,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.module import ready_for_export
 from patchloom.compiler.frontend.origin import defined_at, user_line
 from patchloom.compiler.frontend.recognise import recognise
@@ -59,7 +59,7 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
     with swap.installed():
         program = export(module, inputs, mixtures)
     names = input_names(module, inputs)
-    walk = Walk(program, names, swap.layers)
+    walk = Walk(program, names, swap.blocks)
     results, problems = rewrite(walk.results(task), walk.lost)
     problems = without_consequences([*walk.problems, *problems], mixtures)
     if problems or mixtures:
