@@ -336,6 +336,9 @@ class Linearity:
             if slot.function is ONE and not slot.scores:
                 total = total.plus(Affine({}, slot.factor))
                 continue
+            if not slot.scores and is_whole(slot):
+                total = total.plus(self.of(slot.function))
+                continue
             chosen = np.zeros((width, slot.function.width))
             used = np.flatnonzero(slot.factor)
             if slot.scores:
@@ -345,6 +348,10 @@ class Linearity:
             chosen[used, slot.columns[used]] = slot.factor[used]
             total = total.plus(self.of(slot.function).through(chosen))
         return total
+
+
+def is_whole(slot: Slot) -> bool:
+    return bool((slot.factor == 1).all()) and np.array_equal(slot.columns, np.arange(slot.function.width))
 
 
 def _doubles(array: Floats) -> Doubles:

@@ -1,6 +1,6 @@
 """Whether what was read from traces of a block computes what the block does, on such tokens as no picture has."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from patchloom.compiler.node import Evaluation, Floats, Node, View
 from patchloom.compiler.nodes import Moe
 from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Product, Scale, Softmax
 from patchloom.compiler.nodes.float32 import normalise, softmax
+
+Gate = tuple[Doubles, Doubles]  # weight and bias, of a block's own tokens
 
 
 @dataclass(eq=False)
@@ -78,8 +80,8 @@ def misfit(view: View, inputs: dict[str, Floats], expected: Floats) -> float:
     return float((error * sure).max() / max(float(np.abs(expected).max()), 1e-12))
 
 
-def probes(x: Tensor, towards: Doubles) -> Iterator[tuple[str, Tensor]]:
-    """Tokens in the shape of x; `towards` are directions that experts want."""
+def probes(x: Tensor, gate: Gate | None) -> Iterator[tuple[str, Tensor]]:
+    """Tokens in the shape of x."""
     random = torch.Generator().manual_seed(0)
     spread = x.std() + 1e-3
     for number in (1, 2):
@@ -90,17 +92,26 @@ def probes(x: Tensor, towards: Doubles) -> Iterator[tuple[str, Tensor]]:
     yield "tokens a thousand times larger", x * 1e3
     yield "tokens of zeros", torch.zeros_like(x)
     yield "tokens that are all alike", flat[:1].expand_as(flat).reshape(x.shape)
-    for expert, row in enumerate(towards):
-        yield f"tokens that all want expert {expert}", directed(x, row, random)
+    for expert in range(0 if gate is None else len(gate[0])):
+        yield f"tokens that all want expert {expert}", directed(x, gate, [expert], random)
 
 
-def directed(x: Tensor, row: Doubles, random: torch.Generator) -> Tensor:
-    """Tokens near one direction, as long as those of x."""
-    direction = torch.from_numpy(row).float()
-    spread = x.std() + 1e-3
-    near: Tensor = torch.randn(x.shape, generator=random) * spread * 0.01
-    near += direction / direction.norm().clamp_min(1e-6) * spread * x.shape[-1] ** 0.5
-    return near
+def directed(x: Tensor, gate: Gate | None, experts: Sequence[int], random: torch.Generator) -> Tensor:
+    """Tokens of about the length of x's, each of which wants one of the experts most, as far as the gate is of them."""
+    noise = torch.randn(x.shape, generator=random) * (x.std() + 1e-3)
+    if gate is None:
+        return noise
+    weight, bias = (torch.from_numpy(part) for part in gate)
+    back = torch.linalg.pinv(weight)
+    flat = noise.reshape(-1, x.shape[-1]).double()
+    logits = flat @ weight.T
+    wanted = torch.arange(len(flat)) % len(experts)
+    most = (logits + bias).amax(1) + logits.std() + 1e-3
+    rows = torch.arange(len(flat)), torch.as_tensor(experts)[wanted]
+    change = torch.zeros_like(logits)
+    change[rows] = most - (logits + bias)[rows]
+    tokens: Tensor = flat + change @ back.T
+    return tokens.float().reshape(x.shape)
 
 
 def batches(x: Tensor) -> Tensor:

@@ -43,11 +43,11 @@ class NoMixtureError(Exception):
 
 
 class IncompleteError(Exception):
-    """Experts that no token has reached yet."""
+    """Experts that no token has reached yet, of a gate."""
 
-    def __init__(self, experts: Sequence[int], towards: Doubles | None) -> None:
+    def __init__(self, experts: list[int], gate: Affine) -> None:
         super().__init__(", ".join(map(str, experts)))
-        self.experts, self.towards = experts, towards
+        self.experts, self.gate = experts, gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +231,8 @@ class Reading:
 
     def _complete(self, fit: Fit) -> None:
         missing = np.flatnonzero(fit.reached == 0).tolist()
-        short = not missing and np.count_nonzero(fit.reached) < fit.candidate.width
-        if missing or short:
-            affine = self.linearity.of_row(fit.candidate.row, fit.candidate.width)
-            matrices = [matrix for matrix in affine.parts.values() if matrix.shape[1] == self._inputs()]
-            raise IncompleteError(missing, matrices[0][missing] if len(matrices) == 1 else None)
-
-    def _inputs(self) -> int:
-        return int(self.traced[0].reader.inputs[-1].shape[1])
+        if missing:
+            raise IncompleteError(missing, self.linearity.of_row(fit.candidate.row, fit.candidate.width))
 
     def _moe(self, fit: Fit, affine: Sequence[Affine], builder: Builder) -> View:
         gate = self.linearity.of_row(fit.candidate.row, fit.candidate.width)

@@ -34,7 +34,7 @@ from patchloom.compiler.origin import Origin
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
 
 BESIDE = "results other than the mixture, e.g. a balancing loss, must stay unused"
-ROUNDS, MANY = 12, 4  # of more tokens, until all experts were met, and of one round towards as many
+ROUNDS = 12  # of more tokens, until all experts were met
 
 
 @torch.library.custom_op("patchloom::moe", mutates_args=())
@@ -153,10 +153,11 @@ class Understanding:
             yield torch.randn(x.shape, generator=random) * (x.std() + 1e-3) + x.mean()
 
     def _more(self, short: IncompleteError, number: int, random: torch.Generator) -> Iterator[Tensor]:
-        """Tokens towards the experts that are missing, as far as is known which those are, and others at random."""
-        x = self.inputs[self.main]
-        for row in () if short.towards is None else short.towards[:MANY]:
-            yield directed(x, row, random)
+        """Tokens towards the experts that are missing, as far as they are the gate's operand, and others at random."""
+        x, parts = self.inputs[self.main], list(short.gate.parts.values())
+        if len(parts) == 1 and parts[0].shape[1] == x.shape[-1]:
+            experts = short.experts[number % len(short.experts) :] + short.experts[: number % len(short.experts)]
+            yield directed(x, (parts[0], short.gate.constant), experts, random)
         yield torch.randn(x.shape, generator=random) * (x.std() + 1e-3) * 2 ** (number % 4)
 
     def _values(self, x: Tensor) -> list[Tensor]:
@@ -211,9 +212,8 @@ class Understanding:
         x = self.inputs[self.main]
         moe = mixture_of(view)
         assert moe is not None
-        towards = moe.gate_weight.astype(np.float64)
-        fits = towards.shape[1] == x.shape[-1]
-        tried = [("the model's own tokens", x), *probes(x, towards if fits else towards[:0])]
+        gate = moe.gate_weight.astype(np.float64), moe.gate_bias.astype(np.float64)
+        tried = [("the model's own tokens", x), *probes(x, gate if gate[0].shape[1] == x.shape[-1] else None)]
         for name, value in tried:
             values = self._values(value)
             result = tree_flatten(self._run(values))[0][leaf]
