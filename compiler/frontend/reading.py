@@ -112,12 +112,12 @@ class Reading:
         return self._builder(here).row(here[0], self.features)
 
     def _builder(self, rows: Sequence[Row]) -> Builder:
-        """Of the tokens that the rows are of."""
+        """Of the tokens that the rows are of; what adds several tokens is no mixture, but attention."""
         tokens = []
         for row in rows:
             of = {slot.token for slot in row} - {None}
             if len(of) > 1:
-                raise UnsupportedError("adds what it computes of several tokens", "compute each token by itself")
+                raise NoMixtureError
             tokens.append(next(iter(of), 0))
         [*_, main] = self.traced[0].reader.inputs
         return Builder(main, np.asarray(tokens), self.origin)

@@ -258,15 +258,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def readable(self, made: Any) -> Any:
         """As it is, unless it is what only some passes can make something of."""
         pending = [base for leaf in tree_leaves(made) if isinstance(leaf, View) for base, _ in leaf.terms]
+        met: list[Node] = []
         while pending:
-            node = pending.pop()
+            met.append(pending.pop())
+            pending += [base for base in met[-1].inputs if base not in self.trace.place]
+        for node in met:
             if isinstance(node, Function):
                 raise UnsupportedError(node.text, node.hint)
-            if isinstance(node, Multiply):
-                raise UnsupportedError(
-                    "multiplies two tensors that depend on the input", "weigh experts by their scores"
-                )
-            pending += [base for base in node.inputs if base not in self.trace.place]
+        if any(isinstance(node, Multiply) for node in met):
+            raise UnsupportedError("multiplies two tensors that depend on the input", "weigh experts by their scores")
         return made
 
     def moved(self, func: Any, args: Any, kwargs: Any) -> Indices:
