@@ -1,138 +1,125 @@
-"""Modules that may be mixtures, found by structure: they own experts, and gates as wide as there are experts."""
+"""Calls of modules inside which something is chosen by its values, or weighed by a softmax of a layer's own result."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from patchloom.compiler.activations import ACTIVATIONS, Function
 from patchloom.compiler.frontend.origin import defined_at
-from patchloom.compiler.node import Floats, float32
-from patchloom.compiler.nodes import Expert
+from patchloom.compiler.frontend.site import operation_name
 from patchloom.compiler.origin import Origin
 
-# What may stand between an expert's two layers.
-BETWEEN: tuple[tuple[str, Function], ...] = tuple(
-    (row.name, function) for row in ACTIVATIONS.values() if row.forms for function in row.functions
-)
+CHOICES = {
+    f"aten.{name}"
+    for name in ("topk", "sort", "argsort", "argmax", "argmin", "max", "kthvalue", "nonzero", "ge", "gt", "le", "lt")
+}
+WEIGHTS = {"aten._softmax", "aten.sigmoid"}
+LAYERS = {"aten.addmm", "aten.mm"}
+MANY = 256  # of what is weighed: more are no experts
+THROUGH = {f"aten.{name}" for name in ["add", "sub", "mul", "div"]}  # of a layer's result and something fixed
 
 
-@dataclass(frozen=True, eq=False)
-class Gate:
-    name: str
-    weight: Tensor  # [experts, inputs]
-    bias: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """A module that may be a mixture: it owns experts, and gates as wide as there are experts."""
+@dataclass(eq=False)
+class Call:
+    """One call of a module: its tensors by name, those that the model's inputs matter to, and what it returned."""
 
     name: str
     module: nn.Module
-    experts: tuple[Expert, ...]
-    functions: tuple[nn.Module, ...]
-    activation: str
-    gates: tuple[Gate, ...]
+    number: int  # of the module's calls
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outer: "Call | None"
+    live: list[bool] = field(default_factory=list)
+    decides: bool = False
+    result: Any = None
 
     @property
     def origin(self) -> Origin:
         return Origin(op=f"{type(self.module).__name__}.forward", name=self.name, where=defined_at(self.module))
 
-
-def find_blocks(model: nn.Module) -> list[Block]:
-    """Every module that owns a list of at least two alike experts and a gate for them."""
-    modules = dict(model.named_modules())
-    found = {}
-    for path, module in modules.items():
-        if not isinstance(module, nn.ModuleList | nn.ModuleDict) or len(module) < 2:
-            continue
-        functions = tuple(module.children())
-        known = _as_experts(functions)
-        owner = known and _owner(modules, path, functions)
-        if known and owner:
-            name, gates = owner
-            found[name] = Block(name, modules[name], known[0], functions, known[1], gates)
-    return list(found.values())
+    @property
+    def tensors(self) -> list[Tensor]:
+        return tensors_of(self.args, self.kwargs)
 
 
-def _as_experts(functions: Sequence[nn.Module]) -> tuple[tuple[Expert, ...], str] | None:
-    experts = [_as_expert(function) for function in functions]
-    known = [expert for expert in experts if expert is not None]
-    if len(known) < len(experts) or len({(e.w1.shape, e.w2.shape, activation) for e, activation in known}) != 1:
-        return None
-    return tuple(expert for expert, _ in known), known[0][1]
+def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
+    return [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
 
 
-def _as_expert(function: nn.Module) -> tuple[Expert, str] | None:
-    """Two Linears and the activation between them, whatever it is called: whichever formula fits."""
-    linears = [part for part in function.modules() if isinstance(part, nn.Linear)]
-    own = {id(parameter) for linear in linears for parameter in linear.parameters()}
-    if len(linears) != 2 or any(id(parameter) not in own for parameter in function.parameters()):
-        return None
-    for first, second in (linears, linears[::-1]):
-        if first.out_features != second.in_features:
-            continue
-        probes = _probes(first.in_features)
-        try:
-            actual = [function(probe) for probe in probes]
-        except (TypeError, ValueError, RuntimeError, LookupError, AssertionError):  # no function of tokens alone
-            return None
-        for name, activation in BETWEEN:
-            expected = [second(activation(first(probe))) for probe in probes]
-            if all(isinstance(a, Tensor) and _alike(e, a) for e, a in zip(expected, actual, strict=True)):
-                return _expert(first, second), name
-    return None
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which tensors depend on the model's inputs, and in which calls something is decided by them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = WeakIdKeyDictionary()
+        self.layers = WeakIdKeyDictionary()
+        self.calls: list[Call] = []  # that decide something, in the order in which they ended
+        self.open: list[Call] = []
+        self.counts: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = tensors_of(args, kwargs or {})
+        if not any(tensor in self.live for tensor in tensors):
+            return result
+        name = operation_name(func)
+        of_layer = name in LAYERS or ((func.is_view or name in THROUGH) and self._is_layers(tensors))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.live[leaf] = True
+                if of_layer:
+                    self.layers[leaf] = True
+        if self.open and (name in CHOICES or self._weighs(name, tensors)):
+            self.open[-1].decides = True
+        return result
+
+    def _is_layers(self, tensors: list[Tensor]) -> bool:
+        return all(tensor in self.layers for tensor in tensors if tensor in self.live)
+
+    def _weighs(self, name: str, tensors: list[Tensor]) -> bool:
+        return name in WEIGHTS and tensors[0] in self.layers and tensors[0].shape[-1] <= MANY
+
+    @contextmanager
+    def over(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+
+                def begin(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                    self._begin(name, module, args, kwargs)
+
+                stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+                hook = module.register_forward_hook(lambda _, __, result: self._end(result), always_call=False)
+                stack.callback(hook.remove)
+            stack.enter_context(self)
+            yield
+
+    def _begin(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        number = self.counts.get(id(module), 0)
+        self.counts[id(module)] = number + 1
+        call = Call(name, module, number, args, kwargs, self.open[-1] if self.open else None)
+        if not self.open:
+            self.live.update((tensor, True) for tensor in call.tensors)
+        call.live = [tensor in self.live for tensor in call.tensors]
+        self.open.append(call)
+
+    def _end(self, result: Any) -> None:
+        call = self.open.pop()
+        if call.decides:
+            call.result = result
+            self.calls.append(call)
+            if call.outer:
+                call.outer.decides = True
 
 
-def _probes(features: int) -> tuple[Tensor, Tensor]:
-    """Tokens that tell functions apart near zero, and far from it."""
-    tokens = torch.randn(16, features, generator=torch.Generator().manual_seed(0))
-    return tokens, 1000 * tokens
-
-
-def _expert(first: nn.Linear, second: nn.Linear) -> Expert:
-    (w1, b1), (w2, b2) = ((float32(part.weight.detach()), _bias(part)) for part in (first, second))
-    return Expert(w1, b1, w2, b2)
-
-
-def _bias(linear: nn.Linear) -> Floats:
-    return float32(np.zeros(linear.out_features) if linear.bias is None else linear.bias.detach())
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-12)
-
-
-def _owner(
-    modules: dict[str, nn.Module], path: str, functions: Sequence[nn.Module]
-) -> tuple[str, tuple[Gate, ...]] | None:
-    """The nearest module around the experts that also has a gate."""
-    while path:
-        path = path.rpartition(".")[0]
-        gates = tuple(_gates(modules[path], functions))
-        if gates:
-            return path, gates
-    return None
-
-
-def _gates(module: nn.Module, functions: Sequence[nn.Module]) -> Iterator[Gate]:
-    """Every parameter that could be a gate: it has as many outputs as there are experts."""
-    count = len(functions)
-    inputs = next(part for part in functions[0].modules() if isinstance(part, nn.Linear)).in_features
-    inside = {id(part) for function in functions for part in function.modules()}
-    for name, part in module.named_modules():
-        if id(part) in inside:
-            continue
-        if isinstance(part, nn.Linear):
-            if (part.out_features, part.in_features) == (count, inputs):
-                yield Gate(name, part.weight, part.bias)
-            continue
-        for own, parameter in part.named_parameters(recurse=False):
-            for matrix in parameter if parameter.dim() == 3 else (parameter,):
-                if matrix.shape == (count, inputs):
-                    yield Gate(f"{name}.{own}".lstrip("."), matrix, None)
-                if matrix.shape == (inputs, count):
-                    yield Gate(f"{name}.{own}".lstrip("."), matrix.T, None)
+def watched(model: nn.Module, run: Any) -> tuple[Any, list[Call]]:
+    """What `run` returned, and the calls that decide something, inner ones first."""
+    watch = Watch()
+    with watch.over(model), torch.no_grad():
+        returned = run()
+    return returned, watch.calls

@@ -25,7 +25,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.module import ready_for_export
 from patchloom.compiler.frontend.origin import defined_at, user_line
 from patchloom.compiler.frontend.recognise import recognise
@@ -43,13 +43,13 @@ LEAST = 1e-3  # that is looked at: what is left of zero is rounding
 
 
 def capture(module: nn.Module, example_inputs: tuple[Any, ...], *, tasks: Sequence[str] | None = None) -> list[Graph]:
-    """One canonical graph per task; `example_inputs` are forward's arguments, the task a plain int."""
+    """One canonical graph per task; `example_inputs` are forward's arguments, the task its number or name."""
     check_arguments(module, example_inputs, tasks)
     pool = Pool()
     with ready_for_export(module):
         check_finite(module)
         return [
-            capture_task(module, task_inputs(example_inputs, number), task, pool)
+            capture_task(module, task_inputs(example_inputs, number, task), task, pool)
             for number, task in enumerate(tasks or ("main",))
         ]
 
@@ -59,7 +59,7 @@ def capture_task(module: nn.Module, inputs: tuple[Any, ...], task: str, pool: Po
     with swap.installed():
         program = export(module, inputs, mixtures)
     names = input_names(module, inputs)
-    walk = Walk(program, names, swap.layers)
+    walk = Walk(program, names, swap.blocks)
     results, problems = rewrite(walk.results(task), walk.lost)
     problems = without_consequences([*walk.problems, *problems], mixtures)
     if problems or mixtures:
@@ -109,25 +109,36 @@ def without_consequences(problems: Sequence[Problem], mixtures: Sequence[Problem
 
 def check_arguments(module: nn.Module, inputs: tuple[Any, ...], tasks: Sequence[str] | None) -> None:
     name = type(module).__name__
-    numbers = [value for value in inputs if isinstance(value, int) and not isinstance(value, bool)]
-    if len(numbers) > 1:
-        raise CaptureError(f"{name}: example_inputs must hold at most one int, the task, not {len(numbers)}")
-    if numbers and tasks is None:
-        raise CaptureError(f"{name}: forward takes a task number: pass tasks=('name of task 0', 'name of task 1', ...)")
-    if tasks is not None and not numbers:
-        raise CaptureError(f"{name}: tasks {tuple(tasks)} need forward to take the task as an int in example_inputs")
+    given = [value for value in inputs if is_task(value)]
+    if len(given) > 1:
+        raise CaptureError(f"{name}: example_inputs must hold at most one int or str, the task, not {len(given)}")
+    if given and tasks is None:
+        raise CaptureError(f"{name}: forward takes a task: pass tasks=('name of task 0', 'name of task 1', ...)")
+    if tasks is not None and not given:
+        text = "need forward to take the task as an int or a str in example_inputs"
+        raise CaptureError(f"{name}: tasks {tuple(tasks)} {text}")
     if tasks is not None and (not tasks or len(set(tasks)) < len(tasks)):
         raise CaptureError(f"{name}: tasks must be different names, at least one, not {tuple(tasks)}")
     for i, value in enumerate(inputs):
-        if isinstance(value, int) and not isinstance(value, bool):
+        if is_task(value):
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
             kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise CaptureError(f"{name}: example input {i} must be a float tensor with a batch dimension, not {kind}")
 
 
-def task_inputs(inputs: tuple[Any, ...], task: int) -> tuple[Any, ...]:
-    return tuple(value[:1].detach().float() if isinstance(value, Tensor) else task for value in inputs)
+def is_task(value: Any) -> bool:
+    """An argument that stands for the task: its number, or its name."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def task_inputs(inputs: tuple[Any, ...], number: int, task: str) -> tuple[Any, ...]:
+    def of_task(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[:1].detach().float()
+        return task if isinstance(value, str) else number
+
+    return tuple(map(of_task, inputs))
 
 
 def input_names(module: nn.Module, inputs: tuple[Any, ...]) -> list[str]:

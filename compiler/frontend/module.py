@@ -1,9 +1,11 @@
 """The user's module while it is looked at: in evaluation mode, of 32-bit floats, and afterwards as it was."""
 
 import copy
+import dataclasses
+import functools
 import inspect
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
@@ -32,7 +34,7 @@ def plain_module(module: nn.Module | ExportedProgram) -> nn.Module:
 
 @contextmanager
 def ready_for_export(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and attention as the operations it consists of; all is restored whatever happens."""
+    """Evaluation mode, attention as the operations it consists of, plain results; all is restored whatever happens."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -40,8 +42,28 @@ def ready_for_export(module: nn.Module) -> Iterator[None]:
         for part in module.modules():
             part.training = False
         torch.backends.mha.set_fastpath_enabled(False)
+        module.__dict__["forward"] = _returning_plainly(module.forward)
         with torch.no_grad():
             yield
+
+
+def _returning_plainly(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return _plain(forward(*args, **kwargs))
+
+    return wrapped
+
+
+def _plain(value: Any) -> Any:
+    """Records, e.g. dataclasses, as dictionaries of the fields that they have."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items() if part is not None}
+    if dataclasses.is_dataclass(value):
+        return _plain({part.name: getattr(value, part.name) for part in dataclasses.fields(value)})
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, refused, rows
 from patchloom.compiler.node import View, common_terms
 from patchloom.compiler.problems import UnsupportedError

@@ -82,16 +82,27 @@ def token_mean(site: Site, parts: View) -> View:
     """Attention with a query of zeros weighs all tokens alike."""
     view, factor = without_factors(parts)
     tokens = view.reshape(len(view.index), -1)
+    made = _alike(site, tokens.pick(tokens.index[:1]), tokens)
+    return whole(made).reshape(*parts.shape[1:]).scaled(factor)
+
+
+def spread(site: Site, row: View, tokens: View) -> View:
+    """One row for each of the tokens: of all that there is to attend to, it is the mean."""
+    view, factor = without_factors(row)
+    return whole(_alike(site, tokens, view)).scaled(factor)
+
+
+def _alike(site: Site, asking: View, tokens: View) -> Attention:
+    """The mean over tokens, once for each row that asks."""
     features = tokens.shape[1]
     width = next(width for width in range(min(features, WIDEST_HEAD), 0, -1) if features % width == 0)
-    zeros = np.zeros((width, features), np.float32)
+    zeros = np.zeros((width, asking.shape[1]), np.float32)
     origin = replace(site.origin, name=f"{site.origin.name}.query")
-    query = Matmul(origin=origin, x=tokens.pick(tokens.index[:1]), weight=zeros, bias=zeros[:, 0])
+    query = Matmul(origin=origin, x=asking, weight=zeros, bias=np.zeros(width, np.float32))
     values = tokens.pick(tokens.index.reshape(-1, features // width, width).transpose(1, 0, 2))
     keys = tokens.pick(np.broadcast_to(values.index[:1], values.shape))
-    q = whole(query).pick(np.broadcast_to(np.arange(width), (features // width, 1, width)))
-    made = Attention(origin=site.origin, q=q, k=keys, v=values, scale=1.0)
-    return whole(made).reshape(*parts.shape[1:]).scaled(factor)
+    q = whole(query).pick(np.broadcast_to(whole(query).index, (features // width, *query.shape)))
+    return Attention(origin=site.origin, q=q, k=keys, v=values, scale=1.0)
 
 
 def resampled(site: Site, a: Args) -> View:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from patchloom.compiler.frontend.explain import Layer
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Constant
 from patchloom.compiler.origin import Origin
@@ -22,12 +21,20 @@ from patchloom.compiler.problems import UnsupportedError
 Args = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A module that routes tokens to experts: each of its results as a view of its inputs, or why there is none."""
+
+    inputs: tuple[str, ...]
+    results: tuple[View | UnsupportedError | None, ...]
+
+
 @dataclass(frozen=True)
 class Site:
-    """Where an operation stands, and the recognised mixtures of experts of its model."""
+    """Where an operation stands, and the blocks of its model that were read already."""
 
     origin: Origin
-    layers: Sequence[Layer]
+    blocks: Sequence[Block] = ()
 
     def view(self, value: View | Tensor) -> View:
         if isinstance(value, View):

@@ -13,17 +13,17 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from patchloom.compiler.frontend.explain import Layer
 from patchloom.compiler.frontend.movement import NOT_RANDOM
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
-from patchloom.compiler.frontend.site import Site, arguments_of, operation_name
+from patchloom.compiler.frontend.site import Block, Site, arguments_of, operation_name
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
 from patchloom.compiler.origin import Origin
 from patchloom.compiler.passes.factors import plain
 from patchloom.compiler.passes.trying import sources
+from patchloom.compiler.passes.views import is_opaque
 from patchloom.compiler.problems import CaptureError, Problem, UnsupportedError
 
 
@@ -33,7 +33,7 @@ class Walk:
 
     program: ExportedProgram
     inputs: Sequence[str]
-    layers: Sequence[Layer]
+    blocks: Sequence[Block]
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     parameters: dict[torch.fx.Node, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Walk:
                 raise CaptureError("the model cannot be compiled:", [problem])
 
     def _result(self, node: torch.fx.Node) -> View:
-        site = Site(origin_of(node, operation_name(node.target), {}), self.layers)
+        site = Site(origin_of(node, operation_name(node.target), {}), self.blocks)
         return without_batch(plain(site.view(self.values[node])))
 
     def _place_inputs(self) -> None:
@@ -95,7 +95,7 @@ class Walk:
         if target is operator.getitem:
             return args[0][args[1]]
         name = operation_name(target)
-        site = Site(origin_of(node, name, self.parameters), self.layers)
+        site = Site(origin_of(node, name, self.parameters), self.blocks)
         try:
             if not any(isinstance(leaf, View) for leaf in leaves):
                 return fixed(target, args, kwargs)
@@ -133,7 +133,7 @@ def widened(value: Any) -> Any:
 def floats(result: Any, value: Any) -> Any:
     """The result, if what torch returns is of floats or no input matters to it."""
     for ours, part in zip(tree_leaves(result), tree_leaves(value), strict=True):
-        if isinstance(ours, View) and not part.is_floating_point():
+        if isinstance(ours, View) and not part.is_floating_point() and not is_opaque(ours):
             raise UnsupportedError(
                 f"makes {part.dtype} of a float", "everything that depends on the inputs must stay float"
             )

@@ -1,8 +1,13 @@
 """What several kinds of nodes compute in floats."""
 
+from typing import TypeVar
+
 import numpy as np
+from numpy.typing import NDArray
 
 from patchloom.compiler.node import Floats
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 def normalise(x: Floats, epsilon: float | None) -> Floats:
@@ -15,8 +20,8 @@ def normalise(x: Floats, epsilon: float | None) -> Floats:
     return normal
 
 
-def softmax(x: Floats) -> Floats:
+def softmax(x: NDArray[Real]) -> NDArray[Real]:
     """Along the last axis."""
     exponents = np.exp(x - x.max(axis=-1, keepdims=True))
-    shares: Floats = exponents / exponents.sum(axis=-1, keepdims=True)
+    shares: NDArray[Real] = exponents / exponents.sum(axis=-1, keepdims=True)
     return shares

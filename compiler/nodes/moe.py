@@ -80,7 +80,7 @@ class Moe(Node):
     is_layer: ClassVar[bool] = True
 
     x: View  # [tokens, inputs], a whole node once settled
-    gate_weight: Floats = field(repr=False)  # [experts, inputs]
+    gate_weight: Floats = field(repr=False)  # [experts, inputs of the gate]
     gate_bias: Floats = field(repr=False)
     experts: tuple[Expert, ...] = field(repr=False)
     activation: str  # of `ACTIVATIONS`
@@ -88,13 +88,17 @@ class Moe(Node):
     scoring: Scoring
     epsilon: float | None = None
     residual: View | None = None  # of the result's shape
+    gate_x: View | None = None  # what the gate reads, not normalised, where it is not what the experts do
 
     def __post_init__(self) -> None:
-        count = len(self.experts)
+        count, gate_x = len(self.experts), self.x if self.gate_x is None else self.gate_x
+        self.require(
+            gate_x.shape[0] == self.x.shape[0], f"gate must see {self.x.shape[0]} tokens, not {gate_x.shape[0]}"
+        )
         self.require(1 <= self.top_k <= count, f"top_k must be 1 to {count}, not {self.top_k}")
         self.require(
-            self.gate_weight.shape == (count, self.x.shape[1]),
-            f"gate must be {(count, self.x.shape[1])}, not {self.gate_weight.shape}",
+            self.gate_weight.shape == (count, gate_x.shape[1]),
+            f"gate must be {(count, gate_x.shape[1])}, not {self.gate_weight.shape}",
         )
         names = ", ".join(ACTIVATIONS)
         self.require(self.activation in ACTIVATIONS, f"activation must be one of {names}, not '{self.activation}'")
@@ -114,6 +118,8 @@ class Moe(Node):
             yield self.activation
         if self.residual is not None:
             yield "+ residual"
+        if self.gate_x is not None:
+            yield "gate of its own"
 
     @property
     def macs(self) -> int:
@@ -123,7 +129,7 @@ class Moe(Node):
     def evaluate(self, at: Evaluation) -> Floats:
         operand = normalise(at.read(self.x), self.epsilon)
         at.observe(self, "operand", operand)
-        choice, scores = self._route(at, operand)
+        choice, scores = self._route(at, operand if self.gate_x is None else at.read(self.gate_x))
         result = self._mix(at, operand, choice, scores)
         at.observe(self, "result", result)
         return result if self.residual is None else result + at.read(self.residual)
@@ -154,6 +160,8 @@ class Moe(Node):
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         wide = Demand(ELEMENT_WIDTH)
         yield self.x.node, wide if self.epsilon is None else normalised_demand(self.x.shape[1], self.epsilon)
+        if self.gate_x is not None:
+            yield self.gate_x.node, wide
         if self.residual is not None:
             yield from ((tensor, wide) for tensor in (self, self.residual.node))
 
@@ -164,7 +172,7 @@ class Moe(Node):
         tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
         order = turns(tokens)
         logits, exp_shift = log2_format(at.observed(self, "logits"))
-        operand = at.operand(self, self.x.node, self.epsilon, GATE_WIDTH)
+        operand = at.operand(self, *self._gate_operand, GATE_WIDTH)
         epilogue = Epilogue(logits.scale / math.log2(math.e))
         gate = at.linear(operand, self.gate_weight[order], self.gate_bias[order], GATE_WIDTH, epilogue)
         width = at.bits(self)[1]
@@ -183,13 +191,17 @@ class Moe(Node):
         )
 
     @property
+    def _gate_operand(self) -> tuple[Node, float | None]:
+        return (self.x.node, self.epsilon) if self.gate_x is None else (self.gate_x.node, None)
+
+    @property
     def normalised(self) -> Node | None:
         return None if self.epsilon is None else self.x.node
 
     def draft(self, d: Drafting) -> None:
         numbers: MoeNumbers = d.quantised.numbers[self]
         x = d.operand(self, self.x.node)
-        self._draft_gate(d, numbers, x)
+        self._draft_gate(d, numbers, x if self.gate_x is None else d.tensors[self.gate_x.node])
         out = d.tensor(self, gathers=True)
         for queue, expert in enumerate(numbers.experts):
             self._draft_expert(d, numbers.hidden, queue, expert, x, out)

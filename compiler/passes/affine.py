@@ -28,7 +28,8 @@ def absorb(node: Layer, factor: Floats, shift: Floats, **changes: Any) -> Layer:
     if isinstance(node, Matmul):
         changes["weight"], changes["bias"] = fold(node.weight, node.bias)
     else:
-        changes["gate_weight"], changes["gate_bias"] = fold(node.gate_weight, node.gate_bias)
+        if node.gate_x is None:
+            changes["gate_weight"], changes["gate_bias"] = fold(node.gate_weight, node.gate_bias)
         changes["experts"] = tuple(Expert(*fold(e.w1, e.b1), e.w2, e.b2) for e in node.experts)
     return replace(node, **changes)
 

@@ -22,7 +22,8 @@ def read_whole_rows(node: Matmul | Moe, _: Run) -> Node | None:
     if isinstance(node, Matmul):
         return replace(node, x=x, weight=node.weight @ chosen.matrix)
     experts = tuple(Expert(e.w1 @ chosen.matrix, e.b1, e.w2, e.b2) for e in node.experts)
-    return replace(node, x=x, gate_weight=node.gate_weight @ chosen.matrix, experts=experts)
+    gate = node.gate_weight @ chosen.matrix if node.gate_x is None else node.gate_weight
+    return replace(node, x=x, gate_weight=gate, experts=experts)
 
 
 PASS = Pass("columns", {Matmul: read_whole_rows, Moe: read_whole_rows})

@@ -26,7 +26,8 @@ def settle_matmul(node: Matmul, at: Run) -> Matmul:
 
 def settle_moe(node: Moe, at: Run) -> Moe:
     residual = None if node.residual is None else as_node(node.residual, node, at)
-    return replace(node, x=as_node(node.x, node, at), residual=residual)
+    gate_x = None if node.gate_x is None else as_node(node.gate_x, node, at)
+    return replace(node, x=as_node(node.x, node, at), residual=residual, gate_x=gate_x)
 
 
 def settle_mix(node: Mix, at: Run) -> Mix:

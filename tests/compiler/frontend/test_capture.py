@@ -1,13 +1,18 @@
 """Whole models, what they leave behind, and which arguments are accepted."""
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.graph import evaluate
 from patchloom.compiler.nodes import Input, Matmul, Moe
 from patchloom.compiler.problems import CaptureError
 from tests.compiler.frontend.forms import DIM, Function, check, kinds
@@ -74,14 +79,98 @@ def test_several_inputs_keep_their_names():
     assert {node.name for node in graph.nodes() if isinstance(node, Input)} == {"colour", "depth"}
 
 
+@dataclass
+class Result:
+    last: Tensor
+    hidden: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None
+
+
+class Scores(NamedTuple):
+    logits: Tensor
+    norms: Tensor
+
+
+RECORDS: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[str]]] = {
+    "dataclass": (lambda a, b: Result(a, (b, a)), ["last", "hidden.out0", "hidden.out1"]),
+    "in a dictionary": (lambda a, b: {"head": Result(a), "more": [b]}, ["head.last", "more.out0"]),
+    "named tuple": (Scores, ["logits", "norms"]),
+    "nothing beside": (lambda a, b: {"a": a, "b": None, "c": (b, None)}, ["a", "c.out0"]),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_results_in_records(name: str):
+    make, names = RECORDS[name]
+    module = Function(lambda m, x: make(m.a(x), m.b(x)), a=nn.Linear(DIM, 3), b=nn.Linear(DIM, 5))
+    x = torch.randn(1, 4, DIM)
+    [graph] = capture(module, (x,))
+    values = evaluate(graph, {"input0": x[0].numpy()})
+    assert list(values) == names
+    with torch.no_grad():
+        leaves = [leaf for leaf in tree_leaves(module_result(make(module.a(x), module.b(x)))) if leaf is not None]
+    for value, leaf in zip(values.values(), leaves, strict=True):
+        np.testing.assert_allclose(value, leaf[0].numpy(), atol=1e-5)
+    assert "forward" not in module.__dict__
+
+
+def module_result(value: Any) -> Any:
+    """Records as tuples of what is in them."""
+    if isinstance(value, Result):
+        return value.last, value.hidden
+    return {k: module_result(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"near": nn.Linear(DIM, 3), "far": nn.Linear(DIM, 5)})
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        return self.heads[task](x)
+
+
+def test_tasks_by_name():
+    module, x = ByName(), torch.randn(1, 4, DIM)
+    graphs = capture(module, (x, "near"), tasks=("far", "near"))
+    assert [graph.task for graph in graphs] == ["far", "near"]
+    for graph in graphs:
+        value = evaluate(graph, {"x": x[0].numpy()})[graph.task]
+        np.testing.assert_allclose(value, module(x, graph.task)[0].detach().numpy(), atol=1e-5)
+
+
+def test_inputs_of_different_length():
+    """Cross-attention: queries of one input, keys and values of another, both returned, as is an early exit."""
+
+    def forward(m: Any, x: Tensor, memory: Tensor) -> Any:
+        early = m.exit(m.embed(x))
+        attended, _ = m.attend(m.embed(x), m.embed(memory), m.embed(memory), need_weights=False)
+        return {"early": early, "late": m.exit(attended), "tokens": (attended, m.embed(memory))}
+
+    module = Function(
+        forward, embed=nn.Linear(6, DIM), exit=nn.Linear(DIM, 3), attend=nn.MultiheadAttention(DIM, 2, batch_first=True)
+    )
+    x, memory = torch.randn(1, 4, 6), torch.randn(1, 7, 6)
+    [graph] = capture(module, (x, memory))
+    values = evaluate(graph, {"input0": x[0].numpy(), "input1": memory[0].numpy()})
+    assert {name: value.shape for name, value in values.items()} == {
+        "early": (4, 3), "late": (4, 3), "tokens.out0": (4, DIM), "tokens.out1": (7, DIM)
+    }  # fmt: skip
+    with torch.no_grad():
+        expected = tree_leaves(forward(module.eval(), x, memory))
+    for value, leaf in zip(values.values(), expected, strict=True):
+        np.testing.assert_allclose(value, leaf[0].numpy(), atol=1e-4)
+
+
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], tuple[str, ...] | None, str]] = {
     "int without tasks": ((torch.ones(1, 2), 0), None, "pass tasks="),
-    "tasks without int": ((torch.ones(1, 2),), ("a",), "need forward to take the task as an int"),
-    "two ints": ((torch.ones(1, 2), 0, 1), ("a",), "at most one int, the task, not 2"),
+    "tasks without int": ((torch.ones(1, 2),), ("a",), "need forward to take the task as an int or a str"),
+    "two ints": ((torch.ones(1, 2), 0, 1), ("a",), "at most one int or str, the task, not 2"),
     "no names": ((torch.ones(1, 2), 0), (), "at least one"),
     "equal names": ((torch.ones(1, 2), 0), ("a", "a"), "different names"),
     "integers": ((torch.ones(1, 2, dtype=torch.int64),), None, "must be a float tensor"),
-    "text": (("a",), None, "must be a float tensor with a batch dimension, not str"),
+    "text without tasks": ((torch.ones(1, 2), "a"), None, "pass tasks="),
+    "an object": ((object(),), None, "must be a float tensor with a batch dimension, not object"),
 }
 
 

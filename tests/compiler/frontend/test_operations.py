@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchloom.compiler.frontend import capture as ours
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.frontend.elementwise import SUPPORTED
-from patchloom.compiler.frontend.explain import HOW_TO_WRITE
+from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.operations import FAMILIES, OPERATIONS
 from patchloom.compiler.frontend.origin import is_users
 from patchloom.compiler.problems import CaptureError

@@ -1,145 +1,107 @@
-"""Mixtures of experts, however the routing is written."""
+"""Mixtures of experts, however they are written, and what is said of those that are none."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchloom.compiler.frontend.capture import capture
+from patchloom.compiler.frontend.functions import Functions, Reader
+from patchloom.compiler.frontend.gates import values_of
+from patchloom.compiler.frontend.trace import Recorder
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.nodes import Moe
+from patchloom.compiler.origin import NOWHERE
 from patchloom.compiler.problems import CaptureError
 from tests.compiler.frontend.forms import DIM, TOKENS, Function, check, embedded
+from tests.compiler.frontend.mixtures import COUNT, HIDDEN, WAYS, Dense, Mixture, Renormalised, mlp, several
 from tests.compiler.frontend.models import Experts
+from tests.compiler.golden import matches
 
-
-class Mixture(nn.Module):
-    """Experts and gates; subclasses route."""
-
-    def __init__(self, top_k: int = 2, experts: int = 4, activation: type[nn.Module] = nn.GELU) -> None:
-        super().__init__()
-        self.top_k = top_k
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(DIM, 24), activation(), nn.Linear(24, DIM)) for _ in range(experts)
-        )
-        self.gate = nn.Linear(DIM, experts, bias=False)
-
-    def outputs(self, x: Tensor) -> Tensor:
-        return torch.stack([expert(x) for expert in self.experts], -2)
-
-
-class SelectedThenSoftmax(Mixture):
-    def forward(self, x: Tensor) -> Tensor:
-        logits, chosen = self.gate(x).topk(self.top_k)
-        outputs = self.outputs(x).gather(-2, chosen[..., None].expand(*chosen.shape, DIM))
-        return (logits.softmax(-1)[..., None] * outputs).sum(-2)
-
-
-class SoftmaxThenSelected(Mixture):
-    """Everything computed and masked."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.gate(x).softmax(-1)
-        mask = torch.zeros_like(scores).scatter(-1, scores.topk(self.top_k).indices, 1.0)
-        return torch.einsum("...e,...ed->...d", scores * mask, self.outputs(x))
-
-
-class Peaked(SelectedThenSoftmax):
-    """Selects three experts, of which the third weighs less than what a misfit may be."""
-
-    def __init__(self) -> None:
-        super().__init__(top_k=3, experts=5)
-        self.gate.bias = nn.Parameter(torch.tensor([12.0, 11.0, 1.0, -12.0, -12.0]))
-
-
-class Renormalised(Mixture):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, chosen = self.gate(x).softmax(-1).topk(self.top_k)
-        weights = torch.zeros(*x.shape[:-1], len(self.experts)).scatter(-1, chosen, scores / scores.sum(-1, True))
-        return (weights[..., None] * self.outputs(x)).sum(-2), weights.var()
-
-
-class PerToken(Mixture):
-    def forward(self, x: Tensor) -> Tensor:
-        result = []
-        for token in x.flatten(0, 1):
-            logits, chosen = self.gate(token).topk(self.top_k)
-            parts = [s * self.experts[int(e)](token) for s, e in zip(logits.softmax(0), chosen, strict=True)]
-            result.append(torch.stack(parts).sum(0))
-        return torch.stack(result).reshape(x.shape)
-
-
-class RawGate(Mixture):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.gate = None
-        self.w_gate = nn.Parameter(torch.zeros(2, DIM, len(self.experts)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits, chosen = (x @ self.w_gate[1]).topk(self.top_k)
-        weights = torch.zeros(*x.shape[:-1], len(self.experts)).scatter(-1, chosen, logits.softmax(-1))
-        return (weights[..., None] * self.outputs(x)).sum(-2)
-
-
-class Router(nn.Module):
-    def __init__(self, experts: int) -> None:
-        super().__init__()
-        self.layer = nn.Linear(DIM, experts)
-
-    def forward(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        logits, chosen = self.layer(x).topk(top_k)
-        return logits.softmax(-1), chosen
-
-
-class Nested(nn.Module):
-    """Experts in a module that gets the choice, the gate in another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bank = Mixture()
-        self.bank.gate = None
-        self.router = Router(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores, chosen = self.router(x, 2)
-        outputs = self.bank.outputs(x).gather(-2, chosen[..., None].expand(*chosen.shape, DIM))
-        return (scores[..., None] * outputs).sum(-2)
+GOLDEN = Path(__file__).parent / "golden" / "mixtures"
+ROOT = Path(__file__).parents[3]
 
 
 def as_block(mixture: nn.Module) -> tuple[nn.Module, Tensor]:
     def forward(m: Any, x: Tensor) -> Tensor:
         result = m.mixture(m.norm(x))
-        return x + (result[0] if isinstance(result, tuple) else result)
+        result = result[0] if isinstance(result, tuple) else result
+        return x[:, -result.shape[1] :] + result
 
     return embedded(forward, mixture=mixture, norm=nn.LayerNorm(DIM))
 
 
-MIXTURES: dict[str, tuple[Callable[[], nn.Module], int, str, str]] = {
-    "selected then softmax": (SelectedThenSoftmax, 2, "softmax_of_selected", "gelu"),
-    "softmax then selected": (SoftmaxThenSelected, 2, "softmax_of_all", "gelu"),
-    "renormalised, with a loss": (Renormalised, 2, "softmax_of_selected", "gelu"),
-    "token by token": (PerToken, 2, "softmax_of_selected", "gelu"),
-    "one of three": (lambda: SoftmaxThenSelected(top_k=1, experts=3), 1, "softmax_of_all", "gelu"),
-    "three of five": (lambda: SelectedThenSoftmax(top_k=3, experts=5), 3, "softmax_of_selected", "gelu"),
-    "three of five, the third hardly felt": (Peaked, 3, "softmax_of_selected", "gelu"),
-    "all": (lambda: SoftmaxThenSelected(top_k=4), 4, "softmax_of_selected", "gelu"),
-    "relu": (lambda: SelectedThenSoftmax(activation=nn.ReLU), 2, "softmax_of_selected", "relu"),
-    "relu6": (lambda: SelectedThenSoftmax(activation=nn.ReLU6), 2, "softmax_of_selected", "relu6"),
-    "raw gate matrices": (RawGate, 2, "softmax_of_selected", "gelu"),
-    "experts in a module of their own": (Nested, 2, "softmax_of_selected", "gelu"),
-}
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_mixture(name: str):
-    make, top_k, scoring, activation = MIXTURES[name]
-    module, x = as_block(make())
-    [graph] = check(module, x)
+def mixture_of(graph: Graph) -> Moe:
     [moe] = [node for node in graph.nodes() if isinstance(node, Moe)]
-    assert (moe.top_k, moe.scoring, moe.activation) == (top_k, scoring, activation)
+    return moe
+
+
+# What is not top 2 by the softmax of the selected logits, of experts of `HIDDEN` with GELU.
+SCORES = {"Switch": (1, "softmax_of_all"), "Hard": (1, "softmax_of_selected"), "HardOneHot": (1, "softmax_of_selected"),
+          "HardCosine": (1, "softmax_of_selected"), "All": (COUNT, "softmax_of_selected"),
+          "TopOfAll": (COUNT, "softmax_of_selected"), "OfAllLogits": (2, "softmax_of_all")}  # fmt: skip
+EXPERTS = {"Identity": (2 * DIM, "gelu"), "UnequalWidths": (HIDDEN, "relu"), "Linear": (DIM, "none"),
+           "Clipped": (HIDDEN, "relu6"), "WithItself": (HIDDEN + 2 * DIM, "gelu")}  # fmt: skip
+GATES = {"NormOfExperts", "NormOfEach", "Layers", "NormOfGate", "OfTheImage"}  # that read something else
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_mixture(name: str):
+    """Captured, it computes what torch does: `check` compares; and it is one mixture, of no more than it takes."""
+    module, x = as_block(WAYS[name]())
+    [graph] = check(module, x)
+    moe = mixture_of(graph)
+    assert (moe.top_k, moe.scoring) == SCORES.get(name, (2, "softmax_of_selected"))
+    assert (len(moe.experts[0].w1), moe.activation) == EXPERTS.get(name, (HIDDEN, "gelu"))
+    assert (moe.gate_x is not None) == (name in GATES)
     assert moe.epsilon is not None
-    assert moe.residual is not None
+    assert moe.name.startswith("mixture")
+
+
+def test_there_are_many_ways():
+    assert len(WAYS) >= 36
+
+
+class Peaked(Mixture):
+    """Selects three experts, of which the third weighs less than what a misfit may be."""
+
+    top_k = 3
+
+    def build(self) -> None:
+        super().build()
+        self.gate.bias = nn.Parameter(torch.tensor([12.0, 11.0, 1.0, -12.0]))
+
+
+def test_an_expert_that_is_hardly_felt():
+    module, x = as_block(Peaked())
+    [graph] = check(module, x)
+    assert mixture_of(graph).top_k == 3
+
+
+class Rare(Mixture):
+    """One expert that usual tokens hardly ever choose."""
+
+    def build(self) -> None:
+        super().build()
+        self.gate.bias = nn.Parameter(torch.tensor([4.0, 4.0, 4.0, -4.0]))
+
+
+def test_an_expert_that_must_be_looked_for():
+    module, x = as_block(Rare())
+    [graph] = check(module, x)
+    assert len(mixture_of(graph).experts) == COUNT
+
+
+def test_experts_with_ties_elsewhere_are_proven():
+    """Tokens of zeros tie where the gate has no bias: what then is chosen is no error."""
+    [graph] = capture(WAYS["WithoutBias"](), (torch.zeros(1, TOKENS, DIM),))
+    assert mixture_of(graph).top_k == 2
 
 
 def test_mixture_called_once_per_task_with_keyword():
@@ -152,35 +114,222 @@ def test_mixture_called_once_per_task_with_keyword():
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_a_gate_that_always_ties_is_told(zeros: bool):
-    module = SelectedThenSoftmax()
+    module = Mixture()
     with torch.no_grad():
-        module.gate.weight[2] = module.gate.weight[0]
+        module.gate.weight[2], module.gate.bias[2] = module.gate.weight[0], module.gate.bias[0]
         if zeros:
             module.gate.weight.zero_()
+            module.gate.bias.zero_()
     with pytest.raises(CaptureError, match=r"has the same weights for experts 0 and [12]: all tokens are a tie"):
         capture(module, (torch.randn(1, 6, DIM),))
 
 
-class Limited(Mixture):
+# --- What is refused ---
+
+
+class Limited(Dense):
     """An expert takes no more than so many tokens of a batch."""
 
-    def __init__(self, capacity: int) -> None:
+    capacity = TOKENS // 2
+
+    def weights(self, x: Tensor) -> Tensor:
+        weights = super().weights(x.reshape(-1, DIM))
+        kept = torch.where((weights > 0).cumsum(0) <= self.capacity, weights, torch.zeros_like(weights))
+        return kept.reshape(*x.shape[:-1], COUNT)
+
+
+class HardlyLimited(Limited):
+    """No picture alone reaches the limit: the block is not the function of a token that it seems to be."""
+
+    capacity = TOKENS
+
+
+class ExpertsChoose(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, DIM)
+        scores, rows = self.gate(tokens).softmax(-1).T.topk(3)
+        out = torch.zeros_like(tokens)
+        for number in range(COUNT):
+            mine = rows[number]
+            out = out.index_add(0, mine, scores[number, :, None] * self.expert(number, tokens[mine]))
+        return out.reshape(x.shape)
+
+
+class SigmoidOfAll(Dense):
+    def weights(self, x: Tensor) -> Tensor:
+        return self.gate(x).sigmoid()
+
+
+class CorrectedSigmoid(Mixture):
+    """Chosen by another score than weighed."""
+
+    def build(self) -> None:
+        super().build()
+        self.correction = nn.Parameter(torch.randn(COUNT))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x).sigmoid()
+        chosen = (scores + self.correction).topk(2).indices
+        picked = scores.gather(-1, chosen)
+        return 2.5 * picked / picked.sum(-1, keepdim=True), chosen
+
+
+class LogitsAsScores(Mixture):
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gate(x).topk(2)
+
+
+class Cosine(Renormalised):
+    def logits(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(self.gate.weight, dim=-1).T / 0.1
+
+    route = Mixture.route
+
+
+class TanhGate(Mixture):
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.gate(x))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.capacity = capacity
+        self.a, self.b, self.c = nn.Linear(DIM, HIDDEN), nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.gate(x).reshape(-1, len(self.experts))
-        values, chosen = logits.topk(self.top_k)
-        scores = torch.zeros_like(logits).scatter(-1, chosen, values.softmax(-1))
-        scores = torch.where((scores > 0).cumsum(0) <= self.capacity, scores, torch.zeros_like(scores))
-        return torch.einsum("...e,...ed->...d", scores.reshape(*x.shape[:-1], -1), self.outputs(x))
+        return self.c(F.gelu(self.a(x)) * self.b(x))
 
 
-@pytest.mark.parametrize("capacity", [TOKENS // 2, TOKENS - 1, TOKENS])
-def test_a_limit_of_tokens_is_found_and_nothing_else_told(capacity: int):
-    """Even one that no picture alone reaches: the block is not the function of a token that it seems to be."""
-    module, x = as_block(Limited(capacity))
+class GatedExperts(Mixture):
+    def build(self) -> None:
+        self.experts = several(Gated)
+
+
+class OneOfSilu(Mixture):
+    def build(self) -> None:
+        super().build()
+        self.experts[3] = mlp(activation=nn.SiLU)
+
+
+class TwoActivations(Mixture):
+    def build(self) -> None:
+        super().build()
+        self.experts[2] = mlp(activation=nn.ReLU)
+
+
+class ThreeLayers(Mixture):
+    def build(self) -> None:
+        self.experts = several(lambda: nn.Sequential(*mlp(DIM), nn.GELU(), nn.Linear(DIM, DIM)))
+
+
+class NormInside(Mixture):
+    def build(self) -> None:
+        self.experts = several(
+            lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.LayerNorm(DIM), nn.GELU(), nn.Linear(DIM, DIM))
+        )
+
+
+class WeighedBefore(Dense):
+    """Tokens are multiplied by their scores before their experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x)
+        return sum(self.expert(i, x * weights[..., i : i + 1]) for i in range(COUNT))  # type: ignore[return-value]
+
+
+class SharedByGate(Mixture):
+    def build(self) -> None:
+        super().build()
+        self.shared, self.open = nn.Linear(DIM, DIM), nn.Linear(DIM, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.open(x).sigmoid() * self.shared(x)
+
+
+class NeverChosen(Mixture):
+    def logits(self, x: Tensor) -> Tensor:
+        return self.gate(x) + torch.tensor([0.0, 0.0, 0.0, -1e9])
+
+
+class ChoiceUsed(Mixture):
+    """By what is outside of the block."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * 1.0, self.route(x)[1]
+
+
+REFUSED: tuple[type[Mixture], ...] = (
+    Limited, HardlyLimited, ExpertsChoose, SigmoidOfAll, CorrectedSigmoid, LogitsAsScores, Cosine, TanhGate,
+    GatedExperts, OneOfSilu, TwoActivations, ThreeLayers, NormInside, WeighedBefore, SharedByGate, NeverChosen,
+    ChoiceUsed,
+)  # fmt: skip
+
+
+def with_code(text: str) -> str:
+    """The user's line itself in place of its number, and no error that rounding may change."""
+
+    def code(match: re.Match[str]) -> str:
+        return f"{match[1]}:[{(ROOT / match[1]).read_text().splitlines()[int(match[2]) - 1].strip()}]"
+
+    return re.sub(r"error [^ )]+", "error ...", re.sub(r"(tests/\S+\.py):(\d+)", code, text))
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_mixture_is_told(kind: type[Mixture], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    first = nn.Linear(DIM, DIM)
+    module = Function(lambda m, x: joined(m.mixture(m.first(x))), first=first, mixture=kind())
     with pytest.raises(CaptureError) as refusal:
-        capture(module, (x,))
-    [problem] = refusal.value.problems
-    assert "Limited.forward" in problem
+        capture(module, (torch.randn(1, TOKENS, DIM),))
+    assert matches(with_code(f"{refusal.value}\n"), GOLDEN / f"{kind.__name__}.txt")
+
+
+def joined(result: Any) -> Tensor:
+    return result[0] + result[1].sum() if isinstance(result, tuple) else result
+
+
+# --- Traces ---
+
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fill": lambda x: x.clone().fill_(2.0) + x,
+    "zero": lambda x: let_in_place(x.clone(), lambda y: y[1:3].zero_()),
+    "pad": lambda x: F.pad(x, (1, 2)),
+    "copy": lambda x: torch.zeros(4, 6).copy_(x),
+    "rows by a mask": lambda x: let_in_place(
+        torch.ones(4, 6), lambda y: y.__setitem__(x[:, 0] > 0, x[x[:, 0] > 0] * 2)
+    ),
+    "add twice to a row": lambda x: torch.ones(3, 6).index_add_(0, torch.tensor([2, 0, 2, 2]), x, alpha=0.5),
+    "scatter_add": lambda x: torch.zeros(4, 6).scatter_add(1, torch.tensor([[0, 0, 1]] * 4), x[:, 3:]),
+    "accumulate": lambda x: torch.zeros(4, 6).index_put((torch.tensor([1, 1, 3]),), x[:3], accumulate=True),
+    "written later": lambda x: before(torch.ones(4, 6), lambda y: y + x),
+    "where": lambda x: torch.where(x > 0, x, 3.0),
+    "masked": lambda x: x.masked_fill(x > 0, 0.5),
+    "largest": lambda x: x.max(0).values[None] + x,
+    "several parts": lambda x: torch.stack([x, 2 * x]).sum(0),
+    "fixed rows": lambda x: torch.eye(4)[[2, 0]] @ x,
+    "vector": lambda x: (x @ torch.arange(6.0))[:, None],
+}
+
+
+def let_in_place(value: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
+    write(value)
+    return value
+
+
+def before(value: Tensor, use: Callable[[Tensor], Tensor]) -> Tensor:
+    result = use(value)
+    value += 1
+    return result
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_elements_of_a_trace(name: str):
+    """Sums of products of solid elements, evaluated, are what torch computed."""
+    recorder, x = Recorder({}, "here"), torch.randn(4, 6)
+    recorder.place("x", x, NOWHERE)
+    with torch.no_grad(), recorder:
+        result = OPERATIONS[name](x)
+    view = recorder.trace.view(recorder.numbers(result), result, NOWHERE)
+    reader = Reader(recorder.trace, Functions(), len(x))
+    np.testing.assert_allclose(values_of(reader, view), result.numpy(), atol=1e-5)

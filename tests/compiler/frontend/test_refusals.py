@@ -40,27 +40,13 @@ class Written(nn.Module):
         return self.run(self, self.first(x))
 
 
-class Block(nn.Module):
-    """Routes in a loop, with the norm and the residual inside: no one mixture of the block's own tokens."""
+class Sigmoid(nn.Module):
+    """A mixture with other scores."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.gate = nn.LayerNorm(8), nn.Linear(8, 2)
+        self.gate = nn.Linear(8, 2)
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        chosen = self.gate(y).argmax(-1)
-        out = x.clone()
-        for number, expert in enumerate(self.experts):
-            rows = chosen == number
-            if rows.any():
-                out[rows] += expert(y[rows])
-        return out
-
-
-class Sigmoid(Block):
-    """A mixture with other scores."""
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = torch.stack([expert(x) for expert in self.experts], -1)
@@ -98,7 +84,6 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "vector_with_bias": lambda: Written(lambda m, x: F.linear(x, m.first.bias, x.new_ones(()))),
     "depthwise": lambda: Written(lambda m, x: m.conv(x.mT), conv=nn.Conv1d(8, 8, 3, padding=1, groups=8)),
     "constant_result": lambda: Written(lambda m, x: (x, m.first.weight * 2)),
-    "experts_in_block": lambda: Written(lambda m, x: m.block(x), block=Block()),
     "other_scores": lambda: Written(lambda m, x: m.block(x), block=Sigmoid()),
     "branch_on_values": lambda: Written(lambda _, x: x * 2 if x.sum() > 0 else x),
     "not_finite": lambda: with_nan(Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8))),
