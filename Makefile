@@ -41,6 +41,11 @@ bench: $(READY)  ## the reference workload on four machines, the HLS side, scali
 	$(BIN)/python -m benchmarks.vendor
 	$(BIN)/python -m benchmarks.soc
 
+zoo: $(READY)  ## models that others wrote, what compiles of them and how well; fetches 40 MB; half an hour: docs/models.md
+	$(INSTALL) --editable '.[zoo]'
+	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m docs.models
+
 bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results
 	$(BIN)/python -m benchmarks.bitstreams
 
