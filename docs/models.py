@@ -90,7 +90,7 @@ def figures(found: Found) -> list[str]:
     if found["verdict"] != "compiles":
         return [result(found), *[""] * 6]
     share = f"{found['compiled_macs'] / found['macs']:.2f}" if found["macs"] else ""
-    decibels = [f"{found['decibels'][at]} dB" for at in FLOORS]
+    decibels = [f"{found['decibels'][at]} dB" if at in found["decibels"] else "refused" for at in FLOORS]
     return ["compiles", *decibels, f"{found['compiled_macs']:,}", share, f"{found['cycles']:,}", found["rtl"]]
 
 

@@ -5,16 +5,9 @@ from importlib import import_module
 
 from benchmarks.zoo.row import Row
 
-FAMILIES = (
-    "published",
-    "mixtures",
-    "forms",
-    "torch_nn",
-    "timm_models",
-    "torchvision_models",
-    "vit_pytorch_models",
-    "transformers_models",
-)
+OWN = ("published", "mixtures", "forms", "torch_nn")
+OTHERS = ("timm_models", "torchvision_models", "vit_pytorch_models", "transformers_models")  # of packages
+FAMILIES = OWN + OTHERS
 
 
 def rows(*names: str) -> Iterator[tuple[str, Row]]:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import patchloom
 from benchmarks.zoo.row import CALIBRATION, TRIED, Row, outputs
+from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Kind, Queue
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error
@@ -24,6 +25,8 @@ from patchloom.compiler.machine.program import Program, Task
 from patchloom.compiler.quantise import Precision, quantise
 from patchloom.compiler.schedule import schedule
 from patchloom.compiling import read_model
+from patchloom.reporting.budget import Budget
+from patchloom.reporting.machine import run
 from patchloom.sim import cycles
 
 # The array of the preset `small`, and memory enough that no row is refused for its size.
@@ -40,6 +43,7 @@ class Result:
     verdict: str
     reasons: list[str] = field(default_factory=list)  # the compiler's
     decibels: dict[str, float] = field(default_factory=dict)  # by precision: the worst output of the worst task
+    rerouted: dict[str, str] = field(default_factory=dict)  # decisions unlike the float model's, where there are any
     macs: int = 0  # the module's own
     compiled_macs: int = 0
     cycles: int = 0
@@ -99,8 +103,16 @@ def _compile(row: Row, module: Any, config: Config, found: Result, *, rtl: bool)
     model = read_model(module, example, calibration=calibration, tasks=row.tasks or None)
     given = dict(zip(model.graphs[0].arguments, row.inputs(TRIED, seed=2), strict=True))
     for precision in FLOORS:
-        program = schedule(quantise(model.graphs, model.samples, Precision.parse(precision)), config)
+        try:
+            program = schedule(quantise(model.graphs, model.samples, Precision.parse(precision)), config)
+        except Error as error:
+            if not found.decibels:
+                raise
+            found.reasons = [f"{precision}: {reason}" for reason in reasons(error)]
+            break
         found.decibels[precision] = decibels(row, module, program, given)
+        if any(command.kind == Kind.ROUTE for command in program.tasks[0].commands):
+            found.rerouted[precision] = rerouted(model.graphs[0], program, given)
         if not found.cycles:
             _cost(program, given, found)
             found.rtl = ("identical" if same_on_rtl(program, given) else "differs") if rtl else ""
@@ -114,6 +126,17 @@ def decibels(row: Row, module: Any, program: Program, given: dict[str, Any]) -> 
         made = patchloom.run(program, read_by(task, given), task=task.name).outputs.values()
         seen += [sqnr(*pair) for pair in zip(expected, made, strict=True)]
     return round(min(seen), 1)
+
+
+def rerouted(graph: Graph, program: Program, given: dict[str, Any]) -> str:
+    """Of the first task's tokens those that go to other experts than in float."""
+    task = program.tasks[0]
+    budget = Budget(graph, task)
+    for number in range(TRIED):
+        sample = {name: x[number].numpy() for name, x in read_by(task, given).items()}
+        budget.add(sample, run(program, task, sample))
+    routes = [layer.routing for layer in budget.layers if layer.routing]
+    return f"{sum(route.otherwise for route in routes)} of {sum(route.tokens for route in routes)}"
 
 
 def read_by(task: Task, given: dict[str, Any]) -> dict[str, Any]:
@@ -180,15 +203,15 @@ def program_macs(task: Task, queues: list[cycles.Routed]) -> int:
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Raises `Slow` after so many."""
+    """Raises `Slow` after so many of this process's processor time: other processes may be busy."""
 
     def stop(*_: object) -> None:
         raise Slow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
