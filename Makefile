@@ -53,6 +53,7 @@ docs: $(READY)  ## write the tables and figures of docs/, but those of `make ben
 	$(BIN)/python -m docs.tables
 	$(BIN)/python -m docs.core
 	$(BIN)/python -m docs.boards
+	$(BIN)/python -m docs.models
 	$(BIN)/python -m docs.figures
 	$(BIN)/python -m docs.accuracy
 	$(BIN)/python -m examples.picture

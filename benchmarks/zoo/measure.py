@@ -74,15 +74,15 @@ def _measure(row: Row, config: Config, *, rtl: bool) -> Result:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a package raises
         return Result("broken", [told(error)])
-    found = Result("compiles", macs=module_macs(row, module))
+    found = Result("compiles")
     try:
         _compile(row, module, config, found, rtl=rtl)
     except Slow:
         raise
     except Error as error:
-        return Result("refused", reasons(error), macs=found.macs)
+        return Result("refused", reasons(error))
     except Exception as error:  # noqa: BLE001 - a crash is a finding
-        return Result("crash", [told(error)], macs=found.macs)
+        return Result("crash", [told(error)])
     return found
 
 
@@ -115,6 +115,7 @@ def _compile(row: Row, module: Any, config: Config, found: Result, *, rtl: bool)
             found.rerouted[precision] = rerouted(model.graphs[0], program, given)
         if not found.cycles:
             _cost(program, given, found)
+            found.macs = module_macs(row, module)
             found.rtl = ("identical" if same_on_rtl(program, given) else "differs") if rtl else ""
 
 

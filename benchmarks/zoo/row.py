@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 IMAGE = (3, 32, 32)
-CALIBRATION, TRIED = 8, 4  # samples that formats are chosen by, and other ones that results are compared on
+CALIBRATION, TRIED = 16, 4  # samples that formats are chosen by, and other ones that results are compared on
 TIMID = 0.1  # constants below it were put there to be trained
 
 
@@ -30,7 +30,7 @@ class Row:
         torch.manual_seed(0)
         made = self.make().eval()
         enliven(made)
-        settle(made, self.inputs(CALIBRATION, seed=3), self.tasks)
+        settle(made, self.inputs(8, seed=3), self.tasks)
         return made
 
     def inputs(self, count: int, *, seed: int) -> tuple[Tensor, ...]:
@@ -73,9 +73,9 @@ def settle(module: nn.Module, inputs: tuple[Tensor, ...], tasks: tuple[str, ...]
         return
     for norm in norms:
         norm.reset_running_stats()
-        norm.train().momentum = 0.5
+        norm.train().momentum = 0.8
     with torch.no_grad():
-        for _ in range(4):
+        for _ in range(2):
             outputs(module, inputs, 0 if tasks else None)
         for norm in norms:
             norm.eval().running_mean.add_(0.1 * torch.randn_like(norm.running_mean))

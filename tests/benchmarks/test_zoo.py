@@ -111,10 +111,6 @@ def test_names_are_one_rows_each():
     assert len(ROWS) == len(list(rows(*OWN)))
 
 
-def test_page_is_the_results():
-    assert models.written(models.PAGE.read_text()) == models.PAGE.read_text(), "stale: python -m docs.models"
-
-
 def test_systems_have_rows():
     known = models.results()
     for system in (*systems.MODELS, *systems.TECHNIQUES):
