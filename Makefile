@@ -41,6 +41,11 @@ bench: $(READY)  ## the reference workload on four machines, the HLS side, scali
 	$(BIN)/python -m benchmarks.vendor
 	$(BIN)/python -m benchmarks.soc
 
+zoo: $(READY)  ## models that others wrote, what compiles of them and how well; fetches 40 MB; half an hour: docs/models.md
+	$(INSTALL) --editable '.[zoo]'
+	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m docs.models
+
 bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results
 	$(BIN)/python -m benchmarks.bitstreams
 
@@ -48,6 +53,7 @@ docs: $(READY)  ## write the tables and figures of docs/, but those of `make ben
 	$(BIN)/python -m docs.tables
 	$(BIN)/python -m docs.core
 	$(BIN)/python -m docs.boards
+	$(BIN)/python -m docs.models
 	$(BIN)/python -m docs.figures
 	$(BIN)/python -m docs.accuracy
 	$(BIN)/python -m examples.picture

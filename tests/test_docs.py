@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from docs import boards, core, tables
+from docs import boards, core, models, tables
 from docs.page import replaced
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
-@pytest.mark.parametrize("writer", [tables, boards, core], ids=lambda writer: writer.PAGE.name)
+@pytest.mark.parametrize("writer", [tables, boards, core, models], ids=lambda writer: writer.PAGE.name)
 def test_pages_are_the_codes(writer):
     page = writer.PAGE.read_text()
     assert writer.written(page) == page, f"{writer.PAGE.name} is stale: make docs"
