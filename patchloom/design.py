@@ -1,6 +1,6 @@
 """The design file: which model, checkpoint, data, precision and machine make a Program.
 
-    module: model.py:FashionSceneViT     # a path relative to this file, or package.module:name
+    module: model.py:FashionSceneViT     # a path relative to this file, or package.module:name, or timm:NAME of a model
     arguments: {depth: 4}                # of the class or function
     checkpoint: checkpoint.safetensors   # or {file: checkpoint.safetensors, prefix: module.}
     tasks: [segmentation, depth]         # names of the task numbers that forward takes
@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -513,16 +514,25 @@ def load_module(design: Design) -> nn.Module:
     return model.eval()
 
 
+# Packages of models, and what makes one of its name.
+BY_NAME = {"timm": "create_model", "transformers": "AutoModel.from_pretrained"}
+
+
 def _find(design: Design) -> Any:
     place, _, name = design.module.rpartition(":")
     try:
         with _importing_from(design.path.resolve().parent):
             found = _run_file(design.path.parent / place) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
+        if place in BY_NAME and isinstance(error, ModuleNotFoundError) and error.name == place:
+            text = f"{place} is not installed: pip install {place}"
+            raise DesignError(f"{design.where_module}: {design.module} needs it, but {text}") from error
         raise DesignError(f"{design.where_module}: {place} cannot be imported: {_said(error)}") from error
-    if not hasattr(found, name):
-        raise DesignError(f"{design.where_module}: {place} has no '{name}'")
-    return getattr(found, name)
+    if hasattr(found, name):
+        return getattr(found, name)
+    if place in BY_NAME:
+        return partial(attrgetter(BY_NAME[place])(found), name)
+    raise DesignError(f"{design.where_module}: {place} has no '{name}'")
 
 
 def _said(error: BaseException) -> str:
@@ -599,13 +609,15 @@ def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
 def _example(
     design: Design, model: nn.Module, samples: Mapping[str, NDArray[np.floating[Any]] | None]
 ) -> tuple[Any, ...]:
-    """Arguments of forward: the first sample of each input, 0 for the task."""
+    """Arguments of forward: the first sample of each input, the first task, as its number or by name."""
     tensors = {name: torch.from_numpy(array[:1]).float() for name, array in samples.items() if array is not None}
+    parameters = inspect.signature(model.forward).parameters
+    named = any(parameter.annotation in (str, "str") for parameter in parameters.values())
+    task: list[Any] = [] if not design.tasks else [design.tasks[0] if named else 0]
     if "" in tensors:
-        return (tensors[""], 0) if design.tasks else (tensors[""],)
+        return (tensors[""], *task)
     arguments: list[Any] = []
-    task = [0] if design.tasks else []
-    for name, parameter in inspect.signature(model.forward).parameters.items():
+    for name, parameter in parameters.items():
         if name in tensors:
             arguments.append(tensors[name])
         elif task:

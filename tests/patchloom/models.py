@@ -15,6 +15,17 @@ class Mlp(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
+class ByName(nn.Module):
+    """Takes the name of a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"near": nn.Linear(16, 3), "far": nn.Linear(16, 7)})
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        return self.heads[task](x)
+
+
 class TwoInputs(nn.Module):
     """Takes the task between its inputs."""
 

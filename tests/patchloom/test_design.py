@@ -5,8 +5,10 @@ A new message is recorded by running with GOLDEN=write.
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +100,31 @@ def test_model_that_cannot_be_made(lines, message):
     with pytest.raises(DesignError) as caught:
         compile_design(load_design(write(f"{lines}\ncalibration: {{file: samples.npy}}\n")))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["timm", "transformers"])
+def test_model_by_its_name(package: str, monkeypatch: pytest.MonkeyPatch):
+    """As the package itself makes it; where it is missing, that is told."""
+    asked = []
+
+    def make(name: str, **arguments: int) -> Mlp:
+        asked.append(name)
+        return Mlp(**arguments)
+
+    text = f"module: {package}:some/tiny_model.v1\narguments: {{hidden: 48}}\ncalibration: {{file: samples.npy}}\n"
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DesignError, match=rf"design.yaml:1: .* needs it, but {package} is not installed: pip install"):
+        compile_design(load_design(write(text)))
+    found = SimpleNamespace(create_model=make, AutoModel=SimpleNamespace(from_pretrained=make))
+    monkeypatch.setitem(sys.modules, package, found)
+    assert compile_design(load_design(write(text))).tasks[0].macs == 5 * 48 * (16 + 8)
+    assert asked == ["some/tiny_model.v1"]
+
+
+def test_tasks_by_name_where_forward_takes_a_str():
+    text = "module: models.py:ByName\ntasks: [near, far]\ncalibration: {file: samples.npy}\n"
+    program = compile_design(load_design(write(text)))
+    assert [program.task(name).outputs[0].shape for name in ("near", "far")] == [(5, 3), (5, 7)]
 
 
 # --- Checkpoints ---

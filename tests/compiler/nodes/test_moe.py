@@ -1,10 +1,13 @@
 """Mixtures: their integers, and what they compute."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Residual, Stationary
+from patchloom.compiler.node import whole
 from patchloom.compiler.nodes.attention import AttentionNumbers
 from patchloom.compiler.nodes.moe import MoeNumbers, turns
 from patchloom.compiler.quantise import QuantiseError
@@ -64,6 +67,19 @@ def test_mixtures(kwargs):
     b = Builder()
     x = b.matmul("embed", b.input(30, 20), 24)
     check(one(b.matmul("head", b.moe("moe", x, 5, 40, **kwargs), 8, epsilon=1e-6)))
+
+
+@pytest.mark.parametrize("precision", ["w16a16", "w8a8"])
+def test_a_gate_with_an_operand_of_its_own(precision):
+    """A hidden layer, of another width, between the tokens and the gate."""
+    b = Builder()
+    x = b.matmul("embed", b.input(30, 20), 24)
+    moe = b.moe("moe", x, 5, 40)
+    hidden = b.matmul("hidden", x, 12, epsilon=1e-6, activation="relu")
+    own = replace(moe, gate_x=whole(hidden), gate_weight=b.weight(5, 12))
+    program = check(one(b.matmul("head", own, 8, epsilon=1e-6)), bound={"w16a16": 50, "w8a8": 20}[precision],
+                    precision=precision)  # fmt: skip
+    assert program.tasks[0].macs == 30 * (20 * 24 + 24 * 12 + 5 * 12 + 2 * 2 * 40 * 24 + 24 * 8)
 
 
 def test_an_expert_without_tokens():
