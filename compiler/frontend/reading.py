@@ -5,6 +5,7 @@ layers (a residual, a shared expert); the others come and go with the choice of 
 gate. Tokens that reach every expert make the reading complete.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -74,7 +75,7 @@ class Reading:
     def view(self) -> View:
         groups: dict[Hashable, list[int]] = {}
         for row in range(len(self.rows[0])):
-            key = "routed" if row in self.routed else self._plain_key(row)
+            key = "routed" if row in self.routed else frozenset(Counter(slot.key for slot in self.rows[0][row]).items())
             groups.setdefault(key, []).append(row)
         parts = [(rows, self._mixture(rows) if key == "routed" else self._plain(rows)) for key, rows in groups.items()]
         terms, indices = common_terms([view for _, view in parts])
@@ -100,12 +101,6 @@ class Reading:
         """What all of the rows have, in all traces."""
         keys = [{slot.key for slot in trace[row] if not slot.scores} for trace in self.rows for row in rows]
         return set.intersection(*keys) if keys else set()
-
-    def _plain_key(self, row: int) -> Hashable:
-        here = self.rows[0][row]
-        if any(tuple(map(_name, rows[row])) != tuple(map(_name, here)) for rows in self.rows):
-            raise UnsupportedError("adds its terms in another order for other tokens", "")
-        return tuple(slot.key for slot in here)
 
     def _plain(self, rows: Sequence[int]) -> View:
         here = [self.rows[0][row] for row in rows]

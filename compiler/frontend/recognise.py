@@ -127,8 +127,10 @@ class Understanding:
                 if isinstance(view, UnsupportedError) and not isinstance(view, AuxiliaryError)
             ]
             raise refusals[0] if refusals else NoMixtureError
-        for i in mixtures:
-            self._prove(found[i], i, runs)
+        [gate, *_] = [moe for i in mixtures if (moe := mixture_of(cast(View, found[i])))]
+        for i, view in found.items():
+            if isinstance(view, View):
+                found[i] = self._proven(view, i, runs, gate, may_fail=i not in mixtures)
         return Block(self.names, tuple(found.get(i) for i in range(len(tree_flatten(self.call.result)[0]))))
 
     def _complete(self, runs: list[Run]) -> dict[int, View | UnsupportedError]:
@@ -178,8 +180,11 @@ class Understanding:
         recorder.place(self.names[self.live.index(self.main)], given[self.main], self.call.origin)
         parts = iter(given)
         args, kwargs = tree_map_only(Tensor, lambda _: next(parts), (self.call.args, self.call.kwargs))
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
-            result = self.call.module(*args, **kwargs)
+        try:
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
+                result = self.call.module(*args, **kwargs)
+        except Exception as error:  # what cannot be traced is told by what the export shows of it
+            raise NoMixtureError from error
         x = self.inputs[self.main]
         return Run(Reader(recorder.trace, self.functions, x.numel() // x.shape[-1]), self._results(recorder, result))
 
@@ -208,15 +213,29 @@ class Understanding:
 
     # --- Proof ---
 
-    def _prove(self, view: Any, leaf: int, runs: Sequence[Run]) -> None:
+    def _proven(
+        self, view: View, leaf: int, runs: Sequence[Run], moe: Moe, *, may_fail: bool
+    ) -> View | UnsupportedError:
+        """It, or why it is not what the block returns."""
+        try:
+            self._prove(view, leaf, runs, moe)
+        except UnsupportedError as refusal:
+            if not may_fail:
+                raise
+            return AuxiliaryError(refusal.text, refusal.hint)
+        return view
+
+    def _prove(self, view: View, leaf: int, runs: Sequence[Run], moe: Moe) -> None:
         x = self.inputs[self.main]
-        moe = mixture_of(view)
-        assert moe is not None
         gate = moe.gate_weight.astype(np.float64), moe.gate_bias.astype(np.float64)
         tried = [("the model's own tokens", x), *probes(x, gate if gate[0].shape[1] == x.shape[-1] else None)]
         for name, value in tried:
             values = self._values(value)
-            result = tree_flatten(self._run(values))[0][leaf]
+            try:
+                result = tree_flatten(self._run(values))[0][leaf]
+            except Exception as error:  # the user's code may raise anything
+                text = f"on {name} it fails: {type(error).__name__}: {error}"
+                raise UnsupportedError(text, "a block must take whatever tokens there are") from error
             self._compare(name, view, values, result, runs)
         if x.dim() > 2 and all(self.inputs[number].dim() > 2 for number in self.live):
             self._prove_batch(view, leaf, runs)
@@ -227,9 +246,11 @@ class Understanding:
             results = tree_flatten(self._run(values))[0][leaf]
         except Exception:  # noqa: BLE001 - it is made for one size
             return
-        for sample in range(8):
+        if results.numel() != 8 * view.index.size:
+            return
+        for sample, result in enumerate(results.reshape(8, -1)):
             one = [v[sample : sample + 1] if n in self.live else v for n, v in enumerate(values)]
-            self._compare("a batch of eight", view, one, results[sample : sample + 1], runs)
+            self._compare("a batch of eight", view, one, result, runs)
 
     def _compare(self, name: str, view: Any, values: Sequence[Tensor], result: Tensor, runs: Sequence[Run]) -> None:
         inputs = {n: values[i].numpy() for n, i in zip(self.names, self.live, strict=True)}

@@ -124,6 +124,32 @@ def test_a_gate_that_always_ties_is_told(zeros: bool):
         capture(module, (torch.randn(1, 6, DIM),))
 
 
+class Flat(Mixture):
+    """Returns tokens of all samples in one matrix, and which share of them each expert has."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).flatten(0, 1), self.gate(x).softmax(-1).flatten(0, 1)
+
+
+def test_results_of_another_shape():
+    mixture = Flat()
+    module = Function(lambda m, x: m.mixture(x)[0].reshape(x.shape), mixture=mixture)
+    [graph] = check(module, torch.randn(2, TOKENS, DIM))
+    assert mixture_of(graph).top_k == 2
+
+
+class Picky(Mixture):
+    def forward(self, x: Tensor) -> Any:
+        if not x.any():
+            raise ValueError("no tokens of zeros")
+        return super().forward(x)
+
+
+def test_a_block_that_fails_on_some_tokens_is_told():
+    with pytest.raises(CaptureError, match="on tokens of zeros it fails: ValueError: no tokens of zeros"):
+        capture(Picky(), (torch.randn(1, TOKENS, DIM),))
+
+
 # --- What is refused ---
 
 
