@@ -174,7 +174,5 @@ ROWS = [
     model("mobilenetv3_small_050", "MobileNet v3: squeeze-excite", LARGER),
     model("efficientnet_lite0", "EfficientNet-Lite: ReLU6", LARGER),
     model("regnetx_002", "RegNet: grouped convolution", LARGER),
-    model("vgg11", "VGG", LARGER),
-    model("vgg11_bn", "VGG with BatchNorm", LARGER),
     model("densenet121", "DenseNet: joins of channels", LARGER, growth_rate=4, block_config=(1, 1)),
 ]  # fmt: skip

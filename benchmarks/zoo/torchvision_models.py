@@ -44,6 +44,5 @@ ROWS = [
     model("mobilenet_v3", "MobileNet v3", models.mobilenet_v3_small),
     model("shufflenet_v2", "ShuffleNet: channels shuffled", models.shufflenet_v2_x0_5, LARGER),
     model("squeezenet", "SqueezeNet: joins of channels", models.squeezenet1_1, LARGER),
-    model("alexnet", "AlexNet", models.alexnet, LARGER),
     Row("torchvision/lraspp", "a segmentation head with upsampling", detector, (LARGER,)),
 ]  # fmt: skip
