@@ -7,16 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchloom.compiler.activations import ACTIVATIONS, Function
+from patchloom.compiler.activations import FUNCTIONS, Function
 from patchloom.compiler.frontend.origin import defined_at
 from patchloom.compiler.node import Floats, float32
 from patchloom.compiler.nodes import Expert
 from patchloom.compiler.origin import Origin
 
 # What may stand between an expert's two layers.
-BETWEEN: tuple[tuple[str, Function], ...] = tuple(
-    (row.name, function) for row in ACTIVATIONS.values() if row.forms for function in row.functions
-)
+BETWEEN: tuple[tuple[str, Function], ...] = tuple((row.name, row.function) for row in FUNCTIONS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from patchloom import cli
 from patchloom.compiler.machine.errors import InputError
 from patchloom.compiler.machine.frames import ClippedWarning
 from patchloom.compiler.machine.program import ProgramError
+from patchloom.compiler.machine.store import VERSION
 from patchloom.compiler.problems import CaptureError
 from patchloom.compiler.quantise import QuantiseError
 from patchloom.compiler.schedule import FitError
@@ -188,7 +189,7 @@ def test_damaged_program(saved, harm, name):
 
 def test_newer_program(saved):
     manifest = saved / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
+    manifest.write_text(manifest.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
     assert "newer version" in message(ProgramError, patchloom.load, saved)
 
 
