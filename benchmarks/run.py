@@ -84,7 +84,7 @@ def reference(work: Workload, program: Program, task: Task) -> Reference:
     config, routed = program.config, queue_lengths(program, task.name, region)
     commands = -(-len(task.commands) // config.word_commands) + 1  # words, the first one twice
     other = commands * config.word_commands * COMMAND_BYTES
-    other += sum(c.dma_beats for c in task.commands if c.kind == Kind.LOAD) * config.beat_bytes
+    other += sum(c.dma_beats for c in task.commands if c.kind in (Kind.LOAD, Kind.TABLE)) * config.beat_bytes
     weights: dict[int, int] = {}  # bytes by address
     routes, lengths = iter(routed), ()
     for c in task.commands:

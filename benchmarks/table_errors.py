@@ -10,31 +10,32 @@ import torch
 from numpy.typing import NDArray
 
 from docs.page import DOCS, write
+from patchloom.compiler.activations import ROWS, Activation
 from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     EXP_ONE,
-    GELU_FRACTION,
     ROW_ONE,
     SCORE_FRACTION,
     SUM_WIDTH,
     VARIANCE_WIDTH,
     Ints,
     exp2_negative,
-    gelu,
     reciprocal,
     rsqrt,
 )
+from patchloom.compiler.machine.tables import activate
 
 Floats = NDArray[np.float64]
 
 
-def gelu_error() -> float:
+def activation_error(row: Activation) -> float:
     """Absolute, of every word that the epilogue can hold."""
-    worst, one = 0.0, 1 << GELU_FRACTION
+    assert row.fraction is not None
+    worst, one = 0.0, 1 << row.fraction
     for first in range(-(1 << (EPILOGUE_WIDTH - 1)), 1 << (EPILOGUE_WIDTH - 1), 1 << 20):
         code = np.arange(first, first + (1 << 20))
-        exact = torch.nn.functional.gelu(torch.from_numpy(code / one)).numpy()
-        worst = max(worst, float(np.abs(gelu(code) / one - exact).max()))
+        exact = row.function(torch.from_numpy(code / one)).numpy()
+        worst = max(worst, float(np.abs(activate(row.post, code, row.table) / one - exact).max()))
     return worst
 
 
@@ -69,7 +70,7 @@ def rsqrt_error() -> float:
 
 def table_errors() -> dict[str, float]:
     return {
-        "GELU, absolute": gelu_error(),
+        **{f"{row.title}, absolute": activation_error(row) for row in ROWS if row.table},
         "exp2 to 16 bits, absolute": exp2_error(16),
         "exp2 to 8 bits, absolute": exp2_error(8),
         "reciprocal, relative": reciprocal_error(),

@@ -16,6 +16,7 @@ import numpy as np
 from patchloom.boards.description import Board, Family
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH
+from patchloom.compiler.machine.tables import ENTRIES, ENTRY_BITS
 from patchloom.hw.array import Accumulators
 from patchloom.hw.bundles import columns_width, lengths_width, parameters_width, queue_entry, tile_word
 from patchloom.hw.command import STEPS_WIDTH, CommandLayout, beat_layout
@@ -92,7 +93,7 @@ def multipliers(config: Config) -> int:
     """That every family maps alike: DSP48 and MULT18X18D, a product each, or two if packed."""
     limb = config.limb_width
     array = config.inputs * config.outputs // (2 if config.multipliers_packed else 1)
-    # Of a channel: the sum and its bias, the activated word by the row's factor, GELU's slope.
+    # Of a channel: the sum and its bias, the activated word by the row's factor, a table's slope.
     channel = -(-(BIAS_WIDTH + 1) // limb) + -(-EPILOGUE_WIDTH // limb) + 1
     at_once = config.channels_at_once  # and as many squares
     # Mean, features by squares, sum squared, norm; addresses of a row and its residual, of an operand, of a tile; the
@@ -162,7 +163,7 @@ def memories(config: Config) -> list[tuple[int, int, int, bool]]:
         (queues, entry, 2, False),
         (c.command_depth, CommandLayout.size, 1, False),
         (c.fifo_beats // c.word_beats, c.bus_width, c.word_beats, False),
-        (512, 24, c.channels_at_once, False),  # GELU
+        (ENTRIES, ENTRY_BITS, c.channels_at_once, False),  # the activation's table
         *queue,
         *((words, c.lanes * ELEMENT_WIDTH // 2, halves, shared) for words in blocks),
     ]

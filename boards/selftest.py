@@ -23,12 +23,14 @@ from patchloom.compiler.machine.fixed import multiplier_of
 from patchloom.compiler.machine.frames import Elements
 from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.compiler.machine.program import Program, ProgramError, Task, command_table
+from patchloom.compiler.machine.tables import ENTRIES, Table
 from patchloom.compiler.machine.verify import verify
 
 TASK = "selftest"
 ALIGNMENT = 64  # bytes: a whole beat of the widest bus
 WEIGHT = 20  # largest magnitude
 SPREAD = 40.0  # of 8-bit elements, so that a few saturate
+BUMP = Table.through("bump", (1 << 17) * np.exp(-np.arange(ENTRIES + 1) / 100))
 EXP_SHIFT = 5  # differences of scores of that spread come to some powers of two
 
 
@@ -84,15 +86,19 @@ class _Draft:
         bias = self.rng.integers(-1000, 1001, columns)
         weights = Weights(matrix, bias, factors[:, 0], factors[:, 1])
         count = digits(self.config, 8)
-        data = pack(self.config, weights, count)
+        place = self.add(pack(self.config, weights, count))
+        return self.matmul(a, depth, columns, b_digits=count, **place, **self.output(columns, fields))
+
+    def add(self, data: bytes) -> dict[str, Any]:
+        """To the image; where it lies, as fields of a command."""
         address, self.image = (
             self.base + len(self.image),
             self.image + data.ljust(_aligned(len(data), ALIGNMENT), b"\0"),
         )
-        beats = len(data) // self.config.beat_bytes
-        return self.matmul(
-            a, depth, columns, b_digits=count, dma_address=address, dma_beats=beats, **self.output(columns, fields)
-        )
+        return {"dma_address": address, "dma_beats": len(data) // self.config.beat_bytes}
+
+    def table(self, table: Table) -> None:
+        self.commands.append(Command(kind=Kind.TABLE, rows=ENTRIES, **self.add(table.data)))
 
     def output(self, columns: int, fields: dict[str, Any]) -> dict[str, Any]:
         return fields if "o_address" in fields else fields | self.place("o", columns)
@@ -153,7 +159,8 @@ def _drafted(config: Config, rows: int, columns: int, *, attention: bool, mixtur
         x = draft.attention(x, columns)
     if mixture:
         x = draft.mixture(x, columns)
-    y = draft.product(x, columns, columns, post=Post.GELU, post_shift=4, residual=Residual.ADD, **_renamed(x, "r"))
+    draft.table(BUMP)
+    y = draft.product(x, columns, columns, post=Post.EVEN, post_shift=12, residual=Residual.ADD, **_renamed(x, "r"))
     draft.store(y)
     return draft
 

@@ -13,6 +13,7 @@ from patchloom.compiler.machine.commands import FIELDS, Space
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
 from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH
 from patchloom.compiler.machine.registers import WINDOW_PAGE
+from patchloom.compiler.machine.tables import ENTRIES, ENTRY_BITS
 from patchloom.hw.axi import ADDRESS_WIDTH
 from patchloom.hw.command import CommandLayout, beat_layout
 
@@ -116,6 +117,13 @@ class ParameterSet(wiring.Signature):
                 "shift": Out(n * SHIFT_WIDTH),
             }
         )
+
+
+class TableWrite(wiring.Signature):
+    """An entry of the epilogue's table, in every cycle with `load`, while no beat is on its way."""
+
+    def __init__(self) -> None:
+        super().__init__({"load": Out(1), "index": Out(range(ENTRIES)), "entry": Out(ENTRY_BITS)})
 
 
 class Turn(wiring.Signature):

@@ -14,6 +14,7 @@ from patchloom.hw.bundles import (
     ScratchpadRead,
     ScratchpadWrite,
     StationaryRead,
+    TableWrite,
     TileWrite,
     Turn,
 )
@@ -57,6 +58,7 @@ class Datapath(wiring.Component):
                 # stationary operand
                 "tile": In(TileWrite(config)),
                 "parameters": In(ParameterWrite(config)),
+                "table": In(TableWrite()),
                 "stationary": In(StationaryRead(config)),
                 # the scratchpad, for others
                 "external": In(1),  # `read` and not the beats' own address
@@ -99,6 +101,7 @@ class Datapath(wiring.Component):
         m.submodules.parameters = parameters
         m.submodules.epilogue = self.epilogue = Epilogue(config)
 
+        wiring.connect(m, wiring.flipped(self.table), self.epilogue.table)
         self._fetch(m)
         # The tile is exchanged so that it stands when its first beat's digits come.
         digits_at = self.OPERAND + Operand.LATENCY

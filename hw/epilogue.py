@@ -17,6 +17,7 @@ from patchloom.hw.bundles import (
     QueueRead,
     ScratchpadRead,
     ScratchpadWrite,
+    TableWrite,
     parameters_at_once,
 )
 from patchloom.hw.command import CommandLayout, beat_layout, pass_layout
@@ -36,7 +37,7 @@ from patchloom.hw.pipeline import (
     tree_latency,
 )
 from patchloom.hw.scratchpad import Scratchpad
-from patchloom.hw.tables import Gelu, Reciprocal
+from patchloom.hw.tables import Activation, Reciprocal
 
 
 class Parameters(wiring.Component):
@@ -86,7 +87,7 @@ class Epilogue(wiring.Component):
     """
 
     WORD = 6  # cycles until a channel is requantised
-    POST = WORD + Gelu.LATENCY  # activated
+    POST = WORD + Activation.LATENCY  # activated
     TOTAL = POST + 4  # scaled by a factor, the residual added
     LATENCY = TOTAL + 1
     EARLIER = TOTAL - POST  # a factor is there than what is added
@@ -102,6 +103,7 @@ class Epilogue(wiring.Component):
                 "totals": In(n * config.accumulator_width),
                 "row_total": In(SUM_WIDTH),
                 "parameters": In(ParameterSet(config)),
+                "table": In(TableWrite()),
                 "target": Out(QueueRead(config)),
                 "residual": Out(ScratchpadRead(config, config.output_chunks)),
                 "reads": Out(1),  # whether the residual's address is one
@@ -197,7 +199,8 @@ class Epilogue(wiring.Component):
             inside = register(m, valid & (left > j), name=f"inside_{j}")  # aligned with the total
             word, clipped = self._requantise(m, j)
             limited.append(delay(m, clipped, self.TOTAL - self.WORD, name=f"clipped_{j}") & inside)
-            m.submodules[f"post_{j}"] = post = Gelu()
+            m.submodules[f"post_{j}"] = post = Activation()
+            wiring.connect(m, wiring.flipped(self.table), post.table)
             # Until POST: activation.
             m.d.comb += [post.post.eq(c.post), post.x.eq(word)]
             own = second.word_select(j, ELEMENT_WIDTH).as_signed()

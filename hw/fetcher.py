@@ -51,7 +51,8 @@ class Fetcher(wiring.Component):
             with m.If(asks):
                 m.d.sync += request.payload.address.eq(dma_address(c, self.bases))
                 m.d.sync += request.payload.beats.eq(c.dma_beats)
-        streams = (c.kind == Kind.LOAD) | ((c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY))
+        stored = (c.kind == Kind.MATMUL) & (c.b_source == Stationary.MEMORY)
+        streams = (c.kind == Kind.LOAD) | (c.kind == Kind.TABLE) | stored
 
         def ask() -> None:
             m.d.comb += asks.eq(streams & (~walker.empty | c.expected))

@@ -126,7 +126,7 @@ class Issuer(wiring.Component):
         walker = self.walker
         c = walker.command
         with m.Switch(c.kind):
-            with m.Case(Kind.LOAD):
+            with m.Case(Kind.LOAD, Kind.TABLE):
                 m.d.comb += self.reached.eq(1)
                 with m.If(self.stager_index > walker.index):
                     walker.advance()

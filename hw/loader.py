@@ -1,4 +1,4 @@
-"""From the weight stream to tiles, parameters and the scratchpad."""
+"""From the weight stream to tiles, parameters, the epilogue's table and the scratchpad."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
@@ -8,11 +8,13 @@ from amaranth.utils import exact_log2
 from patchloom.compiler.machine.commands import Kind, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import operand_limits
+from patchloom.compiler.machine.tables import ENTRY_BITS
 from patchloom.hw.bundles import (
     Loading,
     ParameterWrite,
     ScratchpadWrite,
     StationaryRead,
+    TableWrite,
     TileWrite,
     Turn,
     chunk_width,
@@ -29,10 +31,11 @@ from patchloom.hw.scratchpad import Scratchpad
 class Loader(wiring.Component):
     """Executes the stationary side of commands, ahead of the datapath.
 
-    An order is a LOAD or a MATMUL. A word of `weights` is taken each cycle, or as many cycles as it holds parts: chunks
-    of a LOAD, parameters, or columns of a tile. Tiles and parameters are written as soon as the previous ones are in
-    use; those from the scratchpad, a row or column a cycle, and LOADs wait until they are `allowed`. `tile_turn.done`
-    is a cycle early: the last write of the tile may be in the cycle after it.
+    An order is a LOAD, a TABLE or a MATMUL. A word of `weights` is taken each cycle, or as many cycles as it holds
+    parts: chunks of a LOAD, entries of a TABLE, parameters, or columns of a tile. Tiles and parameters are written as
+    soon as the previous ones are in use; those from the scratchpad, a row or column a cycle, LOADs and TABLEs wait
+    until they are `allowed`. `tile_turn.done` is a cycle early: the last write of the tile may be in the cycle after
+    it.
     """
 
     def __init__(self, config: Config):
@@ -45,6 +48,7 @@ class Loader(wiring.Component):
                 "tile": Out(TileWrite(config)),
                 "parameters_turn": Out(Turn()),
                 "parameters": Out(ParameterWrite(config)),
+                "table": Out(TableWrite()),
                 "stationary": Out(StationaryRead(config)),
                 "write": Out(ScratchpadWrite(config)),
             }
@@ -56,15 +60,17 @@ class Loader(wiring.Component):
         self.chunks = Gearbox(config.word_width, chunk_width(config))
         self.columns = Gearbox(config.word_width, columns_width(config))
         self.words = Gearbox(config.word_width, parameters_width(config))
+        self.entries = Gearbox(config.word_width, ENTRY_BITS)
         m.submodules.chunks, m.submodules.columns, m.submodules.words = self.chunks, self.columns, self.words
-        for box in (self.chunks, self.columns, self.words):
+        m.submodules.entries = self.entries
+        for box in (self.chunks, self.columns, self.words, self.entries):
             m.d.comb += box.beats.payload.eq(self.weights.payload)
 
         # Position of the tile being written.
         self.group, self.slice, self.digit = Signal(STEPS_WIDTH), Signal(STEPS_WIDTH), Signal(range(5))
         self.feature, self.channel = Signal(len(c.depth) + 1), Signal(len(c.columns) + 1)  # first of the tile
         self.index = Signal(range(max(config.inputs, config.outputs) + 1))  # of its rows or columns
-        self.count = Signal.like(c.dma_beats)  # chunks of a LOAD, dropped beats
+        self.count = Signal.like(c.dma_beats)  # chunks of a LOAD, entries of a TABLE, dropped beats
         self.stored = c.b_source == Stationary.MEMORY
         self.by_row = c.b_source == Stationary.ROWS
 
@@ -78,7 +84,7 @@ class Loader(wiring.Component):
                 with m.If(self.order.start):
                     with m.If(self.order.drop):
                         m.next = "DROP"
-                    with m.Elif(c.kind == Kind.LOAD):
+                    with m.Elif((c.kind == Kind.LOAD) | (c.kind == Kind.TABLE)):
                         m.next = "LOAD"
                     with m.Elif(self.stored):
                         m.next = "PARAMETERS"
@@ -122,11 +128,15 @@ class Loader(wiring.Component):
             m.next = "COLUMNS"
 
     def _load_states(self, m: Module) -> None:
-        """LOAD: memory to scratchpad, a chunk a cycle."""
+        """LOAD: memory to scratchpad, a chunk a cycle. TABLE: to the epilogue, an entry a cycle."""
+        self.is_table = self.order.command.kind == Kind.TABLE
         writing = Signal()
         with m.State("LOAD"), m.If(self.order.allowed):
-            self._connect(m, self.chunks)
-            with m.If(self.chunks.items.valid):
+            with m.If(self.is_table):
+                self._connect(m, self.entries)
+            with m.Else():
+                self._connect(m, self.chunks)
+            with m.If(self.entries.items.valid | self.chunks.items.valid):
                 m.d.comb += writing.eq(1)
                 m.d.sync += [self.count.eq(self.count + 1), self.write.address.eq(self.write.address + 1)]
                 with m.If(self.count + 1 == self.order.command.rows):
@@ -204,8 +214,11 @@ class Loader(wiring.Component):
         from_scratchpad = Mux(self.by_row, digits, column)
         m.d.comb += [
             self.write.enable.eq(self.write.valid.replicate(2)),
-            self.write.valid.eq(register(m, self.writing, name="writes")),
+            self.write.valid.eq(register(m, self.writing & ~self.is_table, name="writes")),
             self.write.data.eq(register(m, self.chunks.items.payload, name="chunk")),
+            self.table.load.eq(register(m, self.writing & self.is_table, name="enters")),
+            self.table.index.eq(register(m, self.count[: len(self.table.index)], name="entry_index")),
+            self.table.entry.eq(register(m, self.entries.items.payload, name="entry")),
             self.tile.load.eq(register(m, (columns.valid & columns.ready) | read, name="loads")),
             self.tile.by_row.eq(register(m, read & self.by_row, name="by_row")),
             self.tile.index.eq(register(m, Mux(read, read_index, self.index), name="tile_index")),

@@ -11,7 +11,7 @@ from patchloom.hw.walker import Walker
 
 
 class Stager(wiring.Component):
-    """Walks the commands, from `begun` on; `ended` until `done`. The loader executes each LOAD and MATMUL.
+    """Walks the commands, from `begun` on; `ended` until `done`. The loader executes each LOAD, TABLE and MATMUL.
 
     Between two of them the loader idles for five cycles at least. A command of an expert waits until its ROUTE is
     done; if the expert got no token it is passed over, but where weights were fetched for it the loader must `drop`
@@ -38,7 +38,7 @@ class Stager(wiring.Component):
         m = Module()
         walker, loader = Walker(m, self.config, self.read, self.lengths, self.routes), self.loader
         c = walker.command
-        loads = (c.kind == Kind.LOAD) | (c.kind == Kind.MATMUL)
+        loads = (c.kind == Kind.LOAD) | (c.kind == Kind.TABLE) | (c.kind == Kind.MATMUL)
         m.d.comb += [self.index.eq(walker.index), loader.command.eq(c)]
 
         def load() -> None:

@@ -1,9 +1,12 @@
-"""Function units: tables with linear interpolation, the integers of `compiler.machine.fixed` in ROMs.
+"""Function units: tables with linear interpolation, the integers of `compiler.machine.fixed` in ROMs, or loaded.
 
 All of them are pipelines of fixed latency that take and give a value every cycle and never stall.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Const, Module, Mux, Value, signed, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,8 +15,6 @@ from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
     EXP2_GUARD,
     EXP2_TABLE,
-    GELU_FRACTION,
-    GELU_TABLE,
     RECIPROCAL_TABLE,
     ROW_ONE,
     RSQRT_TABLE,
@@ -22,7 +23,16 @@ from patchloom.compiler.machine.fixed import (
     VARIANCE_WIDTH,
     Table,
 )
-from patchloom.hw.pipeline import delay, register, shift_round
+from patchloom.compiler.machine.tables import (
+    CODE_BITS,
+    ENTRIES,
+    ENTRY,
+    ENTRY_BITS,
+    FRACTION_BITS,
+    WITH_TABLE,
+)
+from patchloom.hw.bundles import TableWrite
+from patchloom.hw.pipeline import block_ram, delay, look_up, register, shift_round
 
 DIFFERENCE_WIDTH = 17 + SCORE_FRACTION  # score difference, aligned
 
@@ -55,14 +65,17 @@ class Interpolator(wiring.Component):
         m.d.comb += read.addr.eq(self.index)
         found = register(m, read.data, name="found")
         base, slope = found[: t.base_width], found[t.base_width :].as_signed()
-        # Cycle 3: multiply.
+        # Cycles 3 and 4.
         fraction = delay(m, self.fraction, 2, name="fraction")
-        small = len(words) <= 64
-        product = register(m, _product_of_logic(slope, fraction) if small else slope * fraction, name="product")
-        # Cycle 4: round and add.
-        total = register(m, base, name="base") + shift_round(product, t.fraction_bits)
+        total = _interpolated(m, base, slope, fraction, small=len(words) <= 64)
         m.d.comb += self.value.eq(register(m, total[: t.base_width], name="total"))
         return m
+
+
+def _interpolated(m: Module, base: Value, slope: Value, fraction: Value, *, small: bool = False) -> Value:
+    """A cycle later, before a register. Cycle 1: multiply. Cycle 2: round and add."""
+    product = register(m, _product_of_logic(slope, fraction) if small else slope * fraction, name="product")
+    return register(m, base, name="base") + shift_round(product, len(fraction))
 
 
 def _product_of_logic(value: Value, factor: Value) -> Value:
@@ -101,34 +114,45 @@ class Exp2(wiring.Component):
         return m
 
 
-class Gelu(wiring.Component):
-    """What `post` says of an epilogue word, `LATENCY` cycles later: as it is, ReLU, or `compiler.machine.fixed.gelu`.
+class Activation(wiring.Component):
+    """What `post` says of an epilogue word, `LATENCY` cycles later: `compiler.machine.tables.activate`.
 
-    `post` must not change while words that it applies to are on their way.
+    `post` and the table must not change while words that they apply to are on their way.
     """
 
-    LATENCY = Interpolator.LATENCY + 2
+    LATENCY = 6
 
+    table: In(TableWrite())
     post: In(Post)
     x: In(signed(EPILOGUE_WIDTH))
     value: Out(signed(EPILOGUE_WIDTH))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.table = table = Interpolator(GELU_TABLE)
-        index_bits = len(table.index)
+        m.submodules.store = store = block_ram(unsigned(ENTRY_BITS), ENTRIES)
+        write = store.write_port()
+        m.d.comb += [write.en.eq(self.table.load), write.addr.eq(self.table.index), write.data.eq(self.table.entry)]
+        even, negative = self.post == Post.EVEN, self.x[-1]
 
-        # Cycle 1: magnitude; the delta beyond +-8 is zero.
-        magnitude = Signal(EPILOGUE_WIDTH)
-        m.d.comb += magnitude.eq(Mux(self.x[-1], -self.x, self.x))
-        inside = register(m, (magnitude[GELU_FRACTION + 3 :] == 0) & (self.post == Post.GELU), name="inside")
-        code = register(m, magnitude[: index_bits + 10], name="code")
-        m.d.comb += [table.index.eq(code[10:]), table.fraction.eq(code[:10])]
-        # Then interpolate. Last: ReLU minus delta.
-        kept = Mux(self.x[-1] & (self.post != Post.NONE), 0, self.x)
-        relu = delay(m, register(m, kept, name="relu"), Interpolator.LATENCY, name="relu")
-        inside = delay(m, inside, Interpolator.LATENCY, name="inside")
-        activated = (relu - Mux(inside, table.value, 0))[:EPILOGUE_WIDTH]
+        # Cycle 1: the magnitude, or the distance from the table's first word; what is kept of the word.
+        folds = even & negative
+        place = (self.x ^ folds.replicate(EPILOGUE_WIDTH)) + Cat(folds, Const(0, CODE_BITS - 2), ~even)
+        place = register(m, place[:EPILOGUE_WIDTH], name="place")
+        dropped = (self.post == Post.ALONE) | (negative & (self.post != Post.NONE))
+        kept = register(m, Mux(dropped, 0, self.x), name="kept")
+        below = register(m, negative & ~even, name="below")
+        # Cycles 2 and 3: look up; beyond the table, its ends.
+        beyond = place[CODE_BITS:].any()
+        code = Mux(beyond, (~below).replicate(CODE_BITS), place[:CODE_BITS])
+        found = register(m, look_up(m, store, code[FRACTION_BITS:], name="looked_up"), name="found")
+        fraction = delay(m, code[:FRACTION_BITS], 2, name="fraction")
+        base, slope = found[: ENTRY["base"].width].as_signed(), found[ENTRY["base"].width :].as_signed()
+        # Cycles 4 and 5: interpolate.
+        has_table = reduce(or_, (self.post == post for post in WITH_TABLE))
+        total = _interpolated(m, base, slope, fraction)[: ENTRY["base"].width].as_signed()
+        taken = register(m, Mux(has_table, total, 0), name="taken")
+        # Cycle 6: what is kept less that.
+        activated = (delay(m, kept, 4, name="kept") - taken)[:EPILOGUE_WIDTH].as_signed()
         m.d.comb += self.value.eq(register(m, activated, name="activated"))
         return m
 

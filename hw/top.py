@@ -80,6 +80,7 @@ class Top(wiring.Component):
             (loader.parameters_turn, datapath.parameters_turn if config.epilogue_lanes else sequencer.parameters),
             (loader.tile, datapath.tile),
             (loader.parameters, datapath.parameters),
+            (loader.table, datapath.table),
             (loader.stationary, datapath.stationary),
             (loader.write, datapath.write),
             (sequencer.beats, datapath.beats),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from patchloom.compiler.machine.commands import Command, Kind, Prologue, Queue, Residual, RowScale, Stationary
+from patchloom.compiler.machine.commands import Command, Kind, Post, Prologue, Queue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Buffer, Layer, Port, Program, Task
@@ -103,6 +103,12 @@ def _buffer(b: Buffer) -> tuple[str, str, str]:
 # --- Commands: shape, how, where ---
 
 Words = tuple[str, str, str]
+POSTS: dict[int, str] = {
+    Post.RELU: "relu",
+    Post.EVEN: "relu - table of |x|",
+    Post.SIDED: "relu - table",
+    Post.ALONE: "- table",
+}
 
 
 def _nothing(c: Command) -> Words:
@@ -118,6 +124,10 @@ def _transfer(c: Command) -> Words:
     )
 
 
+def _entries(c: Command) -> Words:
+    return f"{c.rows} entries", f"{c.dma_beats} beats", f"{c.dma_space.name} byte {c.dma_address}"
+
+
 def _route(c: Command) -> Words:
     over = "all" if c.score_all else "the selected"
     return f"{c.rows} x {c.columns}", f"top {c.top_k}, softmax over {over}", f"a {c.a_address}"
@@ -131,7 +141,7 @@ def _matmul(c: Command) -> Words:
         ),
         *_part(c.prologue, {Prologue.NORMALISE: "normalise", Prologue.EXP: "exp"}),
         f"{bits}-bit{' packed' * c.a_packed} a x {c.b_digits}-digit b",
-        *[c.post.name.lower()] * bool(c.post),
+        *_part(c.post, POSTS),
         *_part(c.row_scale, {RowScale.SOFTMAX: "/ row sum", RowScale.GATE: "* gate score"}),
         *_part(c.residual, {Residual.ADD: "+ r", Residual.CHAIN: "+ r, then itself", Residual.CHAIN_ZERO: "+ itself"}),
         f"to {16 if c.o_wide else 8}{' packed' * c.o_packed} bits",
@@ -164,5 +174,6 @@ _WORDS: dict[Kind, Callable[[Command], Words]] = {
     Kind.LOAD: _transfer,
     Kind.STORE: _transfer,
     Kind.ROUTE: _route,
+    Kind.TABLE: _entries,
     Kind.MATMUL: _matmul,
 }

@@ -41,6 +41,7 @@ from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.compiler.machine.tables import ENTRIES, ENTRY_BITS, TABLE_BYTES
 from patchloom.host.session import Session
 from patchloom.hw import cache, dma
 from patchloom.hw.boot import command_beats
@@ -66,7 +67,7 @@ WAITS = {
     "issuer.gap": "a row of few to come back no sooner than it may",
     "issuer.port": "the scratchpad's port, which reads the residual of the row before",
     "issuer.room": "room behind the array, where rows wait for the epilogue",
-    "issuer.load": "a LOAD",
+    "issuer.load": "a LOAD or a TABLE",
     "issuer.behind": "stager and fetcher to come to a ROUTE, as they still look at the queues of the one before",
     "issuer.route": "a ROUTE",
     "issuer.store": "a STORE",
@@ -151,6 +152,7 @@ def _machine(config: Config, task: int, memory: Mapping[str, int]) -> dict[str, 
         "parameters_at_once": parameters_at_once(config),
         "words_width": parameters_width(config),
         "chunk_width": chunk_width(config),
+        "entry_width": ENTRY_BITS,
         "command_width": COMMAND_BITS,
         "command_beats": command_beats(config),
         "first_beat": task * config.command_depth * COMMAND_BYTES // config.beat_bytes,
@@ -415,6 +417,10 @@ class _Commands:
         kind = (Kind.LOAD, Kind.STORE)[self.rng.integers(2)]
         self.transfer(kind, int(self.rng.integers(self.config.scratchpad_chunks - chunks + 1)), chunks)
 
+    def table(self) -> None:
+        at, beats = self.beat(self.image, TABLE_BYTES), TABLE_BYTES // self.config.beat_bytes
+        self.commands.append(Command(kind=Kind.TABLE, rows=ENTRIES, dma_address=at, dma_beats=beats))
+
     def matmul(self, rows: int | None = None, **queue: Any) -> None:
         config = self.config
         rows = rows or self.up_to(config.max_rows)
@@ -463,7 +469,7 @@ class _Commands:
 
     def task(self, name: str) -> Task:
         longest = 3 * 2 * self.config.max_experts + 2  # of a mixture
-        makers: list[Callable[[], None]] = [self.load_or_store, self.matmul, self.matmul, self.mixture]
+        makers: list[Callable[[], None]] = [self.load_or_store, self.matmul, self.matmul, self.mixture, self.table]
         for _ in range(self.one_of(*range(1, 16))):
             if len(self.commands) + longest + 1 <= self.config.command_depth:
                 makers[self.rng.integers(len(makers))]()
@@ -476,7 +482,7 @@ class _Commands:
 def random_program(config: Config, seed: int) -> tuple[Program, Ints16]:
     """Tasks of random commands, and an input region for them."""
     rng = np.random.default_rng(seed)
-    size = 2 * config.beat_bytes * stream_beats(config, 4 * config.inputs, 4 * config.outputs, 2)
+    size = 2 * config.beat_bytes * stream_beats(config, 4 * config.inputs, 4 * config.outputs, 2) + TABLE_BYTES
     region = 2 * ELEMENT_WIDTH // 8 * config.scratchpad_chunks * config.lanes
     count = int(rng.integers(1, 4))
     table = count * config.command_depth * COMMAND_BYTES

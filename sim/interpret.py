@@ -17,7 +17,6 @@ from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import (
     Command,
     Kind,
-    Post,
     Prologue,
     Queue,
     Residual,
@@ -33,7 +32,6 @@ from patchloom.compiler.machine.fixed import (
     ROW_ONE,
     Ints,
     exp2_negative,
-    gelu,
     operand_limits,
     reciprocal,
     rsqrt,
@@ -41,6 +39,7 @@ from patchloom.compiler.machine.fixed import (
     shift_round,
 )
 from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.tables import Table, activate
 
 Bools = NDArray[np.bool_]
 Elements = NDArray[np.int16] | NDArray[np.int8]
@@ -154,14 +153,9 @@ def residual(c: Command, added: Ints, before: Ints, first: Bools | None = None) 
     return np.where(first[:, None], added if c.residual == Residual.CHAIN else 0, before)
 
 
-POST: dict[Post, Callable[[Ints], Ints]] = {
-    Post.NONE: lambda word: word,
-    Post.RELU: lambda word: np.maximum(word, 0),
-    Post.GELU: gelu,
-}
-
-
-def epilogue(c: Command, total: Ints, by: Channels, row: Factor, second: Ints | int = 0) -> tuple[Ints, Ints]:
+def epilogue(
+    c: Command, total: Ints, by: Channels, row: Factor, second: Ints | int = 0, table: Table | None = None
+) -> tuple[Ints, Ints]:  # fmt: skip
     """Results [rows, columns] of the accumulators' totals, and how often each saturated on its way: 0, 1 or 2.
 
     `second` is each result's residual, or its factor.
@@ -170,7 +164,7 @@ def epilogue(c: Command, total: Ints, by: Channels, row: Factor, second: Ints | 
     full = shift_round((total + by.bias) * by.multiplier, shift)
     word = saturate(full, EPILOGUE_WIDTH)
     factor, added = (second, 0) if c.residual == Residual.MULTIPLY else (row.mantissa[:, None], second)
-    y = shift_round(POST[c.post](word) * factor, 16 + c.post_shift) + added
+    y = shift_round(activate(c.post, word, table) * factor, 16 + c.post_shift) + added
     out = saturate(y, 16 if c.o_wide else 8)
     return out, (word != full).astype(np.int64) + (out != y)
 
@@ -216,6 +210,7 @@ class State:
     squares: Ints = field(init=False)
     maximum: Ints = field(init=False)  # per row of the last command that gathered it
     queues: Sequence[Entry] = ()
+    activation: Table | None = None  # the epilogue's
     saturations: int = 0
 
     def __post_init__(self) -> None:
@@ -283,7 +278,7 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     rows = entry.token if entry and c.queue == Queue.SCATTER else count
     total = multiply(s.config, c, a, _stationary(s, program, c))
     factor = row_factor(c, a.sum(axis=1), entry.score if entry else None)
-    y, saturated = epilogue(c, total, channels(program, c), factor, _added(s, c, rows, entry))
+    y, saturated = epilogue(c, total, channels(program, c), factor, _added(s, c, rows, entry), s.activation)
     s.saturations += int(saturated.sum())
     s.write(c.o_address, c.o_stride, rows, y, c.o_packed)
     if c.statistics:
@@ -295,6 +290,10 @@ def _matmul(s: State, program: Program, c: Command) -> None:
 
 def _route(s: State, program: Program, c: Command) -> None:
     s.queues = route(c, s.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns))
+
+
+def _table(s: State, program: Program, c: Command) -> None:
+    s.activation = program.table(c)
 
 
 def _load(s: State, program: Program, c: Command) -> None:
@@ -324,6 +323,7 @@ COMMANDS: dict[Kind, Callable[[State, Program, Command], None]] = {
     Kind.STORE: _store,
     Kind.MATMUL: _matmul,
     Kind.ROUTE: _route,
+    Kind.TABLE: _table,
 }
 
 

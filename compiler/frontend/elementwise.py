@@ -1,6 +1,5 @@
 """Sums, products and functions of elements."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchloom.compiler.activations import ACTIVATIONS, Function
+from patchloom.compiler.activations import FUNCTIONS, Function
 from patchloom.compiler.frontend.site import (
     ALL,
     Args,
@@ -28,7 +27,7 @@ from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
 from patchloom.compiler.passes.factors import plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
 
-TITLES = [row.title for row in ACTIVATIONS.values() if row.forms]
+TITLES = [row.title for row in FUNCTIONS]
 SUPPORTED = f"supported activations are {', '.join(TITLES[:-1])} and {TITLES[-1]}"
 
 
@@ -136,14 +135,12 @@ def times(site: Site, view: View, factor: Tensor) -> View:
 
 def activation(site: Site, a: Args) -> View:
     operation = operation_name(a["target"])
-    forms = ((row.name, form) for row in ACTIVATIONS.values() for form in row.forms if form.operation == operation)
-    found = [(name, form) for name, form in forms if form.fits(a)]
+    forms = ((row.name, form) for row in FUNCTIONS for form in row.forms if form.operation == operation)
+    found = [name for name, form in forms if form.fits(a)]
     if not found:
         other: View = function(SUPPORTED)(site, a)
         return other
-    name, form = found[0]
-    if form.warning:
-        warnings.warn(f"{site.origin}: {form.warning}", stacklevel=2)
+    name = found[0]
     return of_elements(plain(a["self"]), lambda x: Activate(origin=site.origin, x=x, activation=name))
 
 
@@ -198,7 +195,7 @@ ROWS: Rows = {
     **refused("rrelu glu", SUPPORTED),
     **{
         form.operation: Row(activation, data=("self", *form.arguments), reads=ALL)
-        for row in ACTIVATIONS.values()
+        for row in FUNCTIONS
         for form in row.forms
     },
 }

@@ -1,4 +1,4 @@
-"""The command set: five commands on tensors, one encoding of 512 bits, read alike by every engine.
+"""The command set: commands on tensors, one encoding of 512 bits, read alike by every engine.
 
 A tensor in the scratchpad is `address` (its first chunk) and `stride` (chunks from row to row); a row's
 elements fill consecutive chunks of `Config.lanes`, 16 bits each; a packed tensor has two elements of 8 bits in
@@ -23,6 +23,7 @@ class Kind(IntEnum):
     STORE = 3  # rows chunks from the scratchpad to memory
     MATMUL = 4  # out[r] = epilogue(prologue(a[r]) @ b)
     ROUTE = 5  # top-k of each row of logits into expert queues
+    TABLE = 6  # rows entries from memory to the epilogue's table
 
 
 class Space(IntEnum):
@@ -70,9 +71,13 @@ class Residual(IntEnum):
 
 
 class Post(IntEnum):
+    """What becomes of a requantised sum; see `tables.activate`."""
+
     NONE = 0
     RELU = 1
-    GELU = 2
+    EVEN = 2  # ReLU less the table's value of the magnitude
+    SIDED = 3  # ReLU less the table's value
+    ALONE = 4  # zero less the table's value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,9 @@ class Command:
     """
 
     kind: Annotated[Kind, Bits(4)]
-    rows: Annotated[int, Bits(16)] = 0  # tokens (the queue's length when queue is set); chunks for LOAD and STORE
+    rows: Annotated[int, Bits(16)] = (
+        0  # tokens (the queue's length when queue is set); chunks for LOAD and STORE, entries for TABLE
+    )
     depth: Annotated[int, Bits(16)] = 0  # features of a that are multiplied
     columns: Annotated[int, Bits(16)] = 0  # output features; experts for ROUTE
     a_address: Annotated[int, Bits(24)] = 0
@@ -110,7 +117,7 @@ class Command:
     a_statistics: Annotated[int, Bits(13)] = 0  # first row of a's statistics
     multiplier: Annotated[int, Bits(16)] = 0  # requantise of all channels, when b is not from memory
     shift: Annotated[int, Bits(SHIFT_WIDTH)] = 0
-    post: Annotated[Post, Bits(2)] = Post.NONE
+    post: Annotated[Post, Bits(3)] = Post.NONE
     row_scale: Annotated[RowScale, Bits(2)] = RowScale.NONE
     post_shift: Annotated[int, Bits(5)] = 0  # right shift to the output's scale
     residual: Annotated[Residual, Bits(3)] = Residual.NONE

@@ -1,8 +1,8 @@
 """Fixed-point arithmetic and function tables: the integer meaning that every engine repeats bit for bit.
 
 The only operation that loses bits is to multiply, add half, shift right arithmetically and saturate
-(ap_fixed's AP_RND, AP_SAT). exp2, GELU, reciprocal and reciprocal square root are tables with linear
-interpolation; the integers of the tables are made here, once, and handed to every engine.
+(ap_fixed's AP_RND, AP_SAT). exp2, reciprocal and reciprocal square root are tables with linear interpolation;
+the integers of the tables are made here, once, and handed to every engine. Activations' are data: see `tables`.
 """
 
 import math
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-EPILOGUE_WIDTH = 24  # bits of a requantised sum on its way through GELU, row scale and residual
-GELU_FRACTION = 16  # fractional bits of that word while it passes GELU
+EPILOGUE_WIDTH = 24  # bits of a requantised sum on its way through activation, row scale and residual
 ROW_ONE = 1 << 16  # a row factor of 1.0: softmax reciprocals and gate scores are Q1.16
 EXP_ONE = 127 << 8  # exp of 0 as a 16-bit operand; its upper byte is exp of 0 as an 8-bit operand
 SCORE_FRACTION = 12  # fractional bits of a score difference, in units of log2, when it is looked up
@@ -105,25 +104,12 @@ def _table(name: str, knots: list[float], fraction_bits: int) -> Table:
     )
 
 
-def _gelu_delta(x: float) -> float:
-    return x * 0.5 * math.erfc(x / math.sqrt(2))  # relu(x) - gelu(x), even in x
-
-
-GELU_TABLE = _table("gelu", [_gelu_delta(i / 64) * (1 << GELU_FRACTION) for i in range(513)], 10)
 EXP2_GUARD = 4
 EXP2_TABLE = _table("exp2", [EXP_ONE * 2 ** (EXP2_GUARD - i / 64) for i in range(65)], 6)
 RECIPROCAL_TABLE = _table("reciprocal", [ROW_ONE / (1 + i / 128) for i in range(129)], 10)
 # indexed by the mantissa's first 8 bits, 64 to 255, for a mantissa of [1, 4); lower entries are never read
 RSQRT_TABLE = _table("rsqrt", [ROW_ONE / math.sqrt(max(i, 64) / 64) for i in range(257)], 10)
-TABLES = (GELU_TABLE, EXP2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLE)
-
-
-def gelu(x: Ints) -> Ints:
-    """GELU on `EPILOGUE_WIDTH`-bit words with `GELU_FRACTION` fractional bits: ReLU minus a table of |x|."""
-    magnitude = np.abs(x)
-    inside = magnitude < 8 << GELU_FRACTION
-    code = np.where(inside, magnitude, 0)
-    return np.maximum(x, 0) - np.where(inside, GELU_TABLE(code >> 10, code & 1023), 0)
+TABLES = (EXP2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLE)
 
 
 def exp2_negative(difference: Ints, width: int) -> Ints:

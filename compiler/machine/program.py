@@ -13,6 +13,7 @@ from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.layout import Weights, unpack
 from patchloom.compiler.machine.preprocessing import Preprocessing
+from patchloom.compiler.machine.tables import ENTRY_BITS, Table
 
 
 class ProgramError(Error, ValueError):
@@ -172,6 +173,10 @@ class Program:
             raw = self.image[command.dma_address : end]
             self._stationary[key] = unpack(self.config, raw, command.depth, command.columns, command.b_digits)
         return self._stationary[key]
+
+    def table(self, command: Command) -> Table:
+        """What a TABLE loads."""
+        return Table("", self.image[command.dma_address :][: command.rows * ENTRY_BITS // 8])
 
 
 def command_table(config: Config, tasks: list[tuple[Command, ...]]) -> bytes:

@@ -21,6 +21,7 @@ from patchloom.compiler.machine.commands import (
     FIELDS,
     Command,
     Kind,
+    Post,
     Prologue,
     Queue,
     Residual,
@@ -40,6 +41,7 @@ from patchloom.compiler.machine.fixed import (
 )
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.machine.program import NAME_RULE, Layer, Port, Program, ProgramError, Task, is_name
+from patchloom.compiler.machine.tables import ENTRIES, ENTRY, LAST, TABLE_BYTES, WITH_TABLE, Table
 
 Bools = NDArray[np.bool_]
 Marks = TypeVar("Marks", bound=NDArray[Any])
@@ -191,6 +193,7 @@ class _Walk:
     maxima: Command | None = None  # whose output's rows have known maxima
     experts: int = 0
     tokens: int = 0
+    table: Table | None = None  # the epilogue's
     queued: NDArray[np.int16] = field(init=False)  # half chunks: 1 + the expert whose tokens are gathered there
     # Experts since the ROUTE, by what they did.
     scattered: Counter[tuple[object, ...]] = field(default_factory=Counter)
@@ -289,6 +292,29 @@ def _route(w: _Walk, c: Command) -> Rules:
     w.queued[:] = 0
 
 
+def _table(w: _Walk, c: Command) -> Rules:
+    config, end = w.config, c.dma_address + TABLE_BYTES
+    yield c.rows == ENTRIES, f"must have {ENTRIES} entries, not {c.rows}"
+    yield c.dma_space == Space.PROGRAM, f"must address PROGRAM, not {c.dma_space.name}"
+    yield c.dma_address % config.beat_bytes == 0, f"byte {c.dma_address} is not at a bus beat"
+    yield c.dma_beats * config.beat_bytes == TABLE_BYTES, f"{c.dma_beats} beats are not {TABLE_BYTES} bytes"
+    yield end <= len(w.program.image), f"ends at byte {end} of an image of {len(w.program.image)}"
+    w.table = w.program.table(c)
+    following = w.table.entries["base"] + w.table.entries["slope"]
+    fits = ENTRY["base"].low <= int(following.min()) <= int(following.max()) <= ENTRY["base"].high
+    yield fits, f"has an entry that leads beyond the {ENTRY['base'].width} bits of a value"
+
+
+def _activation(w: _Walk, c: Command) -> Rules:
+    """A result has no more bits than the word: what the largest words find in the table makes them no larger."""
+    if c.post not in WITH_TABLE:
+        return
+    yield w.table is not None, "uses a table that nothing has loaded"
+    assert w.table is not None
+    held = int(w.table(np.array([LAST]))[0])
+    yield c.post == Post.ALONE or held >= 0, f"adds {-held}, its table's last value, to the largest words"
+
+
 def _matmul(w: _Walk, c: Command) -> Rules:
     config = w.config
     for name, most in (("rows", config.max_rows), ("depth", FIELDS["depth"].high), ("columns", FIELDS["columns"].high)):
@@ -300,6 +326,7 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     yield from w.readable(w.place(c, "a", c.rows, c.depth), c.expert if c.queue == Queue.SCATTER else None)
     yield from _output(w, c)
     yield from _accumulator(w, c)
+    yield from _activation(w, c)
 
 
 def _queue(w: _Walk, c: Command) -> Rules:
@@ -460,4 +487,5 @@ _RULES: dict[Kind, Callable[[_Walk, Command], Rules]] = {
     Kind.STORE: _transfer,
     Kind.MATMUL: _matmul,
     Kind.ROUTE: _route,
+    Kind.TABLE: _table,
 }

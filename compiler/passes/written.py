@@ -3,14 +3,11 @@
 First, while the operations that they consist of stand as users wrote them.
 """
 
-import warnings
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchloom.compiler.activations import ACTIVATIONS, Activation
+from patchloom.compiler.activations import FUNCTIONS
 from patchloom.compiler.node import Floats, Node, View, float32, whole
 from patchloom.compiler.nodes import Input, Matmul
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise
@@ -56,21 +53,12 @@ def _as_activation(top: Node, source: Node, x: View) -> View | None:
     if not np.isfinite(actual).all():
         return None
     operand = probes[:, x.index.reshape(-1)]
-    for row, expected, warning in _functions(operand):
+    for row in FUNCTIONS:
+        expected = row(operand)
         factor = float((actual * expected).sum() / np.square(expected).sum())
         if factor and (np.abs(actual - factor * expected) <= TOLERANCE * abs(factor) * (1 + np.abs(expected))).all():
-            if warning:
-                warnings.warn(f"{top.origin}: {warning}", stacklevel=2)
             return plain(_activated(top, source, x, row.name).scaled(float(f"{factor:.8g}")))
     return None
-
-
-def _functions(x: Probes) -> Iterator[tuple[Activation, Probes, str]]:
-    """What the machine has: rows of the table, what they are of x, what is said of them."""
-    for row in ACTIVATIONS.values():
-        if row.forms:
-            yield row, row(x), ""
-        yield from ((row, form.of(x), form.warning) for form in row.forms if form.approximation)
 
 
 def _activated(top: Node, source: Node, x: View, activation: str) -> View:

@@ -12,6 +12,7 @@ from patchloom.compiler.machine.bounds import least_root_exponent
 from patchloom.compiler.machine.commands import FIELDS, Post
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, MEAN_GUARD, ROW_ONE, Ints, multiplier_of, operand_limits
+from patchloom.compiler.machine.tables import Table
 from patchloom.compiler.node import Floats
 from patchloom.compiler.quantise.formats import Demand, Format
 
@@ -49,13 +50,14 @@ class Epilogue:
     word: float
     post: Post = Post.NONE
     post_shift: int = 0
+    table: Table | None = None
 
     @classmethod
     def of(cls, activation: str, out: Format) -> Self:
         """A table wants a word of its own scale; a 16-bit result is clipped at a limit by the word's saturation."""
         row = ACTIVATIONS[activation]
         if row.fraction is not None:
-            return cls(2.0**-row.fraction, row.post, row.fraction - out.fraction)
+            return cls(2.0**-row.fraction, row.post, row.fraction - out.fraction, row.table)
         if row.limit is not None and out.width == ELEMENT_WIDTH:
             word = row.limit * 2.0 ** (1 - EPILOGUE_WIDTH)
             return cls(word, row.post, round(math.log2(out.scale / word)))
@@ -89,12 +91,13 @@ class Linear:
     shift: Ints = field(repr=False)
     post: Post = Post.NONE
     post_shift: int = 0
+    table: Table | None = None
 
     def columns(self, which: Ints) -> "Linear":
         """The product that gives some of the channels."""
         return Linear(
             self.operand, self.matrix[:, which], self.bits, self.bias[which], self.multiplier[which],
-            self.shift[which], self.post, self.post_shift,
+            self.shift[which], self.post, self.post_shift, self.table,
         )  # fmt: skip
 
 
@@ -147,7 +150,7 @@ def quantise_linear(operand: Operand, weight: Floats, bias: Floats, bits: int, e
     integers = np.rint(bias.astype(np.float64) / (scale * x.scale)).astype(np.int64)
     return Linear(
         operand, np.ascontiguousarray(matrix.T), bits, integers, factors[:, 0], factors[:, 1],
-        epilogue.post, epilogue.post_shift,
+        epilogue.post, epilogue.post_shift, epilogue.table,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from patchloom.compiler.machine.commands import Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
+from patchloom.compiler.machine.tables import ENTRIES, TABLE_BYTES, Table
 from patchloom.compiler.node import Node
 from patchloom.compiler.quantise import Quantised
 from patchloom.compiler.quantise.linear import Linear
@@ -35,6 +36,7 @@ class Draft:
     weights: tuple[Linear, Ints, Ints] | None = None  # with the positions of its features and channels
     data: tuple[str, bytes] | None = None  # a name and what it loads; its address in memory is one in these
     node: Node | None = None  # whose result it helps to make
+    table: Table | None = None  # that it loads
 
     def command(self, image: Image) -> Command:
         addresses: dict[str, Any] = {name: span.address + offset for name, (span, offset) in self.places.items()}
@@ -42,6 +44,8 @@ class Draft:
             addresses["dma_address"] = image.linear(self.note, *self.weights)
         if self.data is not None:
             addresses["dma_address"] = image.add(*self.data) + self.fields["dma_address"]
+        if self.table is not None:
+            addresses["dma_address"] = image.add(self.note, self.table.data)
         return Command(kind=self.kind, **self.fields | addresses)
 
 
@@ -117,6 +121,7 @@ class Drafting:
     unread: Counter[Node] = field(default_factory=Counter)  # reads of a node that are still to come
     parts: list[Part] = field(default_factory=list)
     node: Node | None = None  # that is being drafted
+    table: Table | None = None  # the epilogue's
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes())
@@ -141,6 +146,13 @@ class Drafting:
         for span, _ in (places or {}).values():
             span.use(len(self.drafts))
         self.drafts.append(Draft(kind, note, fields, places or {}, weights, data, self.node))
+
+    def load_table(self, table: Table | None) -> None:
+        """Before a command that uses it."""
+        if table is not None and table != self.table:
+            self.table, beats = table, TABLE_BYTES // self.config.beat_bytes
+            fields = {"rows": ENTRIES, "dma_beats": beats}
+            self.drafts.append(Draft(Kind.TABLE, f"table of {table.name}", fields, {}, table=table))
 
     @contextmanager
     def drafting(self, node: Node) -> Iterator[None]:

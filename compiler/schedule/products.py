@@ -46,6 +46,7 @@ def product(
     if out.statistics is not None:
         places["o_statistics"] = out.statistics, o_first
         fields |= {"statistics": 1}
+    d.load_table(linear.table)
     depth, columns, count = extent(a.positions), extent(out.positions), bounds.digits(d.config, linear.bits)
     d.draft(
         Kind.MATMUL, note, places, weights=(linear, a.positions, out.positions),

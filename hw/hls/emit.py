@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchloom.compiler.machine import fixed
+from patchloom.compiler.machine import fixed, tables
 from patchloom.compiler.machine.commands import (
     COMMAND_BITS,
     FIELDS,
@@ -150,6 +150,13 @@ def constants(config: Config) -> dict[str, int]:
             "SQUARES_WIDTH": SQUARES_WIDTH,
             "MEAN_WIDTH": MEAN_WIDTH,
             "DIFFERENCE_WIDTH": DIFFERENCE_WIDTH,
+            "TABLE_ENTRIES": tables.ENTRIES,
+            "TABLE_ENTRY_BITS": tables.ENTRY_BITS,
+            "TABLE_FRACTION_BITS": tables.FRACTION_BITS,
+            "TABLE_MIDDLE": tables.MIDDLE,
+            "TABLE_LAST": tables.LAST,
+            "TABLE_BASE_WIDTH": tables.ENTRY["base"].width,
+            "TABLE_SLOPE_WIDTH": tables.ENTRY["slope"].width,
         }
     )
 

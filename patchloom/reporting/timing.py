@@ -74,6 +74,6 @@ def _of_issuer(waits: Mapping[str, int]) -> dict[str, int]:
 
 
 def _beats(command: Command) -> int:
-    moves = command.kind in (Kind.LOAD, Kind.STORE)
+    moves = command.kind in (Kind.LOAD, Kind.TABLE, Kind.STORE)
     streams = command.kind == Kind.MATMUL and command.b_source == Stationary.MEMORY
     return command.dma_beats if moves or streams else 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from patchloom.boards import regmap
-from patchloom.compiler.machine.registers import REGISTERS, ErrorCode
+from patchloom.compiler.machine.registers import REGISTERS, VERSION, ErrorCode
 from patchloom.hw import axi
 from patchloom.sim.device import SimulatedDevice
 from patchloom.sim.interpret import execute
@@ -169,8 +169,8 @@ def test_the_example(bench, model, program):
 
 
 @pytest.mark.parametrize(("register", "value", "result"), [
-    ("magic", 0, NO_MACHINE), ("version", 3 << 16, OTHER_VERSION), ("version", 1 << 16 | 9, OTHER_VERSION),
-    ("fingerprint", 1, OTHER_CONFIG), ("digest_3", 1, OTHER_BUILD),
+    ("magic", 0, NO_MACHINE), ("version", VERSION + (1 << 16), OTHER_VERSION),
+    ("version", VERSION - (1 << 16) + 9, OTHER_VERSION), ("fingerprint", 1, OTHER_CONFIG), ("digest_3", 1, OTHER_BUILD),
 ])  # fmt: skip
 def test_other_machines(bench, register, value, result):
     bench.broken[register] = value

@@ -124,6 +124,8 @@ class Bench:
             self.dut.beats_command.value = command_bits(command)
             if command.kind == Kind.LOAD:
                 await self.load(command)
+            elif command.kind == Kind.TABLE:
+                await self.table(command)
             elif command.kind == Kind.STORE:
                 await self.store(command)
             elif command.kind == Kind.MATMUL:
@@ -143,6 +145,12 @@ class Bench:
             dut.write_valid.value = dut.write_enable.value = 0
             await cycles(dut, RNG.choice([0, 0, 1]))
         await cycles(dut, Scratchpad.WRITE_LATENCY)
+
+    async def table(self, c: Command) -> None:
+        for index, entry in enumerate(np.frombuffer(self.program.table(c).data, "<u4").tolist()):
+            self.dut.table_load.value, self.dut.table_index.value, self.dut.table_entry.value = 1, index, entry
+            await cycles(self.dut, 1)
+        self.dut.table_load.value = 0
 
     async def store(self, c: Command) -> None:
         dut, late = self.dut, Scratchpad.READ_LATENCY

@@ -8,6 +8,7 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from patchloom.compiler.machine.commands import Command, Kind, Stationary
+from patchloom.compiler.machine.tables import ENTRIES
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.sim.bench import Source, case, cycles, save, stalls, start, until
 from tests.hw.pipelines import command_bits, config_of, parted
@@ -30,6 +31,7 @@ class Bench:
         self.tiles: list[np.ndarray] = []
         self.words: list[np.ndarray] = []
         self.tile_pending = False
+        self.table: list[int] = []  # entries, as they come
         self.busy_tile = self.busy_parameters = 0  # cycles until they are free again
         self.allowed = False
         self.asked = deque([0] * Scratchpad.READ_LATENCY)
@@ -44,15 +46,14 @@ class Bench:
         self.allowed = self.rng.random() < 0.3
         await cycles(dut, 1)
         dut.order_start.value = 0
-        waits = command.kind == Kind.LOAD or command.b_source != Stationary.MEMORY
+        waits = command.kind != Kind.MATMUL or command.b_source != Stationary.MEMORY
         for moment in range(20_000):
             self.allowed = self.allowed or moment > 50
             await cycles(dut, 1)
             if not dut.order_busy.value:
                 break
-            assert self.allowed or not waits or not (dut.tile_load.value or dut.write_valid.value), (
-                "the datapath is not there"
-            )
+            writes = dut.tile_load.value or dut.write_valid.value or dut.table_load.value
+            assert self.allowed or not waits or not writes, "the datapath is not there"
         else:
             raise AssertionError(f"{command.kind.name} not done within 20000 cycles")
         await until(dut, lambda: not self.weights.queue, 20, "the whole stream is taken")
@@ -72,6 +73,9 @@ class Bench:
             self.busy_tile, self.busy_parameters = max(self.busy_tile - 1, 0), max(self.busy_parameters - 1, 0)
             self._take_tile()
             self._take_parameters()
+            if dut.table_load.value:
+                assert int(dut.table_index.value) == len(self.table) % ENTRIES
+                self.table.append(int(dut.table_entry.value))
             assert int(dut.write_enable.value) == 3 * int(dut.write_valid.value)
             if dut.write_valid.value:
                 chunk = parted(int(dut.write_data.value), 16, CONFIG.lanes)
@@ -120,4 +124,4 @@ async def commands(dut):
         at += length
         await cycles(dut, bench.rng.choice([0, 5]))
     await cycles(dut, 5)
-    save(order=bench.order, tiles=bench.tiles, words=bench.words, scratchpad=bench.scratchpad)
+    save(order=bench.order, tiles=bench.tiles, words=bench.words, scratchpad=bench.scratchpad, table=bench.table)

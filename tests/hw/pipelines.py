@@ -1,6 +1,6 @@
 """How tests reach units of fixed latency: values in, values out, one set a cycle, nothing stalls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from operator import attrgetter
 from pathlib import Path
@@ -94,16 +94,16 @@ class Abreast(wiring.Component):
             {
                 f"{name}_{port}": flows[member.flow.name](copies * SLOT)
                 for name, unit in self.units.items()
-                for port, member in unit[0].signature.members.items()
+                for port, member, _ in _ports(unit[0])
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         for name, units in self.units.items():
-            for port, member in units[0].signature.members.items():
+            for each in zip(*map(_ports, units), strict=True):
+                (port, member, _), values = each[0], [value for _, _, value in each]
                 wide = getattr(self, f"{name}_{port}")
-                values = [Value.cast(getattr(unit, port)) for unit in units]
                 if member.flow == In:
                     m.d.comb += [value.eq(wide.word_select(i, SLOT)) for i, value in enumerate(values)]
                 else:
@@ -112,6 +112,12 @@ class Abreast(wiring.Component):
             for i, unit in enumerate(units):
                 m.submodules[f"{name}_{i}"] = unit
         return m
+
+
+def _ports(unit: wiring.Component) -> Iterator[tuple[str, wiring.Member, Value]]:
+    """Those of its bundles too, `bundle_member`."""
+    for path, member, value in unit.signature.flatten(unit):
+        yield "_".join(map(str, path)), member, Value.cast(value)
 
 
 def _widened(value: Value) -> Value:

@@ -11,6 +11,7 @@ from patchloom.compiler.machine.commands import Command, Kind, Post, Queue, Resi
 from patchloom.compiler.machine.config import BIAS_WIDTH, ELEMENT_WIDTH, PARAMETER, PARAMETER_BITS, Config
 from patchloom.compiler.machine.encoding import parted as parted_fields
 from patchloom.compiler.machine.fixed import ROW_ONE, SHIFT_WIDTH, Ints
+from patchloom.compiler.machine.tables import ENTRIES, Table
 from patchloom.hw.bundles import MULTIPLIER_WIDTH, parameters_at_once, queue_entry
 from patchloom.hw.command import beat_layout, pass_layout
 from patchloom.hw.epilogue import Epilogue, Parameters
@@ -30,6 +31,8 @@ PASSES = {
         inputs=8, outputs=12, lanes=4, max_rows=16, scratchpad_chunks=512, statistics_rows=64, epilogue_lanes=4
     ),
 }
+
+TABLE = Table.through("walk", abs(np.random.default_rng(5).integers(-1000, 1001, ENTRIES + 1).cumsum()))
 
 
 @dataclass
@@ -84,7 +87,9 @@ def rtl(cases: Sequence[Case]) -> list[Result]:
     """(address, enable, half chunks, elements, gathered (begin, row)) of every beat; the rows' maxima; saturations."""
     settle, config = Epilogue.settle(cases[0].config), cases[0].config
     runs = [(inputs(case), len(case.row) * config.passes + settle + case.rows + 1) for case in cases]
-    seen = drive_each(Epilogue(config), runs, WRITES + OTHERS)
+    entries = np.frombuffer(TABLE.data, "<u4").tolist()
+    load = {"table.load": [1] * ENTRIES, "table.index": list(range(ENTRIES)), "table.entry": entries}
+    _, *seen = drive_each(Epilogue(config), [(load, ENTRIES + 1), *runs], WRITES + OTHERS)
     return [result(case, outputs) for case, outputs in zip(cases, seen, strict=True)]
 
 
@@ -192,7 +197,7 @@ def values(case: Case) -> tuple[Ints, Ints]:
     if c.b_source != Stationary.MEMORY:
         by = Channels(np.int64(0), np.int64(c.multiplier), np.int64(c.shift))
     added = residual(c, case.residual, case.residual, first)
-    return epilogue(c, case.totals, by, row_factor(c, case.row_total, case.score), added)
+    return epilogue(c, case.totals, by, row_factor(c, case.row_total, case.score), added, TABLE)
 
 
 def command(**fields: int) -> Command:

@@ -14,6 +14,7 @@ from patchloom.compiler.machine.commands import Command, Kind, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints, operand_limits, split_digits
 from patchloom.compiler.machine.layout import Weights, pack, parameter_words
+from patchloom.compiler.machine.tables import ENTRIES
 from patchloom.hw.gearbox import Gearbox
 from patchloom.hw.loader import Loader
 from patchloom.sim.bench import receive, run, send, stalls
@@ -118,6 +119,8 @@ class Case:
             chunks = rng.integers(-(1 << 15), 1 << 15, (rows, c.lanes)).astype(np.int16)
             at = int(rng.integers(c.scratchpad_chunks - rows))
             self.steps.append((Command(kind=Kind.LOAD, rows=rows, a_address=at), chunks))
+        for _ in range(2):
+            self.steps.append((Command(kind=Kind.TABLE, rows=ENTRIES), rng.integers(0, 1 << 32, ENTRIES, np.uint32)))
         self.steps = [self.steps[i] for i in rng.permutation(len(self.steps))]
 
     def _stored(self, rng: np.random.Generator, depth: int, columns: int, digits: int) -> tuple[Command, Weights]:
@@ -137,11 +140,11 @@ class Case:
         return b"" if data is None else data.tobytes()
 
 
-Result = tuple[list[int], list[list[int]], list[list[int]], list[list[int]]]
+Result = tuple[list[int], list[list[int]], list[list[int]], list[list[int]], list[int]]
 
 
 def rtl(case: Case) -> Result:
-    """(0 for parameters, 1 for a tile) as they were done; tiles; parameter words; the scratchpad."""
+    """(0 for parameters, 1 for a tile) as they were done; tiles; parameter words; the scratchpad; the table."""
     streams = [case.stream(step) for step in case.steps]
     given = {
         "seed": case.seed,
@@ -154,7 +157,8 @@ def rtl(case: Case) -> Result:
     got = simulate(Loader(case.config), bench, case=given | as_case(case.config))
     masks = [mask for command, _ in case.steps for mask in masks_of(case.config, command)]
     seen = [np.where(mask, tile, 0) for mask, tile in zip(masks, got["tiles"], strict=True)]
-    return got["order"].tolist(), [t.tolist() for t in seen], got["words"].tolist(), got["scratchpad"].tolist()
+    words, scratchpad, table = (got[name].tolist() for name in ("words", "scratchpad", "table"))
+    return got["order"].tolist(), [t.tolist() for t in seen], words, scratchpad, table
 
 
 def tiles(config: Config, command: Command) -> Iterator[tuple[int, int, int]]:
@@ -167,7 +171,7 @@ def tiles(config: Config, command: Command) -> Iterator[tuple[int, int, int]]:
 
 def masks_of(config: Config, command: Command) -> list[Ints]:
     """Which digits of each tile count: beyond a tensor in the scratchpad they may be anything."""
-    if command.kind == Kind.LOAD:
+    if command.kind != Kind.MATMUL:
         return []
     everywhere = command.b_source == Stationary.MEMORY
     return [
@@ -179,10 +183,13 @@ def masks_of(config: Config, command: Command) -> list[Ints]:
 
 def reference(case: Case) -> Result:
     config = case.config
-    order, seen, words, memory = [], [], [], case.scratchpad.copy()
+    order, seen, words, memory, table = [], [], [], case.scratchpad.copy(), []
     for command, data in case.steps:
         if command.kind == Kind.LOAD:
             memory[command.a_address :][: command.rows] = data
+            continue
+        if command.kind == Kind.TABLE:
+            table += data.tolist()
             continue
         matrix = data.matrix if isinstance(data, Weights) else from_scratchpad(config, command, memory)
         padded = np.zeros((matrix.shape[0] + config.inputs, matrix.shape[1] + config.outputs), np.int64)
@@ -197,7 +204,7 @@ def reference(case: Case) -> Result:
             seen.append(tile.T)
     masks = [mask for command, _ in case.steps for mask in masks_of(config, command)]
     tiles_seen = [np.where(mask, tile, 0).tolist() for mask, tile in zip(masks, seen, strict=True)]
-    return order, tiles_seen, words, memory.tolist()
+    return order, tiles_seen, words, memory.tolist(), table
 
 
 def from_scratchpad(config: Config, c: Command, memory: Ints) -> Ints:

@@ -6,7 +6,6 @@ import pytest
 from patchloom.compiler.machine.commands import Post
 from patchloom.compiler.machine.fixed import (
     EPILOGUE_WIDTH,
-    GELU_FRACTION,
     SCORE_FRACTION,
     SUM_WIDTH,
     TABLES,
@@ -14,14 +13,15 @@ from patchloom.compiler.machine.fixed import (
     Ints,
     Table,
     exp2_negative,
-    gelu,
     reciprocal,
     rsqrt,
 )
-from patchloom.hw.tables import DIFFERENCE_WIDTH, Exp2, Gelu, Interpolator, Reciprocal, Rsqrt
+from patchloom.compiler.machine.tables import ENTRIES, ENTRY, FRACTION_BITS, LAST, WITH_TABLE, activate
+from patchloom.compiler.machine.tables import Table as Loaded
+from patchloom.hw.tables import DIFFERENCE_WIDTH, Activation, Exp2, Interpolator, Reciprocal, Rsqrt
 from tests.hw.pipelines import Abreast, drive, sweep
 
-UNITS = Abreast({"exp2": Exp2, "gelu": Gelu, "reciprocal": Reciprocal, "rsqrt": Rsqrt}, copies=8)
+UNITS = Abreast({"exp2": Exp2, "activation": Activation, "reciprocal": Reciprocal, "rsqrt": Rsqrt}, copies=8)
 RNG = np.random.default_rng(1)
 
 STEEP = Table("steep", (0, 511, 0, 300, 299), (511, -511, 300, -1, 212), 5, 9, 10)
@@ -56,32 +56,47 @@ def test_exp2(width):
 
 
 def words(count: int) -> Ints:
-    """Epilogue words: knots of the GELU table and the ends of the range with their neighbours, and random ones."""
+    """Epilogue words: at each entry and around it, at the ends of the range, and random ones."""
     half = 1 << (EPILOGUE_WIDTH - 1)
-    knots = np.arange(-(9 << GELU_FRACTION), (9 << GELU_FRACTION) + 1, 1 << (GELU_FRACTION - 6))
-    near = (knots[:, None] + np.arange(-2, 3)).reshape(-1)
+    entries = np.arange(-ENTRIES - 3, ENTRIES + 4) << FRACTION_BITS
+    near = (entries[:, None] + np.arange(-2, 3)).reshape(-1)
     ends = [-half, -half + 1, half - 1, half - 2]
-    return np.concatenate([near, ends, RNG.integers(-half, half, count), RNG.integers(-(1 << 19), 1 << 19, count)])
+    return np.concatenate([near, ends, RNG.integers(-half, half, count), RNG.integers(-LAST, LAST, count)])
 
 
-def post(x: Ints, kind: Post) -> Ints:
-    return {Post.NONE: x, Post.RELU: np.maximum(x, 0), Post.GELU: gelu(x)}[kind]
+def steep() -> Loaded:
+    """The ends of what an entry can hold, and much in between; at last no less than nothing."""
+    (_, base), (_, slope) = ENTRY.items()
+    steps = [0, *[slope.low] * 31, *[slope.high] * 63, *RNG.integers(slope.low, slope.high + 1, ENTRIES - 95)]
+    knots = np.cumsum(steps)
+    knots = np.clip(knots, base.low, base.high)
+    return Loaded.through("steep", [*knots, max(knots[-1], 0)])
 
 
-@pytest.mark.parametrize("kind", [Post.NONE, Post.RELU], ids=["none", "relu"])
-def test_post(kind):
-    codes = words(5000)
-    got = sweep(UNITS, "gelu", Gelu.LATENCY, {"x": codes, "post": np.full(len(codes), kind)}, {"value": Gelu.LATENCY})
-    np.testing.assert_array_equal(got["value"], post(codes, kind))
+def activation_rtl(post: Post, table: Loaded, codes: Ints) -> Ints:
+    """Every copy is loaded first. What is asked of words stands until they have left."""
+    count, codes = len(codes), np.append(codes, np.zeros(UNITS.copies * Activation.LATENCY, np.int64))
+    entries = np.arange(ENTRIES).repeat(UNITS.copies)
+    raw, idle = np.frombuffer(table.data, "<u4").astype(np.int64)[entries], np.zeros(len(codes), np.int64)
+    inputs = {
+        "table_load": np.append(np.ones_like(entries), idle), "table_index": np.append(entries, idle),
+        "table_entry": np.append(raw, idle), "x": np.append(0 * entries, codes),
+        "post": np.full(len(entries) + len(codes), post),
+    }  # fmt: skip
+    late = Activation.LATENCY
+    return sweep(UNITS, "activation", late, inputs, {"value": late})["value"][len(entries) :][:count]
 
 
-def test_gelu():
-    """Every code that the table is used for, and samples of those beyond, where GELU is ReLU."""
-    reach = (8 << GELU_FRACTION) + 64
-    codes = np.concatenate([np.arange(-reach, reach), words(20000)])
-    inputs = {"x": codes, "post": np.full(len(codes), Post.GELU)}
-    got = sweep(UNITS, "gelu", Gelu.LATENCY, inputs, {"value": Gelu.LATENCY})
-    np.testing.assert_array_equal(got["value"], post(codes, Post.GELU))
+@pytest.mark.parametrize("post", Post, ids=lambda post: post.name)
+def test_activation(post):
+    codes, table = words(20000), steep()
+    np.testing.assert_array_equal(activation_rtl(post, table, codes), activate(post, codes, table))
+
+
+@pytest.mark.parametrize("post", WITH_TABLE, ids=lambda post: post.name)
+def test_activation_of_every_code(post):
+    codes, table = np.arange(-LAST - 64, LAST + 65), steep()
+    np.testing.assert_array_equal(activation_rtl(post, table, codes), activate(post, codes, table))
 
 
 def positive(width: int) -> Ints:

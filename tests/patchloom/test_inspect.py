@@ -23,5 +23,14 @@ def test_every_kind_of_part_has_words():
     text = describe(program)
     for note in program.tasks[0].notes:
         assert note in text
-    for words in ("normalise", "exp", "/ row sum", "* gate score", "+ r, then itself", "gelu", "maxima", "statistics"):
+    for words in (
+        "normalise",
+        "exp",
+        "/ row sum",
+        "* gate score",
+        "+ r, then itself",
+        "table of |x|",
+        "maxima",
+        "statistics",
+    ):
         assert words in text

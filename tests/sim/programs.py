@@ -19,7 +19,6 @@ from patchloom.compiler.machine.commands import (
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.fixed import (
     EXP_ONE,
-    GELU_FRACTION,
     SCORE_FRACTION,
     SUM_WIDTH,
     Ints,
@@ -28,6 +27,7 @@ from patchloom.compiler.machine.fixed import (
 )
 from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.compiler.machine.program import Program, Task, command_table
+from patchloom.compiler.machine.tables import CODE_BITS, ENTRIES, ENTRY, LAST, TABLE_BYTES, WITH_TABLE, Table
 from patchloom.compiler.machine.verify import verify
 from patchloom.compiler.quantise.linear import normalise_constants
 from patchloom.compiler.schedule.image import Image
@@ -67,6 +67,7 @@ class Maker:
     free: int = 0  # chunk
     free_statistics: int = 0
     output_bytes: int = 0
+    table: Table | None = None  # the epilogue's
 
     def __post_init__(self) -> None:
         self.rows = int(self.rng.choice([1, 2, 3, 5, 8, 13, self.config.max_rows]))
@@ -200,6 +201,19 @@ class Maker:
         self.commands.append(command)
         return out
 
+    def load_table(self, post: Post) -> None:
+        """One that `post` may use, unless the one that is there does; now and then another one."""
+        fits = self.table and (post == Post.ALONE or self.table(np.array([LAST]))[0] >= 0)
+        if post not in WITH_TABLE or (fits and self.chance(0.7)):
+            return
+        steps = self.rng.integers(-1, 2, ENTRIES) * self.rng.integers(0, ENTRY["slope"].high + 1, ENTRIES)
+        steps[0] = abs(steps[0])  # the last one: no less than nothing is taken from the largest words
+        knots = np.clip(np.cumsum(steps), ENTRY["base"].low, ENTRY["base"].high)[::-1]
+        self.table = Table.through("random", [*knots, knots[-1]])
+        beats = TABLE_BYTES // self.config.beat_bytes
+        address = self.image.add("table", self.table.data)
+        self.commands.append(Command(kind=Kind.TABLE, rows=ENTRIES, dma_address=address, dma_beats=beats))
+
     def weights(self, depth: int, columns: int, largest: int, spread: float, fields: dict) -> tuple[dict, float]:
         """Random weights that the accumulator holds, as fields of the command; the spread of the sums."""
         c = self.config
@@ -218,9 +232,10 @@ class Maker:
     def epilogue(self, out: Tensor, columns: int, total: float, stationary: dict, fields: dict) -> dict:
         """Scales that fill the output's width, now and then too much; weights go to the image."""
         post = Post(int(fields.pop("post", self.rng.choice(list(Post)))))
+        self.load_table(post)
         target = (1 << (15 if out.wide else 7)) * float(self.rng.choice([0.1, 0.3, 1]))
-        if post == Post.GELU:
-            word = 2.0 ** (GELU_FRACTION + self.rng.uniform(-1, 3))
+        if post in WITH_TABLE:
+            word = 2.0 ** (CODE_BITS + self.rng.uniform(-4, 0))
             late = int(np.clip(round(math.log2(word / target)), 0, 31))
         else:
             late = int(self.rng.integers(0, 8))

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.machine.commands import (
     Command,
     Kind,
@@ -18,9 +19,10 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import Config
-from patchloom.compiler.machine.fixed import EXP_ONE, GELU_FRACTION, ROW_ONE, multiplier_of
+from patchloom.compiler.machine.fixed import EXP_ONE, ROW_ONE, multiplier_of
 from patchloom.compiler.machine.layout import Weights, pack
 from patchloom.compiler.machine.program import Program, Task
+from patchloom.compiler.machine.tables import ENTRIES, Table
 from patchloom.compiler.quantise.linear import normalise_constants
 from patchloom.sim.interpret import execute
 
@@ -64,6 +66,10 @@ class Bench:
             self.image += raw
         defaults = {"a_stride": 1, "o_address": OUT, "o_stride": 1, "o_wide": 1}
         return self.do(Kind.MATMUL, **(defaults | fields))
+
+    def table(self, table: Table) -> "Bench":
+        self.image += table.data
+        return self.do(Kind.TABLE, rows=ENTRIES, dma_address=len(self.image) - len(table.data))
 
     def run(self, rows: int, columns: int, address: int = OUT, observe=None):
         """(rows x columns from `address`, saturations)."""
@@ -122,14 +128,34 @@ def test_relu_and_gelu():
     out, _ = Bench().put(0, a).matmul(linear(np.eye(5, dtype=np.int64)), rows=1, a_wide=1, a_stride=2, o_stride=2,
                                       post=Post.RELU).run(1, 5)  # fmt: skip
     assert out.tolist() == [[0, 0, 0, 1, 300]]
+    gelu = ACTIVATIONS["gelu"]
     values = np.linspace(-6, 6, 16)
     a = np.rint(values * 256).astype(np.int64)[:, None]
-    scaled = linear(tensor([1]), multiplier=1 << 15, shift=15 - (GELU_FRACTION - 8))
-    out, _ = (
-        Bench().put(0, a).matmul(scaled, rows=16, a_wide=1, post=Post.GELU, post_shift=GELU_FRACTION - 12).run(16, 1)
-    )
+    scaled = linear(tensor([1]), multiplier=1 << 15, shift=15 - (gelu.fraction - 8))
+    bench = Bench().put(0, a).table(gelu.table)
+    out, _ = bench.matmul(scaled, rows=16, a_wide=1, post=Post.EVEN, post_shift=gelu.fraction - 12).run(16, 1)
     exact = torch.nn.functional.gelu(torch.from_numpy(a[:, 0] / 256)).numpy()
     assert np.abs(out[:, 0] / 4096 - exact).max() < 2.0**-12
+
+
+WORDS = [-(1 << 22), -2048, -1536, -1024, 0, 1023, 2048, 300_000]
+
+
+@pytest.mark.parametrize(
+    ("post", "results"),
+    [
+        (Post.EVEN, [-512, -2, -2, -1, 0, 1022, 2046, 300_000 - 293]),
+        (Post.SIDED, [0, -254, -255, -255, -256, 1023 - 257, 2048 - 258, 300_000 - 512]),
+        (Post.ALONE, [0, -254, -255, -255, -256, -257, -258, -512]),
+    ],
+)
+def test_table(post, results):
+    """Of each entry's number: by magnitude, or from the middle; half of a step rounds up, beyond are the ends."""
+    numbers = Table.through("numbers", np.arange(ENTRIES + 1.0))
+    bench = Bench().put(0, tensor([0, 0, 0, 0])).table(numbers)
+    weights = linear(tensor(*[[0] * 8] * 4), bias=tensor(*WORDS), multiplier=1, shift=0)
+    out, _ = bench.matmul(weights, rows=1, post=post, o_stride=2).run(1, 8)
+    assert out[0].tolist() == np.clip(results, -(1 << 15), (1 << 15) - 1).tolist()
 
 
 @given(st.integers(1, 5), st.integers(1, 27), st.integers(1, 21), st.integers(0, 2), st.randoms())

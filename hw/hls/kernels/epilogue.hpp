@@ -1,8 +1,8 @@
-// What leaves the array: bias, requantise, GELU, row scale, residual; statistics and maxima as rows are written.
+// What leaves the array: bias, requantise, activation, row scale, residual; statistics and maxima as rows are written.
 #pragma once
 
+#include "activation.hpp"
 #include "array.hpp"
-#include "gelu.hpp"
 #include "machine.hpp"
 
 namespace patchloom {
@@ -38,8 +38,8 @@ inline Element before(Machine &m, const Command &c, const Target &target, int co
 }
 
 inline Element requantise(
-    const Command &c, const Sum &sum, const Parameters &p, int n, const Target &target, const Element &residual,
-    int &clipped) {
+    const Machine &m, const Command &c, const Sum &sum, const Parameters &p, int n, const Target &target,
+    const Element &residual, int &clipped) {
 #pragma HLS INLINE
     const bool own = c.b_source == STATIONARY_MEMORY;
     const ap_uint<MULTIPLIER_WIDTH> multiplier = own ? p.multiplier[n] : c.multiplier;
@@ -52,7 +52,8 @@ inline Element requantise(
     const bool multiplies = c.residual == RESIDUAL_MULTIPLY;
     ap_int<FACTOR_WIDTH + 1> factor = target.factor;
     if (multiplies) factor = residual;
-    const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activate(word, c.post), factor);
+    const EpilogueWord activated = activate(word, c.post, m.table[n]);
+    const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activated, factor);
     const Element added = multiplies ? Element(0) : residual;
     const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + added;
     const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;
@@ -74,7 +75,7 @@ inline void finish(Machine &m, const Command &c, int group, const Parameters &p,
         const int column = group * OUTPUTS + n;
         Element y = 0;
         if (column < columns) {
-            y = requantise(c, m.sums[i][n], p, n, target, before(m, c, target, column), clipped);
+            y = requantise(m, c, m.sums[i][n], p, n, target, before(m, c, target, column), clipped);
             highest = y > highest ? y : highest;
         }
         if (column < padded) write_element(m, address, column, c.o_packed, y);

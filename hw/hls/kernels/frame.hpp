@@ -12,6 +12,7 @@ inline int frame(const Word *program, const Word *input, Word *output, int task,
 #pragma HLS ARRAY_RESHAPE variable=machine.scratchpad type=complete dim=2
 #pragma HLS ARRAY_RESHAPE variable=machine.sums type=complete dim=2
 #pragma HLS ARRAY_PARTITION variable=machine.queued type=complete
+#pragma HLS ARRAY_PARTITION variable=machine.table type=complete dim=1
     const int error = run(machine, program, input, output, task);
     *saturations = machine.saturations;
     return error;

@@ -22,6 +22,7 @@ struct Machine {
     Sum sums[MAX_ROWS][OUTPUTS];
     Entry queue[MAX_EXPERTS][MAX_ROWS];
     ap_uint<16> queued[MAX_EXPERTS];
+    TableEntry table[OUTPUTS][TABLE_ENTRIES];  // the same for every channel
     ap_uint<32> saturations;
 };
 

@@ -38,6 +38,25 @@ words:
     }
 }
 
+// The epilogue's table from memory.
+inline void load_table(Machine &m, const Command &c, const Word *memory) {
+    constexpr int PER_WORD = BUS_WIDTH / TABLE_ENTRY_BITS;
+    const int64_t first = c.dma_address.to_int64() / BEAT_BYTES;
+words:
+    for (int beat = 0; beat < TABLE_ENTRIES / PER_WORD; ++beat) {
+#pragma HLS PIPELINE II=1
+        const Word word = memory[first + beat];
+        for (int i = 0; i < PER_WORD; ++i) {
+#pragma HLS UNROLL
+            for (int n = 0; n < OUTPUTS; ++n) {
+#pragma HLS UNROLL
+                m.table[n][beat * PER_WORD + i] =
+                    word.range(TABLE_ENTRY_BITS * i + TABLE_ENTRY_BITS - 1, TABLE_ENTRY_BITS * i);
+            }
+        }
+    }
+}
+
 inline void store(Machine &m, const Command &c, Word *memory) {
     const int64_t first = c.dma_address.to_int64() / BEAT_BYTES;
 words:

@@ -22,6 +22,9 @@ commands:
             case KIND_LOAD:
                 load(m, c, c.dma_space == SPACE_INPUT ? input : program);
                 break;
+            case KIND_TABLE:
+                load_table(m, c, program);
+                break;
             case KIND_STORE:
                 store(m, c, output);
                 break;

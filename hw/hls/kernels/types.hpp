@@ -9,6 +9,7 @@ typedef ap_uint<BUS_WIDTH> Word;
 typedef ap_int<ELEMENT_WIDTH> Element;
 typedef ap_int<ACCUMULATOR_WIDTH> Sum;
 typedef ap_int<EPILOGUE_WIDTH> EpilogueWord;
+typedef ap_uint<TABLE_ENTRY_BITS> TableEntry;  // base, then slope
 typedef ap_uint<FACTOR_WIDTH> Factor;         // ROW_ONE is 1.0
 typedef ap_int<TOTAL_WIDTH> Total;            // of a row's elements
 typedef ap_uint<SQUARES_WIDTH> Squares;       // of their squares

@@ -32,7 +32,8 @@ struct Fetcher : Walker {
 private:
     void fetch(Fetcher& n, Wires& w, const Machine& m) const {
         const Command& c = *command;
-        const bool streams = c.kind == KIND_LOAD || (c.kind == KIND_MATMUL && c.b_source == STATIONARY_MEMORY);
+        const bool streams = c.kind == KIND_LOAD || c.kind == KIND_TABLE ||
+                             (c.kind == KIND_MATMUL && c.b_source == STATIONARY_MEMORY);
         if (c.kind == KIND_END) {
             n.state = END;
         } else if (!c.expected && !known && !filling) {

@@ -94,6 +94,7 @@ private:
         w.issuer_waits = ISSUER_COMMAND;
         switch (c.kind) {
         case KIND_LOAD:
+        case KIND_TABLE:
             w.loader_allowed = same;
             w.issuer_waits = ISSUER_LOAD;
             if (w.stager_index > index) advance(n, m);

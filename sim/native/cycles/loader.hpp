@@ -5,13 +5,13 @@
 
 struct Loader {
     enum State { IDLE, DROP, LOAD, SETTLE, PARAMETERS, COLUMNS, OFFSET, TILE, READ, WAIT } state = IDLE;
-    Gearbox chunks, columns, words;
+    Gearbox chunks, entries, columns, words;
     Count digit = 0, feature = 0, channel = 0, index = 0, count = 0;
     Delay read_last;
 
     explicit Loader(const Machine& m)
-        : chunks(m.word_width, m.chunk_width), columns(m.word_width, m.columns_width),
-          words(m.word_width, m.words_width) {}
+        : chunks(m.word_width, m.chunk_width), entries(m.word_width, m.entry_width),
+          columns(m.word_width, m.columns_width), words(m.word_width, m.words_width) {}
 
     void offer(Wires& w) const { w.loader_busy = state != IDLE; }
 
@@ -33,7 +33,7 @@ struct Loader {
             break;
         case LOAD:
             if (!w.loader_allowed) w.loader_waits = LOADER_ISSUER;
-            else if (take(w, chunks) && ++count == c.rows) state = SETTLE;
+            else if (take(w, c.kind == KIND_TABLE ? entries : chunks) && ++count == c.rows) state = SETTLE;
             break;
         case SETTLE:
             if (index++ == m.write_latency + 1) state = IDLE;
@@ -64,7 +64,7 @@ struct Loader {
 
 private:
     static State first_state(const Command& c) {
-        if (c.kind == KIND_LOAD) return LOAD;
+        if (c.kind == KIND_LOAD || c.kind == KIND_TABLE) return LOAD;
         return c.b_source == STATIONARY_MEMORY ? PARAMETERS : OFFSET;
     }
 

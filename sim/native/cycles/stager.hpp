@@ -33,7 +33,7 @@ private:
             n.state = END;
         } else if (!known) {
             w.stager_waits = STAGER_ROUTE;
-        } else if ((c.kind == KIND_LOAD || c.kind == KIND_MATMUL) && (c.expected || !empty)) {
+        } else if ((c.kind == KIND_LOAD || c.kind == KIND_TABLE || c.kind == KIND_MATMUL) && (c.expected || !empty)) {
             w.loader_start = true;
             w.loader_drop = empty;
             n.state = LOAD;

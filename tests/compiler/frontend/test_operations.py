@@ -30,7 +30,7 @@ def test_torch_has_every_operation():
 
 
 ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "silu": (torch.nn.functional.silu, SUPPORTED),
+    "selu": (torch.nn.functional.selu, SUPPORTED),
     "clamp to a range": (lambda x: x.clamp(-1, 1), SUPPORTED),
     "clamp by tensors": (lambda x: x.clamp(torch.zeros(16), torch.arange(16.0)), SUPPORTED),
     "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),

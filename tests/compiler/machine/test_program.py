@@ -28,6 +28,7 @@ from patchloom.compiler.machine.commands import (
     Stationary,
 )
 from patchloom.compiler.machine.config import Config
+from patchloom.compiler.machine.encoding import joined
 from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import (
     Golden,
@@ -39,6 +40,7 @@ from patchloom.compiler.machine.program import (
     to_region,
 )
 from patchloom.compiler.machine.store import load, save
+from patchloom.compiler.machine.tables import ENTRY, TABLE_BYTES
 from patchloom.compiler.machine.verify import verify
 from patchloom.sim.interpret import execute
 from tests.compiler.graphs import compiled, run, samples, transformer
@@ -310,7 +312,7 @@ def edited(path: Path, edit) -> None:
 
 def test_newer_version(saved: Path):
     edited(saved, lambda d: d.update(version=7))
-    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 3; compile it again")
+    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 4; compile it again")
 
 
 def kept(document):
@@ -435,6 +437,10 @@ def is_matmul(c: Command) -> bool:
     return c.kind == Kind.MATMUL
 
 
+def is_table(c: Command) -> bool:
+    return c.kind == Kind.TABLE
+
+
 RULES = {
     "a beyond the scratchpad": (is_matmul, {"a_address": 20000}, "a reaches chunk 200.. of a scratchpad of 16384"),
     "a unwritten": (is_matmul, {"a_address": 9000}, "a reads chunk 9000 that nothing has written"),
@@ -516,9 +522,15 @@ RULES = {
     "load beyond": (lambda c: c.kind == Kind.LOAD, {"a_address": 16380}, "a reaches chunk .* of a scratchpad of 16384"),
     "store space": (lambda c: c.kind == Kind.STORE, {"dma_space": Space.PROGRAM}, "must not address PROGRAM"),
     "store unwritten": (lambda c: c.kind == Kind.STORE, {"a_address": 9000}, "a reads chunk 9000"),
+    "table unloaded": (is_matmul, {"post": Post.EVEN}, "uses a table that nothing has loaded"),
+    "table entries": (is_table, {"rows": 511}, "must have 512 entries, not 511"),
+    "table space": (is_table, {"dma_space": Space.INPUT}, "must address PROGRAM, not INPUT"),
+    "table off beat": (is_table, {"dma_address": 16385}, "byte 16385 is not at a bus beat"),
+    "table beats": (is_table, {"dma_beats": 1}, "1 beats are not 2048 bytes"),
+    "table end": (is_table, {"dma_address": 1 << 30}, "ends at byte .* of an image of"),
     "second begin": (is_matmul, {"kind": Kind.BEGIN}, "must begin with its only BEGIN"),
     "early end": (is_matmul, {"kind": Kind.END}, "must end with its only END"),
-    "count": (lambda c: c.kind == Kind.BEGIN, {"rows": 2}, "BEGIN must state 29 commands, not 2"),
+    "count": (lambda c: c.kind == Kind.BEGIN, {"rows": 2}, "BEGIN must state 30 commands, not 2"),
     "fingerprint": (lambda c: c.kind == Kind.BEGIN, {"epsilon": 1}, "made for another Config: fingerprint 00000001"),
 }  # fmt: skip
 
@@ -551,6 +563,20 @@ def test_verify_proves_accumulators(program: Program):
     )
     with pytest.raises(ProgramError, match=r"channel \d+ may need \d+ accumulator bits, not 24"):
         verify(narrow)
+
+
+@pytest.mark.parametrize(
+    ("base", "slope", "text"),
+    [
+        (-5, 0, "adds 5, its table's last value, to the largest words"),
+        (ENTRY["base"].high, 1, "has an entry that leads beyond the 19 bits of a value"),
+    ],
+)
+def test_verify_reads_tables(program: Program, base: int, slope: int, text: str):
+    last = next(filter(is_table, program.tasks[0].commands)).dma_address + TABLE_BYTES - 4
+    entry = joined(ENTRY, {"base": base, "slope": slope}).to_bytes(4, "little")
+    with pytest.raises(ProgramError, match=text):
+        verify(replace(program, image=program.image[:last] + entry + program.image[last + 4 :]))
 
 
 def test_verify_compares_the_image(program: Program):

@@ -47,7 +47,7 @@ def test_experts_and_choices():
 
 def test_commands():
     graph = transformer(layers=2)
-    assert "does not fit: task 'main': commands needs 23, has 16; try Config(command_depth=64)" in fit_error(
+    assert "does not fit: task 'main': commands needs 24, has 16; try Config(command_depth=64)" in fit_error(
         graph, command_depth=16
     )
 
