@@ -3,6 +3,8 @@
 First, while the operations that they consist of stand as users wrote them.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
