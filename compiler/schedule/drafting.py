@@ -45,7 +45,7 @@ class Draft:
         if self.data is not None:
             addresses["dma_address"] = image.add(*self.data) + self.fields["dma_address"]
         if self.table is not None:
-            addresses["dma_address"] = image.add(self.note, self.table.data)
+            addresses["dma_address"] = image.add(f"table of {self.table.name}", self.table.data)
         return Command(kind=self.kind, **self.fields | addresses)
 
 
@@ -152,7 +152,9 @@ class Drafting:
         if table is not None and table != self.table:
             self.table, beats = table, TABLE_BYTES // self.config.beat_bytes
             fields = {"rows": ENTRIES, "dma_beats": beats}
-            self.drafts.append(Draft(Kind.TABLE, f"table of {table.name}", fields, {}, table=table))
+            assert self.node is not None, "a layer uses the table"
+            note = f"{self.node.name}: table of {table.name}"
+            self.drafts.append(Draft(Kind.TABLE, note, fields, {}, node=self.node, table=table))
 
     @contextmanager
     def drafting(self, node: Node) -> Iterator[None]:
