@@ -220,6 +220,7 @@ def named(result: Any, name: str, before: str = "") -> Iterator[tuple[str, Tenso
     if isinstance(result, Tensor):
         yield name, result.clone()
     elif isinstance(result, Mapping | list | tuple):
+        result = result._asdict() if hasattr(result, "_asdict") else result
         parts = result.items() if isinstance(result, Mapping) else ((f"out{i}", part) for i, part in enumerate(result))
         for key, part in parts:
             full = f"{before}{key}"
