@@ -18,7 +18,7 @@ from patchloom.compiler.nodes.captured import Activate
 from patchloom.compiler.problems import UnsupportedError
 
 ODD = ("gelu", "relu")  # f(x) - f(-x) = x
-FORM = "an expert must be two linear layers with GELU, ReLU or ReLU6 between them, and may add what is linear"
+FORM = "an expert must be two linear layers with a supported activation between them, and may add what is linear"
 
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.frontend.functions import Doubles, Reader, Row, width_of
-from patchloom.compiler.frontend.terms import is_score
+from patchloom.compiler.frontend.terms import is_score, is_sigmoid
 from patchloom.compiler.frontend.trace import Computed, Trace
 from patchloom.compiler.node import View
 from patchloom.compiler.nodes import Scoring
@@ -81,7 +81,7 @@ def _looked_at(trace: Trace) -> Iterator[tuple[View, int | None, bool]]:
     for decision in trace.decisions:
         yield decision.of, decision.most, True
     for node in reversed(trace.nodes):
-        if isinstance(node, Softmax | Computed):
+        if isinstance(node, Softmax | Computed) or is_sigmoid(node):
             yield from ((view, None, False) for view in node.views or getattr(node, "operands", ()))
 
 

@@ -10,9 +10,10 @@ from patchloom.compiler.passes.factors import plain
 from patchloom.compiler.problems import UnsupportedError
 
 HOW_TO_WRITE = (
-    "an expert must be a function of a token, two linear layers with GELU, ReLU or ReLU6 between them; the result the "
-    "sum of the top_k experts times their scores, and those the softmax of the selected gate logits, or the selected "
-    "entries of the softmax of all; ordinary layers, e.g. norms, residuals and shared experts, may stand around"
+    "an expert must be a function of a token, two linear layers with a supported activation between them; the result "
+    "the sum of the top_k experts times their scores, and those the softmax of the selected gate logits, or the "
+    "selected entries of the softmax of all; ordinary layers, e.g. norms, residuals and shared experts, may stand "
+    "around"
 )
 
 

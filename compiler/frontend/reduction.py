@@ -117,7 +117,9 @@ def resampled(site: Site, a: Args) -> View:
             "resample smaller maps, or the input before",
         )
     alone = torch.eye(math.prod(places)).reshape(1, -1, *places)
-    matrix = call_by_schema(target, {**a, name: alone})
+    matrix, again = (call_by_schema(target, {**a, name: alone}) for _ in range(2))
+    if not torch.equal(matrix, again):  # torch reads beyond its memory where a scale does not fit the sizes
+        raise UnsupportedError("gives another result each time", "give a size, or a scale that fits it")
     positions = view.index.reshape(-1, alone.shape[1]).T
     made = Mix.of(view.pick(positions), float32(matrix.reshape(alone.shape[1], -1).T), origin=site.origin)
     result = whole(made)

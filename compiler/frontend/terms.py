@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from patchloom.compiler.frontend.trace import Computed, Times, Total, Trace
 from patchloom.compiler.node import Indices, Node, View
 from patchloom.compiler.nodes import Constant, Matmul
-from patchloom.compiler.nodes.captured import Add, Product, Scale, Softmax
+from patchloom.compiler.nodes.captured import Activate, Add, Product, Scale, Softmax
 
 NONE = -1  # no factor
 DEEPEST = 256  # what a product of two tensors may run over to be written out,
@@ -81,13 +81,12 @@ class Algebra:
 
     def of(self, view: View) -> Terms:
         """Of its elements in turn."""
-        index, start, parts = view.index.reshape(-1), 0, []
-        for base, factor in view.terms:
-            inside = (index >= start) & (index < start + base.size)
-            if inside.any():
-                parts.append(self.of_node(base).take(np.where(inside, index - start, -1)).times(factor))
-            start += base.size
-        return sum_of(parts) if parts else Terms.constant(np.zeros(index.size))
+        parts = []
+        for of, (base, factor) in enumerate(view.terms):
+            index = view.part(of).reshape(-1)
+            if (index >= 0).any():
+                parts.append(self.of_node(base).take(index).times(factor))
+        return sum_of(parts) if parts else Terms.constant(np.zeros(view.index.size))
 
     def of_node(self, node: Node) -> Terms:
         if node not in self.known:
@@ -141,9 +140,14 @@ MEANINGS: Mapping[type[Node], Callable[[Algebra, Any], Terms | None]] = {
 }
 
 
+def is_sigmoid(node: Node) -> bool:
+    """A function of the machine's, which a row of the table of operations stands for."""
+    return isinstance(node, Activate) and node.activation == "sigmoid"
+
+
 def is_score(node: Node) -> bool:
     """A softmax, a sigmoid, or a share of such."""
-    if isinstance(node, Softmax) or (isinstance(node, Computed) and node.origin.op == "aten.sigmoid"):
+    if isinstance(node, Softmax) or is_sigmoid(node):
         return True
     if isinstance(node, Computed):
         return node.origin.op == "aten.div" and all(is_score(base) for v in node.operands for base, _ in v.terms)

@@ -64,6 +64,15 @@ def test_mixture(name: str):
     assert moe.name.startswith("mixture")
 
 
+@pytest.mark.parametrize(("kind", "activation"), [("AllSilu", "silu"), ("TanhGate", "gelu")])
+def test_functions_of_the_table(kind: str, activation: str):
+    """In experts, and of a gate's logits: a layer of its own makes these."""
+    [graph] = check(*as_block({"AllSilu": AllSilu, "TanhGate": TanhGate}[kind]()))
+    moe = mixture_of(graph)
+    assert moe.activation == activation
+    assert (moe.gate_x is not None) == (kind == "TanhGate")
+
+
 def test_there_are_many_ways():
     assert len(WAYS) >= 36
 
@@ -212,6 +221,12 @@ class Cosine(Renormalised):
     route = Mixture.route
 
 
+class AllSilu(Mixture):
+    def build(self) -> None:
+        super().build()
+        self.experts = several(lambda: mlp(activation=nn.SiLU))
+
+
 class TanhGate(Mixture):
     def logits(self, x: Tensor) -> Tensor:
         return torch.tanh(self.gate(x))
@@ -285,7 +300,7 @@ class ChoiceUsed(Mixture):
 
 
 REFUSED: tuple[type[Mixture], ...] = (
-    Limited, HardlyLimited, ExpertsChoose, SigmoidOfAll, CorrectedSigmoid, LogitsAsScores, Cosine, TanhGate,
+    Limited, HardlyLimited, ExpertsChoose, SigmoidOfAll, CorrectedSigmoid, LogitsAsScores, Cosine,
     GatedExperts, OneOfSilu, TwoActivations, ThreeLayers, NormInside, WeighedBefore, SharedByGate, NeverChosen,
     ChoiceUsed,
 )  # fmt: skip
