@@ -100,6 +100,11 @@ class View:
         """Of a matrix."""
         return View(self.terms, self.index.T)
 
+    def part(self, of: int) -> Indices:
+        """Which elements of its term `of` stand where; -1 for all that is of other terms."""
+        start, size = sum(base.size for base, _ in self.terms[:of]), self.terms[of][0].size
+        return np.where((self.index >= start) & (self.index < start + size), self.index - start, -1)
+
     def pick(self, index: Indices) -> "View":
         """Another arrangement of the same terms; terms that are no longer used are dropped."""
         return View(*_without_unused(self.terms, index))

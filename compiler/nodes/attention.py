@@ -1,7 +1,7 @@
 """Softmax attention of several heads."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,36 +11,22 @@ from numpy.typing import NDArray
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import Kind, Prologue, Residual, RowScale, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH, multiplier_of
+from patchloom.compiler.machine.fixed import SUM_WIDTH
 from patchloom.compiler.node import Evaluation, Floats, Heads, Indices, Node, View
 from patchloom.compiler.nodes.float32 import softmax
+from patchloom.compiler.nodes.heads import ByHead
 from patchloom.compiler.quantise.driver import Quantising
-from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
-from patchloom.compiler.quantise.scores import Bias, quantise_bias
+from patchloom.compiler.quantise.formats import Demand, log2_format, near_maximum
+from patchloom.compiler.quantise.scores import Bias, SoftmaxNumbers, quantise_bias
 from patchloom.compiler.schedule.drafting import Drafting, Part, Tensor, blocks
 from patchloom.compiler.schedule.products import product
 from patchloom.compiler.schedule.transfers import load_values
 
 Block = tuple[Tensor, int, int]  # of one head: its tensor, first row and first column
 
-SOFTMAX_GUARD = 12  # fractional bits, at most, of a softmax-weighted sum beyond the output's
-
-
-@dataclass(frozen=True)
-class AttentionNumbers:
-    scores: Format  # in units of log2
-    bias: Bias | None  # what is added to them
-    exp_shift: int  # of what the exponentials are of
-    score_multiplier: int
-    score_shift: int
-    width: int  # bits of the exponentials
-    multiplier: int
-    shift: int
-    post_shift: int
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Attention(Node):
+class Attention(ByHead):
     """Per head h: `softmax(scale * Q_h @ K_h.T + bias_h) @ V_h`, heads side by side in the output's columns.
 
     q, k, v are heads x tokens x features. Once settled, head h is a block of its node, the same or another one for
@@ -70,8 +56,8 @@ class Attention(Node):
             self.require(bool((self.bias.max(axis=2) == 0).all()), "bias must be 0 where it is largest for a query")
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.windows * self.queries, self.across * self.value_dim
+    def rectangles(self) -> tuple[int, int, int]:
+        return len(self.q.index), self.queries, self.value_dim
 
     @property
     def settled(self) -> bool:
@@ -117,8 +103,7 @@ class Attention(Node):
             at.observe(self, "biased", scores)
         probabilities = softmax(scores)
         at.observe(self, "probabilities", probabilities)
-        result = (probabilities @ v).reshape(self.windows, self.across, self.queries, self.value_dim)
-        return result.transpose(0, 2, 1, 3).reshape(self.shape)
+        return self.arranged(probabilities @ v)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         yield from ((tensor, Demand(activations)) for tensor in self.inputs)
@@ -127,7 +112,7 @@ class Attention(Node):
         """Of what the exponentials are of."""
         return near_maximum(array) if quantity == ("scores" if self.bias is None else "biased") else array
 
-    def numbers(self, at: Quantising) -> AttentionNumbers:
+    def numbers(self, at: Quantising) -> SoftmaxNumbers:
         q, k, v, out = (at.formats[node] for node in (*self.inputs, self))
         bias, width = None, at.bits(self)[1]
         if self.bias is None:
@@ -135,23 +120,14 @@ class Attention(Node):
         else:
             bias, exp_shift = quantise_bias(self.bias, at.observed(self, "scores"), at.observed(self, "biased"), width)
             scores = bias.by.operand.format
-        ratio = v.scale / out.scale
-        # The word is (sum / 2**exponent <= 2) times a mean of v.
-        post_shift = min(max(EPILOGUE_WIDTH - 1 - v.width - math.ceil(math.log2(ratio)), 0), SOFTMAX_GUARD)
-        return AttentionNumbers(
-            scores, bias, exp_shift, *multiplier_of(self.scale * math.log2(math.e) * q.scale * k.scale / scores.scale),
-            width, *multiplier_of(ratio * 2**post_shift), post_shift,
-        )  # fmt: skip
+        step = self.scale * math.log2(math.e) * q.scale * k.scale
+        return SoftmaxNumbers.of(scores, exp_shift, step, width, v, out, bias)
 
     @property
     def heads(self) -> Iterator[Heads]:
         yield self.q.node, _columns(self.q), self.head_dim
         yield self.k.node, _columns(self.k), self.head_dim
         yield self.v.node, _columns(self.v), self.value_dim
-
-    @property
-    def starts(self) -> Iterable[int]:
-        return range(0, self.shape[1], self.value_dim)
 
     def streams(self, x: Node) -> bool:
         return x is self.q.node and x is not self.k.node and x is not self.v.node
@@ -203,7 +179,7 @@ class Attention(Node):
         self, d: Drafting, head: int, operands: list[Block], out: Block, note: str, first: int, rows: int
     ) -> None:  # fmt: skip
         """Some rows of a head: scores, what is added to them, then what they make of the values."""
-        n: AttentionNumbers = d.quantised.numbers[self]
+        n: SoftmaxNumbers = d.quantised.numbers[self]
         (q, q_row, q_column), (k, k_row, k_column), (v, v_row, v_column), (o, o_row, o_column) = *operands, out
         keys = self.k.shape[1]
         scores = d.buffer(f"{note} scores", rows, np.arange(keys), n.scores.width)

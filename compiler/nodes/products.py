@@ -1,7 +1,7 @@
 """Products of two tensors that both depend on the inputs, and softmax, outside of attention."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,51 +10,18 @@ import numpy as np
 from patchloom.compiler.machine import bounds
 from patchloom.compiler.machine.commands import Kind, Prologue, RowScale, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SUM_WIDTH, multiplier_of
+from patchloom.compiler.machine.fixed import SUM_WIDTH, multiplier_of
 from patchloom.compiler.node import Evaluation, Floats, Heads, Node, View
-from patchloom.compiler.nodes.attention import SOFTMAX_GUARD
 from patchloom.compiler.nodes.float32 import softmax
+from patchloom.compiler.nodes.heads import ByHead
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format, log2_format, near_maximum
-from patchloom.compiler.schedule.drafting import Drafting, Place, Tensor, blocks
+from patchloom.compiler.quantise.scores import SoftmaxNumbers
+from patchloom.compiler.schedule.drafting import Drafting
 from patchloom.compiler.schedule.transfers import load_values
 
 COARSEST = 1 / 16  # step of what exponentials are taken of
 ONE = Format(8, 1 / 64)  # of the elements of an identity
-
-
-class ByHead(Node):
-    """Makes a rectangle of each head: heads side by side, windows one above the other, as `Attention` does."""
-
-    windows: int
-
-    @property
-    def rectangles(self) -> tuple[int, int, int]:
-        """How many there are, rows and columns of each."""
-        raise NotImplementedError
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        count, rows, columns = self.rectangles
-        return self.windows * rows, count // self.windows * columns
-
-    @property
-    def starts(self) -> Iterable[int]:
-        return range(0, self.shape[1], self.rectangles[2])
-
-    def arranged(self, heads: Floats) -> Floats:
-        count, rows, columns = self.rectangles
-        parts = heads.reshape(self.windows, count // self.windows, rows, columns)
-        return parts.transpose(0, 2, 1, 3).reshape(self.shape)
-
-    def places(self, d: Drafting, out: Tensor) -> Iterator[tuple[int, str, int, int, Place]]:
-        """Of each head: some rows from a first one on, and where they go."""
-        count, height, columns = self.rectangles
-        for head in range(count):
-            window, column = divmod(head, count // self.windows)
-            for first, rows in blocks(height, d.config.max_rows):
-                note = f"{self.name}: head {head}" + (f" rows from {first}" if rows < height else "")
-                yield head, note, first, rows, out.at(window * height + first, column * columns)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -136,18 +103,6 @@ class Products(ByHead):
             )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SharesNumbers:
-    scores: Format  # in units of log2
-    exp_shift: int
-    score_multiplier: int
-    score_shift: int
-    width: int  # bits of the exponentials
-    multiplier: int
-    shift: int
-    post_shift: int
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shares(ByHead):
     """The softmax of each row of each head; once settled, heads are blocks.
@@ -186,17 +141,13 @@ class Shares(ByHead):
         """An element may lie far from others, and yet be the largest of its row."""
         yield self.x.node, Demand(ELEMENT_WIDTH)
 
-    def numbers(self, at: Quantising) -> SharesNumbers:
+    def numbers(self, at: Quantising) -> SoftmaxNumbers:
         x, out = at.formats[self.x.node], at.formats[self]
         if self.scale * x.scale > COARSEST:
             raise ValueError(f"its operand lies in steps of {self.scale * x.scale:.3g}, too far apart for a softmax")
         scores, exp_shift = log2_format(at.observed(self, "scores"))
-        ratio = ONE.scale / out.scale
-        post_shift = min(max(EPILOGUE_WIDTH - 1 - ONE.width - math.ceil(math.log2(ratio)), 0), SOFTMAX_GUARD)
-        return SharesNumbers(
-            scores, exp_shift, *multiplier_of(self.scale * math.log2(math.e) * x.scale * ONE.scale / scores.scale),
-            at.bits(self)[1], *multiplier_of(ratio * 2**post_shift), post_shift,
-        )  # fmt: skip
+        step = self.scale * math.log2(math.e) * x.scale * ONE.scale
+        return SoftmaxNumbers.of(scores, exp_shift, step, at.bits(self)[1], ONE, out)
 
     @property
     def heads(self) -> Iterator[Heads]:

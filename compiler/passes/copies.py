@@ -22,6 +22,11 @@ def identity(node: Node, x: View, **changes: Any) -> Matmul:
     return replace(copy, **changes)
 
 
+def copied_first(a: View, b: View) -> tuple[View, View]:
+    """Of two tensors that meet, the one that a layer copies, then the one that its result meets."""
+    return (a, b) if constant(b) is not None or b.is_whole() else (b, a)
+
+
 def selecting(view: View, reader: Node) -> Matmul:
     """A matmul whose result is the view: rows of one or more operations, columns in any order."""
     fixed = fixed_part(view)
@@ -40,9 +45,7 @@ def _selected(view: View, of: int, reader: Node) -> tuple[View, Floats]:
     """What a matmul reads, and by which weights, to make the part of the view that is of one term."""
     base, factor = view.terms[of]
     if isinstance(base, Input):
-        start = sum(other.size for other, _ in view.terms[:of])
-        inside = (view.index >= start) & (view.index < start + base.size)
-        index = np.where(inside, view.index - start, -1)
+        index = view.part(of)
         return View(((base, 1.0),), index), np.eye(index.shape[1], dtype=np.float32) * np.float32(factor)
     chosen = selection(view, of)
     if chosen is None:

@@ -16,13 +16,13 @@ def plain(view: View) -> View:
     """Every factor is multiplied in: one operation may be several terms, each with another factor."""
     if all(factor == 1.0 for _, factor in view.terms):
         return view
-    terms, index, start, size = [], np.full(view.shape, -1), 0, 0
-    for base, factor in view.terms:
-        inside = (view.index >= start) & (view.index < start + base.size)
-        made, places = multiplied(base, factor, np.where(inside, view.index - start, -1))
-        index[inside] = size + places[inside]
+    terms, index, size = [], np.full(view.shape, -1), 0
+    for of, (base, factor) in enumerate(view.terms):
+        part = view.part(of)
+        made, places = multiplied(base, factor, part)
+        index[part >= 0] = size + places[part >= 0]
         terms.append((made, 1.0))
-        start, size = start + base.size, size + made.size
+        size += made.size
     return View(tuple(terms), index)
 
 

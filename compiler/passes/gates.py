@@ -9,9 +9,9 @@ from dataclasses import replace
 from patchloom.compiler.activations import ACTIVATIONS
 from patchloom.compiler.nodes import Matmul
 from patchloom.compiler.nodes.captured import Multiply
-from patchloom.compiler.passes.copies import identity
+from patchloom.compiler.passes.copies import copied_first, identity
 from patchloom.compiler.passes.engine import Pass, Run
-from patchloom.compiler.passes.views import constant, producer
+from patchloom.compiler.passes.views import producer
 
 
 def fuse_factor(node: Multiply, at: Run) -> Matmul:
@@ -19,7 +19,7 @@ def fuse_factor(node: Multiply, at: Run) -> Matmul:
         before = producer(view, Matmul)
         if before and at.only_here(before) and before.second is None and ACTIVATIONS[before.activation].any_scale:
             return replace(before, factor=other)
-    first, second = (node.a, node.b) if constant(node.b) is not None or node.b.is_whole() else (node.b, node.a)
+    first, second = copied_first(node.a, node.b)
     return identity(node, first, factor=second)
 
 

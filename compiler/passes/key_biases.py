@@ -31,12 +31,9 @@ def drop_bias(node: Attention, at: Run) -> Node | None:
 
 def _columns(view: View, layer: Matmul) -> Indices:
     """Of the layer's result, those that the view reads."""
-    found, start = [np.zeros(0, np.int64)], 0
-    for base, _ in view.terms:
-        inside = (view.index >= start) & (view.index < start + base.size)
-        found += [(view.index[inside] - start) % layer.shape[1]] * (base is layer)
-        start += base.size
-    return np.concatenate(found)
+    parts = [view.part(of) for of, (base, _) in enumerate(view.terms) if base is layer]
+    read = np.concatenate([np.zeros(0, np.int64), *(part[part >= 0] for part in parts)])
+    return read % layer.shape[1]
 
 
 PASS = Pass("key_biases", {Attention: drop_bias})

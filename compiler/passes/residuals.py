@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from patchloom.compiler.nodes import Matmul, Moe
 from patchloom.compiler.nodes.captured import Add
-from patchloom.compiler.passes.copies import identity
+from patchloom.compiler.passes.copies import copied_first, identity
 from patchloom.compiler.passes.engine import Pass, Run
-from patchloom.compiler.passes.views import clips, constant, layer
+from patchloom.compiler.passes.views import clips, layer
 
 
 def fuse_residual(node: Add, at: Run) -> Matmul | Moe:
@@ -18,7 +18,7 @@ def fuse_residual(node: Add, at: Run) -> Matmul | Moe:
         before = layer(view)
         if before and at.only_here(before) and before.second is None and not clips(before):
             return replace(before, residual=other)
-    first, second = (node.a, node.b) if constant(node.b) is not None or node.b.is_whole() else (node.b, node.a)
+    first, second = copied_first(node.a, node.b)
     return identity(node, first, residual=second)
 
 

@@ -41,8 +41,7 @@ def selection(view: View, of: int = 0) -> Selection | None:
     base = view.terms[of][0]
     if isinstance(base, Input) or len(base.shape) != 2 or view.terms[of][1] != 1.0:
         return None
-    start = sum(other.size for other, _ in view.terms[:of])
-    index = np.where((view.index >= start) & (view.index < start + base.size), view.index - start, -1)
+    index = view.part(of)
     present = index >= 0
     row = int(present.any(axis=1).argmax())
     used = present[row]

@@ -1,18 +1,20 @@
-"""What is added to the scores of attention: its integers, and the proof that what it hides has no weight."""
+"""Integers of a softmax and of what is added to its scores, and the proof that what that hides has no weight."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import SCORE_FRACTION, exp2_negative
+from patchloom.compiler.machine.fixed import EPILOGUE_WIDTH, SCORE_FRACTION, exp2_negative, multiplier_of
 from patchloom.compiler.node import Floats
 from patchloom.compiler.quantise.calibration import Observed
 from patchloom.compiler.quantise.formats import Format, log2_format, wide_scale
 from patchloom.compiler.quantise.linear import Linear, identity
 
+SOFTMAX_GUARD = 12  # fractional bits, at most, of a softmax-weighted sum beyond the output's
 LIMIT = 1 << (ELEMENT_WIDTH - 1)  # magnitude of a score's integer, at most
 
 
@@ -22,6 +24,35 @@ class Bias:
 
     by: Linear
     value: NDArray[np.int16] = field(repr=False)  # [heads, queries, keys]
+
+
+@dataclass(frozen=True)
+class SoftmaxNumbers:
+    """Of scores, and of a sum of values that the exponentials weigh."""
+
+    scores: Format  # in units of log2
+    exp_shift: int  # of what the exponentials are of
+    score_multiplier: int
+    score_shift: int
+    width: int  # bits of the exponentials
+    multiplier: int
+    shift: int
+    post_shift: int
+    bias: Bias | None = None  # what is added to the scores
+
+    @classmethod
+    def of(
+        cls, scores: Format, exp_shift: int, step: float, width: int, values: Format, out: Format,
+        bias: Bias | None = None,
+    ) -> Self:  # fmt: skip
+        """`step`: scale of the sums that the scores are, in units of log2."""
+        ratio = values.scale / out.scale
+        # The word is (sum / 2**exponent <= 2) times a mean of the values.
+        post_shift = min(max(EPILOGUE_WIDTH - 1 - values.width - math.ceil(math.log2(ratio)), 0), SOFTMAX_GUARD)
+        return cls(
+            scores, exp_shift, *multiplier_of(step / scores.scale), width,
+            *multiplier_of(ratio * 2**post_shift), post_shift, bias,
+        )  # fmt: skip
 
 
 def quantise_bias(bias: Floats, scores: Observed, biased: Observed, width: int) -> tuple[Bias, int]:

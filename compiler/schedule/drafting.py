@@ -36,7 +36,6 @@ class Draft:
     weights: tuple[Linear, Ints, Ints] | None = None  # with the positions of its features and channels
     data: tuple[str, bytes] | None = None  # a name and what it loads; its address in memory is one in these
     node: Node | None = None  # whose result it helps to make
-    table: Table | None = None  # that it loads
 
     def command(self, image: Image) -> Command:
         addresses: dict[str, Any] = {name: span.address + offset for name, (span, offset) in self.places.items()}
@@ -44,8 +43,6 @@ class Draft:
             addresses["dma_address"] = image.linear(self.note, *self.weights)
         if self.data is not None:
             addresses["dma_address"] = image.add(*self.data) + self.fields["dma_address"]
-        if self.table is not None:
-            addresses["dma_address"] = image.add(f"table of {self.table.name}", self.table.data)
         return Command(kind=self.kind, **self.fields | addresses)
 
 
@@ -150,11 +147,10 @@ class Drafting:
     def load_table(self, table: Table | None) -> None:
         """Before a command that uses it."""
         if table is not None and table != self.table:
-            self.table, beats = table, TABLE_BYTES // self.config.beat_bytes
-            fields = {"rows": ENTRIES, "dma_beats": beats}
+            self.table, beats, name = table, TABLE_BYTES // self.config.beat_bytes, f"table of {table.name}"
             assert self.node is not None, "a layer uses the table"
-            note = f"{self.node.name}: table of {table.name}"
-            self.drafts.append(Draft(Kind.TABLE, note, fields, {}, node=self.node, table=table))
+            note, data = f"{self.node.name}: {name}", (name, table.data)
+            self.draft(Kind.TABLE, note, data=data, rows=ENTRIES, dma_address=0, dma_beats=beats)
 
     @contextmanager
     def drafting(self, node: Node) -> Iterator[None]:

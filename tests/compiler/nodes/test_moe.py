@@ -8,9 +8,9 @@ import pytest
 from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.commands import Residual, Stationary
 from patchloom.compiler.node import whole
-from patchloom.compiler.nodes.attention import AttentionNumbers
 from patchloom.compiler.nodes.moe import MoeNumbers, turns
 from patchloom.compiler.quantise import QuantiseError
+from patchloom.compiler.quantise.scores import SoftmaxNumbers
 from patchloom.sim.interpret import execute
 from tests.compiler.graphs import Builder, check, compiled, one, quantised, transformer
 
@@ -30,7 +30,7 @@ def test_the_gate_keeps_sixteen_bits():
     [moe] = [n for n in numbers.numbers.values() if isinstance(n, MoeNumbers)]
     assert (moe.gate.bits, moe.gate.operand.format.width, moe.logits.width) == (16, 16, 16)
     assert all((e.first.bits, e.second.bits) == (4, 4) for e in moe.experts)
-    assert all(n.width == 8 for n in numbers.numbers.values() if isinstance(n, AttentionNumbers))
+    assert all(n.width == 8 for n in numbers.numbers.values() if isinstance(n, SoftmaxNumbers))
 
 
 @pytest.mark.parametrize(
