@@ -1,13 +1,16 @@
 """Frames a second of models on every board, each on a machine sized for both: `python -m benchmarks.boards [models]`.
 
 From the cycle model with each board's memory, results/boards.json; the table of docs/boards.md is theirs:
-`python -m docs.boards`. No board ran this.
+`python -m docs.boards`. No board ran this. With `--map`, Yosys counts what each machine of the results takes, which is
+minutes for a large one; one that does not fit beside its SoC ends it with an error.
 """
 
 import argparse
+import itertools
 import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,16 @@ import torch
 
 from benchmarks.run import workload
 from benchmarks.vit import SIZE, ViT, deit_tiny, vit_small
+from patchloom.boards.area import measure
 from patchloom.boards.board import BOARDS, Board
+from patchloom.boards.estimate import device_area, exceeds, soc_area
 from patchloom.compiler.frontend.capture import capture
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.machine.errors import Error
 from patchloom.compiler.machine.frames import Samples
 from patchloom.compiler.quantise import Precision, Quantised, quantise
 from patchloom.design import load_design, load_module
+from patchloom.hw.cache import RTL, digest, sources
 from patchloom.sizing import Model, read_model, sized
 
 COMMAND = "python -m benchmarks.boards"
@@ -79,20 +85,46 @@ def changed(config: Config) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(Config) if getattr(config, f.name) != f.default}
 
 
-def main(names: Sequence[str], boards: Sequence[str]) -> None:
+def results() -> dict[str, Any]:
+    """By model and board."""
+    return dict(json.loads(RESULTS.read_text())["models"]) if RESULTS.exists() else {}
+
+
+def keep(name: str, board: Board, made: dict[str, Any]) -> None:
+    known = results()  # another run may have written meanwhile
+    known.setdefault(name, {})[board.name] = made
+    RESULTS.write_text(json.dumps({"command": COMMAND, "models": known}, indent=1) + "\n")
+
+
+def size(names: Sequence[str], boards: Sequence[Board]) -> None:
     for name in names:
         model = read_model(*MODELS[name]())
-        for board in map(BOARDS.__getitem__, boards):
+        for board in boards:
             made = {**result(model, board), "date": datetime.now(UTC).date().isoformat()}
-            known = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
-            known.setdefault(name, {})[board.name] = made
-            RESULTS.write_text(json.dumps({"command": COMMAND, "models": known}, indent=1) + "\n")
+            keep(name, board, made)
             print(name, board.name, made.get("frames_per_second", made.get("refused")), made.get("limit"), flush=True)
+
+
+def map_each(names: Sequence[str], boards: Sequence[Board]) -> None:
+    """Of the machines in the results, by Yosys: the SoC's share is that of the area model."""
+    rtl = digest(*sources(*RTL))
+    for name, board in itertools.product(names, boards):
+        made = results()[name][board.name]
+        if "refused" in made or made.get("mapped", {}).get("rtl") == rtl:
+            continue
+        area = measure(Config(**made["config"]), board.device.family)
+        excess = exceeds(area + soc_area(board), device_area(board))
+        mapped = {"machine": asdict(area), "soc": asdict(soc_area(board)), "fits": not excess, "rtl": rtl}
+        keep(name, board, {**made, "mapped": {**mapped, "date": datetime.now(UTC).date().isoformat()}})
+        print(name, board.name, area, "fits" if not excess else f"does not fit: {excess}", flush=True)
+        if excess:
+            sys.exit(f"{name} on {board.name}: {excess} of {device_area(board)}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--board", action="append", choices=list(BOARDS), help="all if none is named")
+    parser.add_argument("--map", action="store_true", help="the machines of the results by Yosys, no new ones")
     asked = parser.parse_args()
-    main(asked.models, asked.board or list(BOARDS))
+    (map_each if asked.map else size)(asked.models, [BOARDS[name] for name in asked.board or BOARDS])

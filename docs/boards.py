@@ -95,7 +95,15 @@ def _frames(result: dict[str, Any] | None) -> str:
     config, rates = result["config"], result["frames_per_second"]
     each = ", ".join(f"{rate:.3g}" + (f" {task}" if len(rates) > 1 else "") for task, rate in rates.items())
     array = f"{config.get('inputs', 16)} x {config.get('outputs', 16)}"
-    return f"**{each}** ({array}; {result['limit'].partition(':')[0]})"
+    return f"**{each}** ({array}; {result['limit'].partition(':')[0]}{_mapped(result)})"
+
+
+def _mapped(result: dict[str, Any]) -> str:
+    """LUT, FF, DSP, BRAM of machine and SoC as Yosys mapped them."""
+    if "mapped" not in result:
+        return "; not mapped"
+    took = [result["mapped"]["machine"][kind] + result["mapped"]["soc"][kind] for kind in ("lut", "ff", "dsp", "bram")]
+    return "; " + ", ".join(f"{count:,.10g}" for count in took)
 
 
 TABLES = {
