@@ -21,6 +21,7 @@ from patchloom.hw.bundles import (
 from patchloom.hw.epilogue import Epilogue, Parameters
 from patchloom.hw.operand import Operand
 from patchloom.hw.pipeline import delay, register
+from patchloom.hw.rows import walk
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.serialiser import ParameterQueue, Serialiser
 from patchloom.hw.statistics import Statistics
@@ -127,16 +128,21 @@ class Datapath(wiring.Component):
     def _fetch(self, m: Module) -> None:
         """Row to elements and row constants."""
         c, beat, scratchpad, statistics = self.beats.command, self.beats.beat, self.scratchpad, self.statistics
-        # Cycles 1 and 2: the row's token. Cycle 3: its offset. Cycle 4: the slice's address.
+        # Cycles 1 and 2: the row's token. Cycles 3 and 4: its offset. Cycle 5: the slice's address.
         m.d.comb += self.source.row.eq(beat.row)
         own_row = delay(m, beat.row, 1, name="row")
         row = register(m, Mux(c.queue == Queue.GATHER, self.source.entry.token, own_row), name="token")
-        offset = register(m, row * c.a_stride, name="offset")
-        pieces = beat.slice * self.config.input_chunks  # half chunks if packed
-        chunk = delay(m, Mux(c.a_packed, pieces >> 1, pieces), 3, name="chunk")
-        address = register(m, (c.a_address + offset + chunk)[: len(scratchpad.a.address)], name="address")
+        scattered = register(m, row * c.a_stride, name="scattered")
+        bits = len(scratchpad.a.address)
+        [walked] = walk(m, beat.valid, beat.row, c.line, [(c.a_stride, c.a_outer)], bits, late=3, name="row")
+        offset = register(m, Mux(c.queue == Queue.GATHER, scattered[:bits], walked), name="offset")
+        step, jump = (Mux(c.a_packed, chunks << 1, chunks) for chunks in (c.a_step, c.a_jump))
+        step = Mux(c.a_step == 0, self.config.input_chunks, step)
+        [pieces] = walk(m, beat.valid, beat.slice, c.a_run, [(step, jump)], bits + 1, late=4, name="slice")
+        chunk = Mux(c.a_packed, pieces >> 1, pieces)  # half chunks if packed
+        address = register(m, (c.a_address + offset + chunk)[:bits], name="address")
         ahead = self.OPERAND - Scratchpad.READ_LATENCY
-        own = delay(m, address, ahead - 4, name="address")
+        own = delay(m, address, ahead - 5, name="address")
         m.d.comb += [
             scratchpad.a.address.eq(Mux(self.external, self.read.address, own)),
             self.read.data.eq(scratchpad.a.data),
@@ -144,6 +150,7 @@ class Datapath(wiring.Component):
             statistics.read_row.eq(register(m, c.a_statistics + row, name="statistics_row")),
             # Then elements meet the constants of their row.
             self.operand.command.eq(c),
+            self.operand.half.eq(delay(m, pieces[0], self.OPERAND - 4, name="half")),
             self.operand.beat.eq(delay(m, beat, self.OPERAND, name="beat")),
             self.operand.elements.eq(scratchpad.a.data),
             self.operand.mean.eq(statistics.mean),

@@ -36,6 +36,7 @@ from patchloom.hw.pipeline import (
     tree,
     tree_latency,
 )
+from patchloom.hw.rows import walk
 from patchloom.hw.scratchpad import Scratchpad
 from patchloom.hw.tables import Activation, Reciprocal
 
@@ -147,25 +148,34 @@ class Epilogue(wiring.Component):
         """What belongs to the whole row: queue entry, addresses, factor."""
         c, beat = self.command, self.beat
         m.submodules.reciprocal = reciprocal = Reciprocal()
-        # Cycle 1: queue entry. Cycle 2: row. Cycle 3: its offsets. Cycle 4: addresses.
+        # Cycle 1: queue entry. Cycle 2: row. Cycles 3 and 4: its offsets. Cycle 5: addresses.
         m.d.comb += self.target.row.eq(beat.row)
         entry = self.target.entry
         row1 = delay(m, beat.row, 1, name="row")
         output_row = register(m, Mux(c.queue == Queue.SCATTER, entry.token, row1), name="output_row")
         self.output_row = output_row
         pieces = beat.group * self.config.output_chunks  # half chunks if packed
-        offset = delay(m, pieces, 3, name="offset")
-        place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 3, name="place")
+        offset = delay(m, pieces, 4, name="offset")
+        place = delay(m, Mux(c.o_packed, pieces >> 1, pieces), 4, name="place")
         chained = (c.residual == Residual.CHAIN) | (c.residual == Residual.CHAIN_ZERO)
         again = register(m, chained & ~entry.first, name="again")
-        own_row = register(m, output_row * c.o_stride, name="own_row")
-        own = register(m, c.o_address + own_row + place, name="own")
-        other_row = register(m, output_row * Mux(again, c.o_stride, c.r_stride), name="other_row")
-        other = Mux(delay(m, again, 1, name="again"), c.o_address, c.r_address)
-        residual = register(m, other + other_row + offset, name="other")
+        bits = len(self.write.address)
+        walked = walk(
+            m, beat.valid, beat.row, c.line, [(c.o_stride, c.o_outer), (c.r_stride, c.r_outer)], bits, late=3,
+            name="row",
+        )  # fmt: skip
+        tokens = [output_row * stride for stride in (c.o_stride, Mux(again, c.o_stride, c.r_stride))]
+        scatters = c.queue == Queue.SCATTER
+        own_row, other_row = (
+            register(m, Mux(scatters, register(m, token, name=f"{name}_token")[:bits], step), name=f"{name}_row")
+            for name, token, step in zip(("own", "other"), tokens, walked, strict=True)
+        )
+        own = register(m, (c.o_address + own_row + place)[:bits], name="own")
+        other = Mux(delay(m, again, 2, name="again"), c.o_address, c.r_address)
+        residual = register(m, (other + other_row + offset)[:bits], name="other")
         self.multiplies = c.residual == Residual.MULTIPLY
         ahead = self.residual_latency(self.config, Residual.MULTIPLY)
-        early = delay(m, residual, ahead - 4, name="early_address")
+        early = delay(m, residual, ahead - 5, name="early_address")
         late = delay(m, early, self.EARLIER, name="late_address")
         m.d.comb += self.residual.address.eq(Mux(self.multiplies, early, late))
         begins = beat.valid & (c.residual != Residual.NONE)
@@ -174,7 +184,7 @@ class Epilogue(wiring.Component):
         reads_early = delay(m, begins, ahead, name="early_reads")
         reads_late = delay(m, reads_early, self.EARLIER, name="late_reads")
         m.d.comb += self.reads.eq(Mux(self.multiplies, reads_early, reads_late))
-        m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 4, name="write_address"))
+        m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 5, name="write_address"))
         absent = ((c.residual == Residual.CHAIN_ZERO) & ~again) | (c.residual == Residual.NONE) | self.multiplies
         self.absent = delay(m, absent, self.TOTAL - 3, name="absent")
         # Softmax: exponent after one cycle, mantissa later. Gate: score after one.

@@ -36,6 +36,7 @@ class Operand(wiring.Component):
             {
                 "command": In(CommandLayout),
                 "beat": In(beat_layout(config)),
+                "half": In(1),  # of a chunk in which a packed slice begins
                 "elements": In(lanes * ELEMENT_WIDTH),
                 "mean": In(signed(MEAN_WIDTH)),
                 "scale": In(ROW_ONE.bit_length()),
@@ -101,7 +102,7 @@ class Operand(wiring.Component):
         word = self.elements.word_select(lane, ELEMENT_WIDTH).as_signed()
         byte = self.elements.word_select(lane, 8).as_signed()
         if self.config.input_chunks % 2:
-            byte = Mux(self.beat.slice[0], self.elements.word_select(self.config.lanes + lane, 8).as_signed(), byte)
+            byte = Mux(self.half, self.elements.word_select(self.config.lanes + lane, 8).as_signed(), byte)
         return Mux(self.command.a_packed, byte, word)
 
     def _exponential(self, m: Module, x: Signal, maximum: Signal, lane: int) -> Signal:

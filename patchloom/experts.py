@@ -64,10 +64,12 @@ class _Places:
         self.chunks = np.full((self.program.config.scratchpad_chunks, 4), NOWHERE)
         self.tokens = self.chunks[:0]
 
-    def rows(self, address: int, stride: int, count: int, columns: int, packed: int = 0) -> tuple[Ints, Ints]:
-        """The chunks of each row of a tensor, and the place of each row."""
-        pieces = -(-columns // self.program.config.lanes)
-        where = address + stride * np.arange(count)[:, None] + np.arange(-(-pieces >> packed))
+    def rows(self, c: Command, operand: str, count: int, columns: int) -> tuple[Ints, Ints]:
+        """The chunks of each row of a command's operand, and the place of each row."""
+        config, packed = self.program.config, getattr(c, f"{operand}_packed", 0)
+        streamed = c.kind == Kind.MATMUL and operand == "a"
+        pieces = c.pieces(config.inputs, config.lanes) if streamed else np.arange(-(-columns // config.lanes))
+        where = c.places(operand, np.arange(count))[:, None] + (pieces >> packed)
         return where, self.chunks[where].min(axis=1)
 
     def after(self, c: Command) -> None:
@@ -75,7 +77,7 @@ class _Places:
         if c.kind == Kind.LOAD:
             self.chunks[c.a_address :][: c.rows] = self._loaded(c) if c.dma_space == Space.INPUT else NOWHERE
         elif c.kind == Kind.ROUTE:
-            _, self.tokens = self.rows(c.a_address, c.a_stride, c.rows, c.columns)
+            _, self.tokens = self.rows(c, "a", c.rows, c.columns)
         elif c.kind == Kind.MATMUL:
             self._multiplied(c)
 
@@ -92,13 +94,13 @@ class _Places:
 
     def _multiplied(self, c: Command) -> None:
         count = len(self.tokens) if c.queue == Queue.SCATTER else c.rows
-        where, _ = self.rows(c.o_address, c.o_stride, count, c.columns, c.o_packed)
+        where, _ = self.rows(c, "o", count, c.columns)
         if c.queue:  # rows of a queue are some of the tokens, which depends on the frame
             self.chunks[where] = self.tokens[:, None] if c.queue == Queue.SCATTER else NOWHERE
             return
-        _, places = self.rows(c.a_address, c.a_stride, count, c.depth, c.a_packed)
+        _, places = self.rows(c, "a", count, c.depth)
         if c.residual == Residual.ADD:
-            places = np.minimum(places, self.rows(c.r_address, c.r_stride, count, c.columns)[1])
+            places = np.minimum(places, self.rows(c, "r", count, c.columns)[1])
         self.chunks[where] = places[:, None]
 
 

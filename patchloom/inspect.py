@@ -143,7 +143,15 @@ def _matmul(c: Command) -> Words:
         f"{bits}-bit{' packed' * c.a_packed} a x {c.b_digits}-digit b",
         *_part(c.post, POSTS),
         *_part(c.row_scale, {RowScale.SOFTMAX: "/ row sum", RowScale.GATE: "* gate score"}),
-        *_part(c.residual, {Residual.ADD: "+ r", Residual.CHAIN: "+ r, then itself", Residual.CHAIN_ZERO: "+ itself"}),
+        *_part(
+            c.residual,
+            {
+                Residual.ADD: "+ r",
+                Residual.CHAIN: "+ r, then itself",
+                Residual.CHAIN_ZERO: "+ itself",
+                Residual.MULTIPLY: "* r",
+            },
+        ),
         f"to {16 if c.o_wide else 8}{' packed' * c.o_packed} bits",
         *(["statistics"] if c.statistics else []),
         *(["maxima"] if c.row_maximum else []),
@@ -156,16 +164,22 @@ def _part(value: int, words: dict[int, str]) -> list[str]:
 
 
 def _places(c: Command) -> Iterator[str]:
-    yield f"a {c.a_address}+{c.a_stride}"
+    yield _rows(c, "a")
     stored = c.b_source == Stationary.MEMORY
     yield f"b byte {c.dma_address}" if stored else f"b {c.b_address}+{c.b_stride} as {c.b_source.name.lower()}"
-    if c.residual in (Residual.ADD, Residual.CHAIN):
-        yield f"r {c.r_address}+{c.r_stride}"
-    yield f"o {c.o_address}+{c.o_stride}"
+    if c.residual in (Residual.ADD, Residual.CHAIN, Residual.MULTIPLY):
+        yield _rows(c, "r")
+    yield _rows(c, "o")
     if c.prologue == Prologue.NORMALISE:
         yield f"statistics {c.a_statistics}"
     if c.statistics:
         yield f"to statistics {c.o_statistics}"
+
+
+def _rows(c: Command, operand: str) -> str:
+    """First chunk, chunks from row to row, and those from line to line."""
+    address, stride, outer = (getattr(c, f"{operand}_{part}") for part in ("address", "stride", "outer"))
+    return f"{operand} {address}+{stride}" + (f"+{outer} of {c.line}" if c.line else "")
 
 
 _WORDS: dict[Kind, Callable[[Command], Words]] = {

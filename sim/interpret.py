@@ -219,30 +219,33 @@ class State:
         self.total, self.squares = np.zeros((2, c.statistics_rows), np.int64)
         self.maximum = np.zeros(c.max_rows, np.int64)
 
-    def table(self, address: int, stride: int, rows: Ints, columns: int, packed: int) -> Elements:
-        """View of a tensor up to the last of the ascending `rows`, and of whole pieces.
+    def pieces(self, packed: int) -> Elements:
+        """View of the scratchpad by `lanes` elements: a chunk, or half a one if packed."""
+        lanes = self.config.lanes
+        return self.scratchpad.view(np.int8).reshape(-1, lanes) if packed else self.scratchpad
 
-        A piece is `lanes` elements: a chunk, or half a one if packed.
-        """
-        dtype, piece = np.dtype(np.int8 if packed else np.int16), self.config.lanes << (not packed)  # bytes
-        shape = int(rows[-1]) + 1, -(-columns // self.config.lanes) * self.config.lanes
-        offset, pitch = ((x << packed) * piece for x in (address, stride))
-        return np.ndarray(shape, dtype, self.scratchpad.data, offset, (pitch, dtype.itemsize))
+    def where(self, places: Ints, columns: int, packed: int) -> Ints:
+        """[rows, pieces] of a tensor whose rows begin at chunks `places`."""
+        return (places << packed)[:, None] + np.arange(-(-columns // self.config.lanes))
 
-    def read(self, address: int, stride: int, rows: Ints, columns: int, packed: int = 0) -> Ints:
-        """[len(rows), columns] of a tensor."""
-        return self.table(address, stride, rows, columns, packed)[rows, :columns].astype(np.int64)
+    def read(self, places: Ints, columns: int, packed: int = 0) -> Ints:
+        """[rows, columns] of a tensor whose rows begin at chunks `places`."""
+        return self.gathered(self.where(places, columns, packed), columns, packed)
 
-    def write(self, address: int, stride: int, rows: Ints, value: Ints, packed: int = 0) -> None:
+    def gathered(self, where: Ints, columns: int, packed: int) -> Ints:
+        """[rows, columns] of the pieces `where`."""
+        return self.pieces(packed)[where].reshape(len(where), -1)[:, :columns].astype(np.int64)
+
+    def write(self, places: Ints, value: Ints, packed: int = 0) -> None:
         """Elements of the last piece beyond the tensor's columns become zero."""
-        columns = value.shape[1]
-        table = self.table(address, stride, rows, columns, packed)
-        table[rows, :columns] = value
-        table[rows, columns:] = 0
+        where = self.where(places, value.shape[1], packed)
+        padded = np.pad(value, ((0, 0), (0, where.shape[1] * self.config.lanes - value.shape[1])))
+        self.pieces(packed)[where] = padded.reshape(*where.shape, -1)
 
 
 def _streamed(s: State, c: Command, rows: Ints) -> Ints:
-    a = s.read(c.a_address, c.a_stride, rows, c.depth, c.a_packed)
+    places = c.places("a", rows) << c.a_packed
+    a = s.gathered(places[:, None] + c.pieces(s.config.inputs, s.config.lanes), c.depth, c.a_packed)
     by = maximum = None
     if c.prologue == Prologue.NORMALISE:
         by = normalisation(c, s.total[c.a_statistics + rows], s.squares[c.a_statistics + rows])
@@ -257,15 +260,15 @@ def _stationary(s: State, program: Program, c: Command) -> Ints:
     if c.b_source == Stationary.MEMORY:
         return program.weights(c).matrix
     rows, along = (c.columns, c.depth) if c.b_source == Stationary.COLUMNS else (c.depth, c.columns)
-    return stationary(s.config, c, s.read(c.b_address, c.b_stride, np.arange(rows), along))
+    return stationary(s.config, c, s.read(c.places("b", np.arange(rows)), along))
 
 
 def _added(s: State, c: Command, rows: Ints, entry: Entry | None) -> Ints | int:
     if not c.residual:
         return 0
-    before = s.read(c.o_address, c.o_stride, rows, c.columns) if entry else np.zeros((len(rows), c.columns), np.int64)
+    before = s.read(c.places("o", rows), c.columns) if entry else np.zeros((len(rows), c.columns), np.int64)
     # Nothing but a residual that is added says where one lies: verify admits any r of CHAIN_ZERO.
-    added = before if c.residual == Residual.CHAIN_ZERO else s.read(c.r_address, c.r_stride, rows, c.columns)
+    added = before if c.residual == Residual.CHAIN_ZERO else s.read(c.places("r", rows), c.columns)
     return residual(c, added, before, entry.first if entry else None)
 
 
@@ -280,7 +283,7 @@ def _matmul(s: State, program: Program, c: Command) -> None:
     factor = row_factor(c, a.sum(axis=1), entry.score if entry else None)
     y, saturated = epilogue(c, total, channels(program, c), factor, _added(s, c, rows, entry), s.activation)
     s.saturations += int(saturated.sum())
-    s.write(c.o_address, c.o_stride, rows, y, c.o_packed)
+    s.write(c.places("o", rows), y, c.o_packed)
     if c.statistics:
         s.total[c.o_statistics + rows] = y.sum(axis=1)
         s.squares[c.o_statistics + rows] = (y * y).sum(axis=1)
@@ -289,7 +292,7 @@ def _matmul(s: State, program: Program, c: Command) -> None:
 
 
 def _route(s: State, program: Program, c: Command) -> None:
-    s.queues = route(c, s.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns))
+    s.queues = route(c, s.read(c.places("a", np.arange(c.rows)), c.columns))
 
 
 def _table(s: State, program: Program, c: Command) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, rows
@@ -17,8 +18,7 @@ def convolution(site: Site, a: Args) -> View:
     need_constants(weight, bias)
     space = weight.dim() - 2
     stride, dilation = (_per_axis(a[name], space) for name in ("stride", "dilation"))
-    if a["groups"] != 1:
-        raise UnsupportedError(f"is a convolution with groups {a['groups']}", "supported are groups 1")
+    weight = _ungrouped(weight, a["groups"])
     batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
     reach = [(kernel - 1) * step for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
     padded = np.pad(batched.index, [(0, 0), (0, 0), *_edges(a["padding"], reach)], constant_values=-1)
@@ -31,6 +31,17 @@ def convolution(site: Site, a: Args) -> View:
     result = apply_linear(site, batched.pick(patches), weight.reshape(len(weight), -1), bias)
     moved = result.pick(np.moveaxis(result.index, -1, 1))
     return moved if batched is x else moved.reshape(*moved.shape[1:])
+
+
+def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """As of one group: zero for the channels of the others."""
+    if groups == 1:
+        return weight
+    parts, (outputs, inputs) = weight.chunk(groups), weight.shape[:2]
+    whole = weight.new_zeros(outputs, inputs * groups, *weight.shape[2:])
+    for group, part in enumerate(parts):
+        whole[group * len(part) : (group + 1) * len(part), group * inputs : (group + 1) * inputs] = part
+    return whole
 
 
 def _edges(padding: Any, reach: Sequence[int]) -> list[tuple[int, int]]:
@@ -55,14 +66,14 @@ def transposed_convolution(site: Site, a: Args) -> View:
     if (
         _per_axis(a["stride"], space) != kernel
         or any(others)
-        or a["groups"] != 1
         or {*_per_axis(a["dilation"], space)} != {1}
         or len(x.shape) != space + 2
     ):
         raise UnsupportedError(
             "is a transposed convolution whose patches overlap or are padded",
-            "supported are kernel == stride, padding 0, groups 1",
+            "supported are kernel == stride and padding 0",
         )
+    weight = _ungrouped(weight, a["groups"])
     flat = weight.reshape(len(weight), -1).T
     wide = None if bias is None else bias.repeat_interleave(int(np.prod(kernel)))
     result = apply_linear(site, x.pick(np.moveaxis(x.index, 1, -1)), flat, wide)

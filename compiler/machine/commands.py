@@ -2,15 +2,22 @@
 
 A tensor in the scratchpad is `address` (its first chunk) and `stride` (chunks from row to row); a row's
 elements fill consecutive chunks of `Config.lanes`, 16 bits each; a packed tensor has two elements of 8 bits in
-each of these, the first in the low bits. What each command does, exactly, is `sim/interpret.py`.
+each of these, the first in the low bits. The rows of a MATMUL may come in lines of `line` rows each: `outer` are the
+chunks from line to line, `stride` those from row to row of one. So a rectangle of a map is one tensor: a window, every
+second token of every second line, a map within the zeros around it; with a stride of 0 a row comes again and again.
+A row of a that is multiplied may in turn be runs of `a_run` slices, of `Config.inputs` elements each: `a_jump` are the
+chunks from run to run, `a_step` those from slice to slice of one: so the patch under a kernel is one row.
+What each command does, exactly, is `sim/interpret.py`.
 """
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Annotated, Any, get_args, get_type_hints
 
+import numpy as np
+
 from patchloom.compiler.machine.encoding import Bits, joined, parted
-from patchloom.compiler.machine.fixed import SHIFT_WIDTH
+from patchloom.compiler.machine.fixed import SHIFT_WIDTH, Ints
 
 COMMAND_BITS = 512
 COMMAND_BYTES = COMMAND_BITS // 8
@@ -91,19 +98,24 @@ class Command:
     rows: Annotated[int, Bits(16)] = (
         0  # tokens (the queue's length when queue is set); chunks for LOAD and STORE, entries for TABLE
     )
+    line: Annotated[int, Bits(9)] = 0  # rows of a line of a, r and o; 0: all are one line
     depth: Annotated[int, Bits(16)] = 0  # features of a that are multiplied
     columns: Annotated[int, Bits(16)] = 0  # output features; experts for ROUTE
-    a_address: Annotated[int, Bits(24)] = 0
+    a_address: Annotated[int, Bits(20)] = 0
     a_stride: Annotated[int, Bits(12)] = 0
+    a_outer: Annotated[int, Bits(14)] = 0
+    a_run: Annotated[int, Bits(9)] = 0  # slices of a run; 0: all are one run, one behind the other
+    a_step: Annotated[int, Bits(10)] = 0  # 0: one behind the other
+    a_jump: Annotated[int, Bits(14)] = 0
     a_wide: Annotated[int, Bits(1)] = 0  # streamed operand of 16 bits, not 8
     a_packed: Annotated[int, Bits(1)] = 0  # stored with 8 bits
     b_source: Annotated[Stationary, Bits(2)] = Stationary.MEMORY
-    b_address: Annotated[int, Bits(24)] = 0
+    b_address: Annotated[int, Bits(20)] = 0
     b_stride: Annotated[int, Bits(12)] = 0
     b_digits: Annotated[int, Bits(3)] = 0  # digits of Config.weight_width bits of the stationary operand
     dma_space: Annotated[Space, Bits(2)] = Space.PROGRAM
-    dma_address: Annotated[int, Bits(40)] = 0  # bytes
-    dma_beats: Annotated[int, Bits(28)] = 0
+    dma_address: Annotated[int, Bits(32)] = 0  # bytes
+    dma_beats: Annotated[int, Bits(26)] = 0
     queue: Annotated[Queue, Bits(2)] = Queue.NONE
     expert: Annotated[int, Bits(8)] = 0
     expected: Annotated[int, Bits(1)] = 0  # fetch an expert's weights before ROUTE has said that it has tokens
@@ -121,10 +133,12 @@ class Command:
     row_scale: Annotated[RowScale, Bits(2)] = RowScale.NONE
     post_shift: Annotated[int, Bits(5)] = 0  # right shift to the output's scale
     residual: Annotated[Residual, Bits(3)] = Residual.NONE
-    r_address: Annotated[int, Bits(24)] = 0
+    r_address: Annotated[int, Bits(20)] = 0
     r_stride: Annotated[int, Bits(12)] = 0
-    o_address: Annotated[int, Bits(24)] = 0
+    r_outer: Annotated[int, Bits(14)] = 0
+    o_address: Annotated[int, Bits(20)] = 0
     o_stride: Annotated[int, Bits(12)] = 0
+    o_outer: Annotated[int, Bits(14)] = 0
     o_wide: Annotated[int, Bits(1)] = 0  # output of 16 bits, not 8
     o_packed: Annotated[int, Bits(1)] = 0  # stored with 8 bits
     statistics: Annotated[int, Bits(1)] = 0  # gather sum and sum of squares of the output's rows
@@ -137,6 +151,25 @@ class Command:
     def chains(self) -> bool:
         """Whether results of several experts come together in the output."""
         return self.residual in (Residual.CHAIN, Residual.CHAIN_ZERO)
+
+    def places(self, operand: str, rows: Ints) -> Ints:
+        """The first chunk of each row of operand "a", "b", "r" or "o"."""
+        address, stride = (getattr(self, f"{operand}_{part}") for part in ("address", "stride"))
+        if not self.line or operand == "b":
+            return np.asarray(address + rows * stride)
+        line, place = np.divmod(rows, self.line)
+        return np.asarray(address + line * getattr(self, f"{operand}_outer") + place * stride)
+
+    def pieces(self, inputs: int, lanes: int) -> Ints:
+        """Where the pieces of a row of a lie, from its first one on: its chunks, or its half chunks if it is packed."""
+        count = inputs // lanes  # of a slice
+        number, behind = np.arange(-(-self.depth // inputs)), np.arange(count)
+        if not self.a_run:
+            starts = number * count
+        else:
+            run, place = np.divmod(number, self.a_run)
+            starts = run * (self.a_jump << self.a_packed) + place * ((self.a_step << self.a_packed) or count)
+        return np.asarray(starts[:, None] + behind).reshape(-1)[: -(-self.depth // lanes)]
 
     def encode(self) -> bytes:
         values = {name: int(getattr(self, name)) for name in FIELDS}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 
 MAGIC = 0x4D4F4C50  # "PLOM" in memory
-VERSION = 3 << 16  # of registers and command set: major, minor
+VERSION = 4 << 16  # of registers and command set: major, minor
 DIGEST_BITS = 128
 RESET_CYCLES = 8  # the least a soft reset lasts
 RESET_LIMIT = 1 << 16  # cycles after which it ends, whatever the memory owes

@@ -30,7 +30,7 @@ from patchloom.compiler.machine.preprocessing import Preprocessing
 from patchloom.compiler.machine.program import Buffer, Golden, Layer, Piece, Port, Program, ProgramError, Segment, Task
 from patchloom.compiler.machine.verify import verify_once
 
-FORMAT, VERSION = "patchloom program", 4
+FORMAT, VERSION = "patchloom program", 5
 MANIFEST = "manifest.json"
 OURS = re.compile(r"(image|index|golden)-[0-9a-f]{16}\.bin|\.patchloom-\w+\.tmp")  # files that only a save makes
 RETRIES = 1000  # of a reader whose Program is replaced under its eyes

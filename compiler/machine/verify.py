@@ -159,22 +159,35 @@ class _Place:
     rows: int
     pitch: int
     pieces: int
+    line: int = 0  # rows, if they come in lines
+    outer: int = 0
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """How many, and rows of each."""
+        return (self.rows // self.line, self.line) if self.line else (1, self.rows)
 
     @property
     def last(self) -> int:
-        return self.first + (self.rows - 1) * self.pitch + self.pieces - 1
+        lines, rows = self.lines
+        return self.first + (lines - 1) * self.outer + (rows - 1) * self.pitch + self.pieces - 1
 
     def of(self, marks: Marks) -> Marks:
-        """The tensor's [rows, pieces] of a mark per half chunk."""
-        here: Any = as_strided(
-            marks[self.first :], (self.rows, self.pieces), (self.pitch * marks.itemsize, marks.itemsize)
-        )
+        """The tensor's [lines, rows, pieces] of a mark per half chunk."""
+        steps = tuple(step * marks.itemsize for step in (self.outer, self.pitch, 1))
+        here: Any = as_strided(marks[self.first :], (*self.lines, self.pieces), steps)
         return here  # type: ignore[no-any-return]
 
     def chunk(self, marks: Bools) -> int:
         """The first one with a mark."""
-        row = int(marks.any(axis=1).argmax())
-        return (self.first + row * self.pitch + int(marks[row].argmax())) // 2
+        line, row, piece = np.unravel_index(int(marks.argmax()), marks.shape)
+        return int(self.first + line * self.outer + row * self.pitch + piece) // 2
+
+    def overlaps(self, marks: Bools) -> bool:
+        """Whether two rows have a piece in common."""
+        clear = np.zeros_like(marks)
+        self.of(clear)[:] = True
+        return int(clear.sum()) < self.rows * self.pieces
 
     @property
     def whole(self) -> "_Place":
@@ -216,7 +229,16 @@ class _Walk:
     def place(self, c: Command, name: str, rows: int, columns: int) -> _Place:
         packed = getattr(c, f"{name}_packed", 0)
         pieces = -(-columns // self.config.lanes) * (1 if packed else 2)
-        return _Place(name, 2 * getattr(c, f"{name}_address"), rows, 2 * getattr(c, f"{name}_stride"), pieces)
+        address, stride = (2 * getattr(c, f"{name}_{part}") for part in ("address", "stride"))
+        line = 0 if name == "b" else c.line
+        return _Place(name, address, rows, stride, pieces, line, 2 * getattr(c, f"{name}_outer") if line else 0)
+
+    def streamed(self, c: Command) -> Iterator[_Place]:
+        """Of a the parts of rows whose pieces are one behind the other."""
+        whole, pieces = self.place(c, "a", c.rows, c.depth), c.pieces(self.config.inputs, self.config.lanes)
+        size = 1 if c.a_packed else 2  # half chunks
+        for part in np.split(pieces, np.flatnonzero(np.diff(pieces) != 1) + 1):
+            yield replace(whole, first=whole.first + size * int(part[0]), pieces=size * len(part))
 
     def inside(self, at: _Place) -> tuple[bool, str]:
         last, size = at.last // 2, self.config.scratchpad_chunks
@@ -320,10 +342,16 @@ def _matmul(w: _Walk, c: Command) -> Rules:
     for name, most in (("rows", config.max_rows), ("depth", FIELDS["depth"].high), ("columns", FIELDS["columns"].high)):
         value = getattr(c, name)
         yield 1 <= value <= most, f"must have 1 to {most} {name}, not {value}"
+    yield not c.line or c.rows % c.line == 0, f"must have whole lines of {c.line} rows, not {c.rows}"
+    for name, size, step in (("slices", c.depth, config.inputs), ("groups", c.columns, config.outputs)):
+        most, count = FIELDS["a_stride"].high, -(-size // step)
+        yield count <= most, f"must have at most {most} {name}, not {count}"
+    yield not c.a_run or not (c.prologue or c.queue), "takes runs of slices of rows that it prepares or of a queue"
     yield from _queue(w, c)
     yield from _stationary(w, c)
     yield from _prologue(w, c)
-    yield from w.readable(w.place(c, "a", c.rows, c.depth), c.expert if c.queue == Queue.SCATTER else None)
+    for at in w.streamed(c):
+        yield from w.readable(at, c.expert if c.queue == Queue.SCATTER else None)
     yield from _output(w, c)
     yield from _accumulator(w, c)
     yield from _activation(w, c)
@@ -337,6 +365,7 @@ def _queue(w: _Walk, c: Command) -> Rules:
     yield bool(c.queue) or c.row_scale != RowScale.GATE, "scales by a gate without a queue"
     yield bool(c.queue) or not c.expected, "expects tokens without a queue"
     yield not c.chains or c.queue == Queue.SCATTER, "chains a residual without scattering"
+    yield not c.queue or not c.line, "takes rows of a queue in lines"
 
 
 def _stationary(w: _Walk, c: Command) -> Rules:
@@ -387,7 +416,8 @@ def _exponentials(w: _Walk, c: Command) -> Rules:
     yield not c.a_packed, "takes exponentials of packed scores"
     yield c.exp_shift <= SCORE_FRACTION, f"exp_shift must be at most {SCORE_FRACTION}, not {c.exp_shift}"
     scores = w.maxima
-    gathered = scores is not None and (scores.o_address, scores.o_stride) == (c.a_address, c.a_stride)
+    there = scores and (scores.o_address, scores.o_stride, scores.line, scores.o_outer)
+    gathered = there == (c.a_address, c.a_stride, c.line, c.a_outer)
     enough = scores is not None and c.rows <= scores.rows and c.depth <= scores.columns
     yield gathered and enough, f"takes exponentials of {c.rows} x {c.depth} scores whose rows' maxima are not known"
     total = bounds.row_sum(_largest(c), c.depth)
@@ -405,7 +435,8 @@ def _output(w: _Walk, c: Command) -> Rules:
         if not _in_place(c):
             others.append(added)
     yield w.inside(out)
-    yield c.rows == 1 or out.pitch >= out.pieces, f"its output's rows overlap: stride {c.o_stride}"
+    lines = f", {c.o_outer} from line to line" if c.line else ""
+    yield not out.overlaps(w.written), f"its output's rows overlap: stride {c.o_stride}{lines}"
     ours = np.zeros_like(w.written)
     out.whole.of(ours)[:] = True
     for other in others:
@@ -428,7 +459,7 @@ def _scatter(w: _Walk, c: Command, out: _Place) -> Rules:
 
 
 def _operands(w: _Walk, c: Command) -> Iterator[_Place]:
-    yield w.place(c, "a", c.rows, c.depth)
+    yield from w.streamed(c)
     if c.b_source == Stationary.COLUMNS:
         yield w.place(c, "b", c.columns, c.depth)
     elif c.b_source == Stationary.ROWS:
@@ -454,7 +485,7 @@ def _row_results(w: _Walk, c: Command, out: _Place) -> Rules:
 def _in_place(c: Command) -> bool:
     """Each element is read, once, some cycles before its sum takes its place."""
     whole = c.residual in (Residual.ADD, Residual.MULTIPLY) and not c.o_packed
-    return whole and (c.r_address, c.r_stride) == (c.o_address, c.o_stride)
+    return whole and (c.r_address, c.r_stride, c.r_outer) == (c.o_address, c.o_stride, c.o_outer)
 
 
 def _largest(c: Command) -> int:

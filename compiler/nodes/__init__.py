@@ -6,6 +6,7 @@ Those that the passes turn into these are in `captured`.
 from patchloom.compiler.nodes.attention import Attention
 from patchloom.compiler.nodes.constant import Constant
 from patchloom.compiler.nodes.input import Input
+from patchloom.compiler.nodes.map import Map
 from patchloom.compiler.nodes.matmul import Matmul
 from patchloom.compiler.nodes.mix import Mix
 from patchloom.compiler.nodes.moe import Expert, Moe, Scoring
@@ -17,6 +18,7 @@ __all__ = [
     "Constant",
     "Expert",
     "Input",
+    "Map",
     "Matmul",
     "Mix",
     "Moe",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +16,10 @@ from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, demand_of
 from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised_demand
 from patchloom.compiler.schedule.columns import spread
-from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks, line_blocks
 from patchloom.compiler.schedule.products import product, products
 from patchloom.compiler.schedule.transfers import leave, load_rows
+from patchloom.compiler.walk import Walk
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +60,8 @@ class Matmul(Node):
 
     @property
     def settled(self) -> bool:
-        return self.x.rows is not None and (self.second is None or self.second.is_whole())
+        reads = self.x.rows is not None or (self.walk is not None and self.epsilon is None)
+        return reads and (self.second is None or self.second.is_whole())
 
     @property
     def second(self) -> View | None:
@@ -71,15 +74,25 @@ class Matmul(Node):
             return Residual.MULTIPLY
         return Residual.NONE if self.residual is None else Residual.ADD
 
+    @cached_property
+    def walk(self) -> Walk | None:
+        """How it finds patches, where x is no rows of a node."""
+        return None if self.x.rows else Walk.of(self.x)
+
     @property
     def rows(self) -> tuple[int, int]:
         """[first, last) of the node that it reads."""
+        if self.walk is not None:
+            return self.walk.first, self.walk.first + self.walk.reach + 1
         assert self.x.rows, "a settled product reads rows"
         return self.x.rows
 
     @property
     def flags(self) -> Iterator[str]:
-        if self.rows != (0, self.x.node.shape[0]):
+        if self.walk is not None:
+            taps, rows = self.walk.taps, self.walk.rows
+            yield f"{taps.lines} x {taps.line} taps at {rows.lines} x {rows.line} places from {self.walk.first} on"
+        elif self.rows != (0, self.x.node.shape[0]):
             yield f"rows {self.rows[0]}:{self.rows[1]}"
         if self.epsilon is not None:
             yield f"norm({self.epsilon:g})"
@@ -92,7 +105,7 @@ class Matmul(Node):
 
     @property
     def macs(self) -> int:
-        return self.shape[0] * self.weight.size
+        return self.shape[0] * int(np.count_nonzero(self.weight))
 
     def evaluate(self, at: Evaluation) -> Floats:
         operand = normalise(at.read(self.x), self.epsilon)
@@ -133,16 +146,16 @@ class Matmul(Node):
 
     @property
     def divides(self) -> bool:
-        return self.second is None
+        return self.second is None and self.walk is None
 
     def streams(self, x: Node) -> bool:
         return self.epsilon is None and (self.second is None or x is not self.second.node)
 
     def loads(self, x: Node) -> bool:
-        return self.streams(x)
+        return self.streams(x) and self.walk is None
 
     def leaves(self) -> bool:
-        return self.second is None
+        return self.second is None and self.walk is None
 
     def packs(self, lanes: int) -> bool:
         return self.second is None
@@ -153,6 +166,9 @@ class Matmul(Node):
         x = None if self.x.node in d.waiting else d.operand(self, self.x.node)
         out = None if self in d.cuts else d.tensor(self, gathers=True, over=d.free(residual, x))
         second: Any = {"second": None if self.second is None else d.tensors[self.second.node], "residual": self.meets}
+        if self.walk is not None:
+            self._patches(d, self.walk, linear, **second)
+            return
         if x is not None and out is not None:
             products(d, self.name, linear, x, out, first=self.rows[0], **second)
             return
@@ -164,6 +180,18 @@ class Matmul(Node):
             product(d, note, linear, operand, result, rows=rows, first=a_first, o_first=o_first, **second)
             if out is None:
                 leave(d, self, result, first)
+
+    def _patches(self, d: Drafting, walk: Walk, linear: Linear, **second: Any) -> None:
+        x, out, at = d.tensors[self.x.node], d.tensors[self], walk.rows
+        for first, rows, line in line_blocks(at.line, at.lines, d.config.max_rows):
+            begin = walk.first + first // at.line * at.outer + first % at.line * at.step
+            places: dict[str, Any] = {"line": line, "a_stride": at.step * x.stride}
+            if line:
+                places |= {"a_outer": at.outer * x.stride, "o_outer": line * out.stride}
+            if line and second["second"] is not None:
+                places["r_outer"] = line * second["second"].stride
+            note = f"{self.name}: rows {first} to {first + rows - 1}"
+            product(d, note, linear, x, out, rows=rows, first=begin, o_first=first, walk=walk, **places, **second)
 
     def draft_columns(self, d: Drafting, note: str, columns: Indices) -> Tensor:
         linear: Linear = d.quantised.numbers[self]

@@ -10,16 +10,19 @@ from patchloom.compiler.nodes import Attention, Input, Matmul, Mix, Moe, Product
 from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Pass, Run
+from patchloom.compiler.passes.patches import by_patches
 from patchloom.compiler.passes.pieces import in_columns
 from patchloom.compiler.passes.selection import selection
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:
     """Reads consecutive rows of one operation; the residual, or factor, is one operation."""
-    if not (node.x.rows or isinstance(node.x.base, Input) or selection(node.x)):
+    node = node if node.x.rows or node.epsilon is not None else by_patches(node, at) or node
+    walks = node.walk is not None and node.epsilon is None
+    if not (walks or node.x.rows or isinstance(node.x.base, Input) or selection(node.x)):
         order = in_columns(node.x)
         node = replace(node, x=node.x.pick(node.x.index[:, order]), weight=node.weight[:, order])
-    x = node.x if node.x.rows else as_node(node.x, node, at)
+    x = node.x if node.x.rows or walks else as_node(node.x, node, at)
     residual, factor = (None if view is None else as_node(view, node, at) for view in (node.residual, node.factor))
     return replace(node, x=x, residual=residual, factor=factor)
 

@@ -1,7 +1,7 @@
 """Integers of one product: what its operand is normalised by, weights per output channel, epilogue."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -92,6 +92,13 @@ class Linear:
     post: Post = Post.NONE
     post_shift: int = 0
     table: Table | None = None
+
+    def block(self, features: Ints, channels: Ints) -> "Linear":
+        """Some of the channels, by some of the features: the others' weights are zero."""
+        if len(features) == len(self.matrix) and len(channels) == len(self.bias):
+            return self
+        some = self.columns(channels)
+        return replace(some, matrix=some.matrix[features])
 
     def columns(self, which: Ints) -> "Linear":
         """The product that gives some of the channels."""

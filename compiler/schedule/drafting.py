@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from patchloom.compiler.graph import Graph
-from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.compiler.machine.commands import FIELDS, Command, Kind
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import Ints
 from patchloom.compiler.machine.program import ELEMENT_BYTES, Port
@@ -86,6 +86,17 @@ def blocks(rows: int, most: int) -> Iterator[tuple[int, int]]:
     size = -(-rows // -(-rows // most))
     for first in range(0, rows, size):
         yield first, min(size, rows - first)
+
+
+def line_blocks(line: int, lines: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """(first row, rows, rows of a line) of whole lines; or of parts of one, of which 0 rows make a line."""
+    together = min(most // line, lines)
+    if line > FIELDS["line"].high or not together:
+        for first, rows in blocks(line, most):
+            yield from ((number * line + first, rows, 0) for number in range(lines))
+    else:
+        for first, count in blocks(lines, together):
+            yield first * line, count * line, line
 
 
 @dataclass(eq=False)

@@ -1,19 +1,41 @@
 """Products with weights from memory."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchloom.compiler.machine import bounds
-from patchloom.compiler.machine.commands import Kind, Prologue, Residual
-from patchloom.compiler.machine.config import ELEMENT_WIDTH
-from patchloom.compiler.machine.fixed import NORMALISED_FEATURES
+from patchloom.compiler.machine.commands import FIELDS, Kind, Prologue, Residual
+from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
+from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.node import Node
 from patchloom.compiler.quantise.linear import Linear, identity
 from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.walk import Walk
+
+COMMAND = 4  # tiles of the array in whose time a command begins and ends
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What a command multiplies of each row of a tensor: where its first chunk is, and each feature in its depth."""
+
+    features: Ints  # of the product's
+    positions: Ints
+    chunk: int
+    fields: dict[str, int]
+
+    @property
+    def depth(self) -> int:
+        return extent(self.positions)
+
+    def slices(self, config: Config) -> int:
+        return -(-self.depth // config.inputs)
 
 
 def products(
@@ -31,13 +53,29 @@ def products(
 
 def product(
     d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, *,
-    rows: int, first: int = 0, o_first: int = 0, second: Tensor | None = None, **fields: Any,
+    rows: int, first: int = 0, o_first: int = 0, second: Tensor | None = None, walk: Walk | None = None, **fields: Any,
 ) -> None:  # fmt: skip
-    """One MATMUL with weights from memory: rows from `first` of a to rows from `o_first` of out."""
+    """MATMULs with weights from memory: rows from `first` of a, or patches that begin there, to some of out.
+
+    One, or one for each block of channels where the weights are zero outside of blocks.
+    """
     _prove(d, note, linear)
-    places = {"a_address": a.at(first), "o_address": out.at(o_first)}
+    d.load_table(linear.table)
+    whole = linear.operand.normalise is not None or out.statistics is not None
+    for channels, side in sides(linear, a, out, walk, d.config, rows, whole=whole):
+        part = note if len(channels) == len(out.positions) else f"{note}: channels {channels[0]} to {channels[-1]}"
+        _command(d, part, linear, a, out, side, channels, rows, first, o_first, second, fields)
+
+
+def _command(
+    d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, side: Side, channels: Ints,
+    rows: int, first: int, o_first: int, second: Tensor | None, fields: dict[str, Any],
+) -> None:  # fmt: skip
+    span, chunk = a.at(first)
+    places = {"a_address": (span, chunk + side.chunk), "o_address": out.at(o_first, int(channels[0]))}
+    fields = {"a_stride": a.stride, "o_stride": out.stride, **side.fields, **fields}
     if second is not None:
-        places["r_address"] = second.at(o_first)
+        places["r_address"] = second.at(o_first, int(channels[0]))
         fields["r_stride"] = second.stride
     if linear.operand.normalise is not None:
         assert a.statistics is not None
@@ -46,16 +84,98 @@ def product(
     if out.statistics is not None:
         places["o_statistics"] = out.statistics, o_first
         fields |= {"statistics": 1}
-    d.load_table(linear.table)
-    depth, columns, count = extent(a.positions), extent(out.positions), bounds.digits(d.config, linear.bits)
+    here = out.positions[channels]
+    here = here - here[0]
+    depth, columns, count = side.depth, extent(here), bounds.digits(d.config, linear.bits)
     d.draft(
-        Kind.MATMUL, note, places, weights=(linear, a.positions, out.positions),
-        rows=rows, depth=depth, columns=columns, a_stride=a.stride,
+        Kind.MATMUL, note, places, weights=(linear.block(side.features, channels), side.positions, here),
+        rows=rows, depth=depth, columns=columns,
         a_wide=int(linear.operand.format.width == ELEMENT_WIDTH), a_packed=int(a.packed),
         b_digits=count, dma_beats=stream_beats(d.config, depth, columns, count),
-        post=linear.post, post_shift=linear.post_shift,
-        o_stride=out.stride, o_wide=out.wide, o_packed=int(out.packed), **fields,
+        post=linear.post, post_shift=linear.post_shift, o_wide=out.wide, o_packed=int(out.packed), **fields,
     )  # fmt: skip
+
+
+# --- Blocks of channels, each with the features that it needs ---
+
+
+def sides(
+    linear: Linear, a: Tensor, out: Tensor, walk: Walk | None, config: Config, rows: int, *, whole: bool
+) -> Iterator[tuple[Ints, Side]]:
+    """What takes the fewest cycles: all at once, if `whole`, or blocks of channels."""
+    features = len(linear.matrix) // (1 if walk is None else len(walk.taps.places))
+    edges = [0, *_chunk_starts(out, config), len(out.positions)] if not whole else [0, len(out.positions)]
+    used = _used(linear, features)
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
+    found: dict[tuple[int, int], Side] = {}
+    for j, last in enumerate(edges[1:], 1):
+        best = np.inf, 0
+        for i in range(j):
+            low, high = _range(used[:, edges[i] : last])
+            side = found.setdefault((low, high), _side(a, walk, low, high, features, config))
+            columns = int(out.positions[last - 1] - out.positions[edges[i]]) + 1
+            passes = side.slices(config) * -(-columns // config.outputs)
+            cost = cheapest[i][0] + passes * max(rows, config.inputs) + COMMAND * config.inputs
+            best = min(best, (cost, i))
+        cheapest.append(best)
+    cuts = [len(edges) - 1]
+    while cuts[-1]:
+        cuts.append(cheapest[cuts[-1]][1])
+    for i, j in zip(cuts[:0:-1], cuts[-2::-1], strict=True):
+        yield np.arange(edges[i], edges[j]), found[_range(used[:, edges[i] : edges[j]])]
+
+
+def _chunk_starts(out: Tensor, config: Config) -> list[int]:
+    """Channels, but for the first, with which a chunk of the result and a group of the array may begin together."""
+    unit = np.lcm(out.chunk, config.outputs)
+    return (np.flatnonzero(out.positions[1:] % unit == 0) + 1).tolist()
+
+
+def _used(linear: Linear, features: int) -> NDArray[np.bool_]:
+    """[features, channels] with a weight that is not zero for any tap."""
+    nonzero = linear.matrix.reshape(-1, features, linear.matrix.shape[1]) != 0
+    return np.asarray(nonzero.any(axis=0))
+
+
+def _range(used: NDArray[np.bool_]) -> tuple[int, int]:
+    """[low, high) features that some channel needs; one at least."""
+    some = np.flatnonzero(used.any(axis=1))
+    return (int(some[0]), int(some[-1]) + 1) if len(some) else (0, 1)
+
+
+def _side(a: Tensor, walk: Walk | None, low: int, high: int, features: int, config: Config) -> Side:
+    """Columns [low, high) of each row, or of each tap."""
+    start = 0 if walk is None else walk.low
+    here = a.positions[start + low : start + high]
+    chunk = int(here[0]) // a.chunk
+    here = here - chunk * a.chunk
+    if walk is None:
+        return Side(np.arange(low, high), here, chunk, {})
+    taps = walk.taps
+    which = (np.arange(taps.lines * taps.line)[:, None] * features + np.arange(low, high)).reshape(-1)
+    ways = [Side(which, *way) for way in _ways(a, walk, here, chunk, config)]
+    return min(ways, key=lambda side: side.depth)
+
+
+def _ways(a: Tensor, walk: Walk, here: Ints, chunk: int, config: Config) -> Iterator[tuple[Ints, int, dict[str, int]]]:
+    """Taps of a line in one run, what lies between them included; or each tap a slice, or a run of its own."""
+    taps, pitch = walk.taps, a.stride * a.chunk
+    across = (np.arange(taps.line)[:, None] * taps.step * pitch + here).reshape(-1)
+    run = -(-extent(across) // config.inputs)
+    lines = np.arange(taps.lines)[:, None]
+    most = {name: FIELDS[name].high for name in ("a_run", "a_jump", "a_step")}
+    if taps.lines == 1:
+        yield across, chunk, {}
+    elif run <= most["a_run"]:
+        places = (lines * run * config.inputs + across).reshape(-1)
+        yield places, chunk, {"a_run": run, "a_jump": taps.outer * a.stride}
+    size = -(-extent(here) // config.inputs)
+    places = (np.arange(taps.lines * taps.line)[:, None] * size * config.inputs + here).reshape(-1)
+    inside = chunk * a.chunk + config.inputs <= pitch  # no slice but the last one reads beyond its token
+    if size == 1 and inside and taps.line <= most["a_run"] and taps.step * a.stride <= most["a_step"]:
+        yield places, chunk, {"a_run": taps.line, "a_step": taps.step * a.stride, "a_jump": taps.outer * a.stride}
+    if taps.lines == 1 and size <= most["a_run"]:
+        yield places, chunk, {"a_run": size, "a_jump": taps.step * a.stride}
 
 
 def _prove(d: Drafting, note: str, linear: Linear) -> None:

@@ -80,7 +80,7 @@ class _Watch:
         layer = self.layers[number]
         value = self.frame.values.setdefault(number, np.full(layer.shape, np.nan, np.float32))
         width = max(position + count for _, count, position in piece.columns)
-        rows = state.read(piece.address, piece.stride, np.arange(piece.rows), width, piece.packed)
+        rows = state.read(piece.address + piece.stride * np.arange(piece.rows), width, piece.packed)
         for first, count, position in piece.columns:
             part = rows[:, position : position + count] * layer.scale
             value[piece.row : piece.row + piece.rows, first : first + count] = part

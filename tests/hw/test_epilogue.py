@@ -156,7 +156,7 @@ def output_rows(case: Case) -> Ints:
 
 def residual_addresses(case: Case) -> list[int]:
     c, rows = case.command, output_rows(case)
-    own, other = c.o_address + rows * c.o_stride, c.r_address + rows * c.r_stride
+    own, other = c.places("o", rows), c.places("r", rows)
     again = c.chains & (case.first == 0)
     at = np.where(again, own, other) + case.group * case.config.output_chunks
     return (at % case.config.scratchpad_chunks).tolist()
@@ -170,7 +170,7 @@ def reference(case: Case) -> Result:
     written: list[Written] = []
     for i in np.flatnonzero(case.valid):
         gathered = (int(case.group[i] == 0), c.o_statistics + int(output_rows(case)[i])) if c.statistics else None
-        row = c.o_address + int(output_rows(case)[i]) * c.o_stride
+        row = int(c.places("o", output_rows(case))[i])
         half, pieces = halves(case, int(case.group[i]), out[i], int(inside[i].sum()))
         window = [pieces.get(2 * (half // 2) + k, 0) for k in range(2 * config.output_chunks)]
         enable = sum(1 << k - 2 * (half // 2) for k in pieces)
@@ -238,7 +238,27 @@ def test_residual(config):
             Case(config, command(residual=residual, queue=queue, row_scale=scale, o_wide=wide, **places), seed=wide)
             for residual, queue in itertools.product(Residual, Queue)
             for scale, wide in itertools.product((RowScale.NONE, RowScale.GATE), (0, 1))
-            if not (residual == Residual.MULTIPLY and scale)  # the factor would be two
+            # A factor would be two, and chains are of tokens that are scattered.
+            if not (residual == Residual.MULTIPLY and scale)
+            and (queue == Queue.SCATTER or residual not in (Residual.CHAIN, Residual.CHAIN_ZERO))
+        ]
+    )
+
+
+@with_passes
+def test_lines(config):
+    """Rows of rectangles: of both tensors that are addressed, and of either one alone."""
+    places = {"r_address": 200, "r_stride": 9, "r_outer": 40, "o_outer": 31}
+    check(
+        [
+            Case(config, command(line=line, columns=columns, **(places | fields)), rows, seed=line)
+            for rows, line in ((12, 1), (12, 3), (12, 12), (16, 4), (1, 1))
+            for columns in (12, 21)
+            for fields in (
+                {"residual": Residual.ADD},
+                {"residual": Residual.MULTIPLY, "r_stride": 0},
+                {"o_stride": 1, "o_outer": 5, "residual": Residual.ADD, "r_outer": 0},
+            )
         ]
     )
 

@@ -52,6 +52,7 @@ class Case:
         self.shift = rng.integers(4, 40, BEATS)
         above = np.where(rng.random(BEATS) < 0.5, rng.integers(0, 1 << 12, BEATS), 1 << 16)
         self.slice = rng.integers(0, -(-self.command.depth // n), BEATS)
+        self.half = rng.integers(0, 1 + self.config.input_chunks % 2, BEATS)
         self.maximum = np.minimum(stored(self).max(axis=1) + above, half - 1)
         self.group = rng.integers(0, 3, BEATS)
         self.digit = rng.integers(0, 1 + self.command.a_wide * (self.config.activation_width == 8), BEATS)
@@ -71,7 +72,7 @@ def rtl(case: Case) -> tuple[list[list[int]], list[int], int]:
         "beat": beats,
         "elements": [joined(row, ELEMENT_WIDTH) for row in case.elements],
     }
-    inputs |= {name: getattr(case, name).tolist() for name in ("mean", "scale", "shift", "maximum")}
+    inputs |= {name: getattr(case, name).tolist() for name in ("mean", "scale", "shift", "maximum", "half")}
     cycles = BEATS + sums + tree_latency(n) + 5
     seen = drive(Operand(config), inputs, ["digits", "row_sum", "saturations"], cycles)
     digits = [parted(word, config.activation_width, n) for word in seen["digits"][Operand.LATENCY :][:BEATS]]
@@ -84,8 +85,7 @@ def stored(case: Case) -> Ints:
     if not case.command.a_packed:
         return case.elements
     octets = case.elements.astype("<i2").view(np.int8).astype(np.int64)
-    begin = (case.slice * config.input_chunks % 2) * config.lanes
-    return np.take_along_axis(octets, begin[:, None] + np.arange(config.inputs), axis=1)
+    return np.take_along_axis(octets, case.half[:, None] * config.lanes + np.arange(config.inputs), axis=1)
 
 
 def reference(case: Case) -> tuple[list[list[int]], list[int], int]:

@@ -90,7 +90,7 @@ def reference(case: Case) -> list[list[int]]:
     state, entries = State(case.config, {}), []
     state.scratchpad[:] = case.scratchpad
     for number, c in enumerate(case.commands):
-        logits = state.read(c.a_address, c.a_stride, np.arange(c.rows), c.columns)
+        logits = state.read(c.places("a", np.arange(c.rows)), c.columns)
         for expert, queue in enumerate(route(c, logits)):
             fields = zip(queue.token.tolist(), queue.score.tolist(), queue.first.tolist(), strict=True)
             entries += [[number, expert, token, score, int(first)] for token, score, first in fields]

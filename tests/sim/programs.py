@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from patchloom.compiler.machine.commands import (
+    FIELDS,
     Command,
     Kind,
     Post,
@@ -103,8 +104,8 @@ class Maker:
 
         def observe(position: int, command: Command, state: State) -> None:
             if position == len(self.commands) - 1:
-                rows = np.arange(tensor.rows)
-                seen.append(state.read(tensor.address, tensor.stride, rows, tensor.columns, int(tensor.packed)))
+                places = tensor.address + tensor.stride * np.arange(tensor.rows)
+                seen.append(state.read(places, tensor.columns, int(tensor.packed)))
 
         execute(self.program(tuple(self.commands)), None, self.region, observe)
         return seen[0]
@@ -269,13 +270,20 @@ class Maker:
         elif self.chance(0.3) and a.rows > 1:
             first = int(self.rng.integers(a.rows))  # some rows
             a = replace(a, address=a.address + first * a.stride, rows=a.rows - first)
+        lines = self.lines(a) if self.chance(0.4) else {}
+        if "prologue" in fields and lines.get("rows", 0) > a.rows:
+            lines = {}  # there are no statistics of so many
+        if "prologue" not in fields and self.chance(0.3):
+            fields |= self.runs(a, lines)
         source = Stationary(int(self.rng.choice([0, 0, 1, 2])))
         before = self.free
-        out = self.matmul(a, source, **fields)
+        out = self.matmul(a, source, **fields, **lines)
         if out is None:
             return
         added = self.second(out)
-        if added is not None:
+        if lines:
+            self.arrange(out, added)
+        elif added is not None:
             last = self.commands[-1]
             read = [last.a_address] + [last.b_address] * (source != Stationary.MEMORY)
             apart = not any(added.address <= x < added.address + added.rows * added.stride for x in read)
@@ -288,6 +296,37 @@ class Maker:
             self.amend(row_maximum=1)
         assert self.free >= before
         self.tensors.append(out)
+
+    def lines(self, a: Tensor) -> dict[str, int]:
+        """Rows of a tensor as lines: some rows, again, apart, backwards through the columns of a map."""
+        line = int(self.rng.integers(1, min(a.rows, FIELDS["line"].high) + 1))
+        lines = int(self.rng.integers(1, self.config.max_rows // line + 1))
+        step, outer = int(self.rng.integers(3)), int(self.rng.choice([0, 1, 2, line]))
+        if (line - 1) * step >= a.rows:
+            step = 1
+        if outer:
+            lines = min(lines, (a.rows - 1 - (line - 1) * step) // outer + 1)
+        return {"rows": line * lines, "line": line, "a_stride": step * a.stride, "a_outer": outer * a.stride}
+
+    def runs(self, a: Tensor, lines: dict[str, int]) -> dict[str, int]:
+        """A row's slices as runs of what lies at several rows of the tensor; nothing if it has too few."""
+        places = Command(kind=Kind.MATMUL, **a.fields("a") | lines).places("a", np.arange(lines.get("rows", a.rows)))
+        end, packed = a.address + a.rows * a.stride, int(a.packed)
+        run, step, jump = int(self.rng.integers(1, 4)), int(self.rng.integers(3)), int(self.rng.integers(4))
+        depth = int(self.rng.integers(1, 6)) * self.config.inputs - int(self.rng.integers(3))
+        made = {"a_run": run, "a_step": step * a.stride, "a_jump": jump * a.stride, "depth": depth}
+        walk = Command(kind=Kind.MATMUL, a_packed=packed, **made).pieces(self.config.inputs, self.config.lanes)
+        fits = a.whole and int(places.max()) + (int(walk.max()) >> packed) < end
+        return made if fits else {}
+
+    def arrange(self, out: Tensor, added: Tensor | None) -> None:
+        """Lines of the last command's results: one behind the other, or side by side as columns of a map."""
+        line, lines = self.commands[-1].line, out.rows // self.commands[-1].line
+        turned = self.chance(0.5)
+        self.amend(o_stride=out.stride * (lines if turned else 1), o_outer=out.stride * (1 if turned else line))
+        if added is not None:
+            again = self.chance(0.3)  # one row for each line
+            self.amend(r_stride=0 if again else added.stride, r_outer=added.stride * (1 if again else line))
 
     def second(self, out: Tensor) -> Tensor | None:
         """Another tensor for the last command, whose results it is added to or multiplies."""

@@ -4,22 +4,29 @@
 #include "activation.hpp"
 #include "array.hpp"
 #include "machine.hpp"
+#include "operand.hpp"
 
 namespace patchloom {
 
 // A row on its way out.
 struct Target {
     int row;  // of the output
+    int own, other;  // chunks from the first row to it, of the output and of the residual
     Factor factor;
     int extra;     // shift, beyond the channel's
     bool chained;  // the output itself is the residual: not the token's first expert
 };
 
-inline Target target_of(const Machine &m, const Command &c, int i) {
+inline Target target_of(const Machine &m, const Command &c, const Row &at) {
 #pragma HLS INLINE
+    const int i = at.i, own = offset_of(at, c.o_stride, c.o_outer), other = offset_of(at, c.r_stride, c.r_outer);
     const Entry entry = m.queue[c.expert][i];
-    Target target = {i, Factor(ROW_ONE), 0, false};
-    if (c.queue == QUEUE_SCATTER) target.row = entry.token;
+    Target target = {i, own, other, Factor(ROW_ONE), 0, false};
+    if (c.queue == QUEUE_SCATTER) {
+        target.row = entry.token;
+        target.own = target.row * int(c.o_stride);
+        target.other = target.row * int(c.r_stride);
+    }
     if (c.row_scale == ROWSCALE_GATE) target.factor = entry.score;
     if (c.row_scale == ROWSCALE_SOFTMAX) {
         const Scaled inverse = reciprocal(m.row_sum[i]);
@@ -32,9 +39,9 @@ inline Target target_of(const Machine &m, const Command &c, int i) {
 
 inline Element before(Machine &m, const Command &c, const Target &target, int column) {
 #pragma HLS INLINE
-    if (target.chained) return element(m, int(c.o_address) + target.row * int(c.o_stride), column);
+    if (target.chained) return element(m, int(c.o_address) + target.own, column);
     if (c.residual == RESIDUAL_NONE || c.residual == RESIDUAL_CHAIN_ZERO) return 0;
-    return element(m, int(c.r_address) + target.row * int(c.r_stride), column);
+    return element(m, int(c.r_address) + target.other, column);
 }
 
 inline Element requantise(
@@ -61,10 +68,11 @@ inline Element requantise(
 }
 
 // OUTPUTS channels of a row. Lanes of the last chunk beyond the tensor's columns become zero.
-inline void finish(Machine &m, const Command &c, int group, const Parameters &p, int i) {
+inline void finish(Machine &m, const Command &c, int group, const Parameters &p, const Row &at) {
 #pragma HLS INLINE
-    const Target target = target_of(m, c, i);
-    const int address = int(c.o_address) + target.row * int(c.o_stride);
+    const int i = at.i;
+    const Target target = target_of(m, c, at);
+    const int address = int(c.o_address) + target.own;
     const int columns = c.columns, padded = (columns + LANES - 1) / LANES * LANES;
     int clipped = 0;
     Total total = 0;

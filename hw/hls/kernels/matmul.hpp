@@ -30,6 +30,7 @@ inline void stream_rows(
 digits:
     for (int digit = 0; digit < A_DIGITS; ++digit) {
         if (digit >= digits) break;
+        Row row = {0, 0, 0};
     rows:
         for (int i = 0; i < MAX_ROWS; ++i) {
 #pragma HLS PIPELINE II=1
@@ -42,9 +43,10 @@ digits:
                     m.sums[i][n] = 0;
                 }
             }
-            const Slice slice = stream(m, c, pass, i, digit);
+            const Slice slice = stream(m, c, pass, row, digit);
             multiply(slice, tile, ACTIVATION_WIDTH * digit + WEIGHT_WIDTH * pass.b_digit, m.sums[i]);
-            if (pass.last && digit == digits - 1) finish(m, c, pass.group, parameters, i);
+            if (pass.last && digit == digits - 1) finish(m, c, pass.group, parameters, row);
+            row = next_row(row, c);
         }
     }
 }

@@ -15,6 +15,20 @@ struct Pass {
     bool first, last;  // of the group
 };
 
+// Row `i` of a command is the one at `column` of a line.
+struct Row {
+    int i, line, column;
+};
+
+inline Row next_row(const Row &row, const Command &c) {
+#pragma HLS INLINE
+    const bool ends = row.column + 1 == int(c.line);
+    return {row.i + 1, ends ? row.line + 1 : row.line, ends ? 0 : row.column + 1};
+}
+
+// Chunks from a tensor's first row.
+inline int offset_of(const Row &row, int stride, int outer) { return row.line * outer + row.column * stride; }
+
 inline int operand_low(bool wide) { return wide ? OPERAND_LOW_16 : OPERAND_LOW_8; }
 inline int operand_high(bool wide) { return wide ? OPERAND_HIGH_16 : OPERAND_HIGH_8; }
 
@@ -24,11 +38,22 @@ inline int source_row(const Machine &m, const Command &c, int i) {
     return c.queue == QUEUE_GATHER ? int(m.queue[c.expert][i].token) : i;
 }
 
-// INPUTS elements of a row, one digit each. Saturations and the row's sum count when a row enters for the first time.
-inline Slice stream(Machine &m, const Command &c, const Pass &pass, int i, int a_digit) {
+// Where a slice begins, in elements of the row as it is stored.
+inline int first_feature(const Command &c, int slice) {
 #pragma HLS INLINE
-    const int row = source_row(m, c, i);
-    const int address = int(c.a_address) + row * int(c.a_stride);
+    if (c.a_run == 0) return slice * INPUTS;
+    const int chunk = c.a_packed ? 2 * LANES : LANES;
+    const int run = slice / int(c.a_run), place = slice % int(c.a_run);
+    return run * int(c.a_jump) * chunk + place * (c.a_step == 0 ? INPUTS : int(c.a_step) * chunk);
+}
+
+// INPUTS elements of a row, one digit each. Saturations and the row's sum count when a row enters for the first time.
+inline Slice stream(Machine &m, const Command &c, const Pass &pass, const Row &at, int a_digit) {
+#pragma HLS INLINE
+    const int i = at.i, row = source_row(m, c, i);
+    const int own = offset_of(at, c.a_stride, c.a_outer);
+    const int address = int(c.a_address) + (c.queue == QUEUE_GATHER ? row * int(c.a_stride) : own);
+    const int first = first_feature(c, pass.slice);
     const bool wide = c.a_wide;
     const bool fresh = pass.group == 0 && pass.b_digit == 0 && a_digit == 0;
     Normaliser by = {};
@@ -41,7 +66,7 @@ inline Slice stream(Machine &m, const Command &c, const Pass &pass, int i, int a
         const int feature = pass.slice * INPUTS + k;
         Element x = 0;
         if (feature < int(c.depth)) {
-            const Element raw = read_element(m, address, feature, c.a_packed);
+            const Element raw = read_element(m, address, first + k, c.a_packed);
             Prepared value = raw;
             if (c.prologue == PROLOGUE_NORMALISE) value = normalise(raw, by);
             if (c.prologue == PROLOGUE_EXP) value = exp2_negative(difference(m.maximum[i], raw, c.exp_shift), wide);

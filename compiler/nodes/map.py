@@ -1,0 +1,120 @@
+"""A map of tokens with zeros around it, in which the patches of a convolution lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from patchloom.compiler.node import Evaluation, Floats, Node, View, float32
+from patchloom.compiler.quantise.driver import Quantising
+from patchloom.compiler.quantise.formats import Demand
+from patchloom.compiler.quantise.linear import Linear, Operand, identity
+from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks, line_blocks
+from patchloom.compiler.schedule.products import product
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Map(Node):
+    """Tokens line by line, `width` of them each. Once settled, x is consecutive rows of a node."""
+
+    is_layer: ClassVar[bool] = True
+
+    x: View  # [tokens, features]
+    width: int
+    edges: tuple[int, int, int, int]  # rows of zeros above and below, columns of them left and right
+
+    def __post_init__(self) -> None:
+        self.require(self.x.shape[0] % self.width == 0, f"has {self.x.shape[0]} tokens, not lines of {self.width}")
+
+    @property
+    def height(self) -> int:
+        return self.x.shape[0] // self.width
+
+    @property
+    def pitch(self) -> int:
+        """Tokens from line to line."""
+        _, _, left, right = self.edges
+        return left + self.width + right
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        top, bottom, _, _ = self.edges
+        return (top + self.height + bottom) * self.pitch, self.x.shape[1]
+
+    @property
+    def begin(self) -> int:
+        """Row of its first token."""
+        top, _, left, _ = self.edges
+        return top * self.pitch + left
+
+    @property
+    def settled(self) -> bool:
+        return self.x.rows is not None
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """[first, last) of the node that it reads."""
+        assert self.x.rows, "a settled map reads rows"
+        return self.x.rows
+
+    @property
+    def flags(self) -> Iterator[str]:
+        yield f"{self.height} x {self.width} in {self.shape[0] // self.pitch} x {self.pitch}"
+
+    def evaluate(self, at: Evaluation) -> Floats:
+        value = at.read(self.x).reshape(self.height, self.width, -1)
+        top, bottom, left, right = self.edges
+        return float32(np.pad(value, ((top, bottom), (left, right), (0, 0)))).reshape(self.shape)
+
+    def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
+        yield self.x.node, Demand(activations)
+        yield self, Demand(activations)
+
+    def numbers(self, at: Quantising) -> Linear:
+        before, after = at.formats[self.x.node], at.formats[self]
+        return identity(before, self.shape[1], before.scale / after.scale)
+
+    def streams(self, x: Node) -> bool:
+        return True
+
+    def packs(self, lanes: int) -> bool:
+        return True
+
+    def draft(self, d: Drafting) -> None:
+        out, x = d.tensor(self), d.tensors[self.x.node]
+        linear: Linear = d.quantised.numbers[self]
+        self._clear(d, x, out)
+        for first, rows, line in line_blocks(self.width, self.height, d.config.max_rows):
+            note = f"{self.name}: tokens {first} to {first + rows - 1}"
+            begin = self.begin + first // self.width * self.pitch + first % self.width
+            product(
+                d, note, linear, x, out, rows=rows, first=self.rows[0] + first, o_first=begin,
+                line=line, a_outer=line * x.stride, o_outer=self.pitch * out.stride if line else 0,
+            )  # fmt: skip
+
+    def _clear(self, d: Drafting, x: Tensor, out: Tensor) -> None:
+        """Zero times any token to all that is around the map: above and left of it, between its lines, below."""
+        _, _, left, right = self.edges
+        none = np.zeros(self.shape[1], np.int64)
+        zero = Linear(
+            Operand(d.quantised.formats[self.x.node]), np.zeros((1, self.shape[1]), np.int16), 8,
+            none, none, none,
+        )  # fmt: skip
+        end = self.begin + (self.height - 1) * self.pitch + self.width
+        runs = [(0, self.begin), (end, self.shape[0] - end)]
+        for first, rows in runs:
+            for begin, count in blocks(rows, d.config.max_rows) if rows else ():
+                self._zeros(d, zero, x, out, first + begin, count, 0)
+        if left + right and self.height > 1:
+            begin = self.begin + self.width
+            for first, rows, line in line_blocks(left + right, self.height - 1, d.config.max_rows):
+                at = begin + first // (left + right) * self.pitch + first % (left + right)
+                self._zeros(d, zero, x, out, at, rows, line)
+
+    def _zeros(self, d: Drafting, zero: Linear, x: Tensor, out: Tensor, at: int, rows: int, line: int) -> None:
+        outer = self.pitch * out.stride if line else 0
+        product(
+            d, f"{self.name}: zeros from {at}", zero, x, out, rows=rows, first=self.rows[0], o_first=at,
+            a_stride=0, line=line, o_outer=outer,
+        )  # fmt: skip
