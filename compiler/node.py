@@ -350,8 +350,8 @@ class Node(ABC):
         """Whether it can compute some columns alone: see `draft_columns`."""
         return False
 
-    def streams(self, x: "Node") -> bool:
-        """Whether it reads x as nothing but its streamed operand, row after row."""
+    def streams(self, x: "Node", lanes: int) -> bool:
+        """Whether it reads x as nothing but its streamed operand, and could if two elements of 8 bits were one."""
         return False
 
     def loads(self, x: "Node") -> bool:

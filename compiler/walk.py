@@ -1,8 +1,8 @@
 """Matrices whose rows are patches of a map, as a machine finds them: a grid of rows, and in each row a grid of taps.
 
 A token's place in a node's result is its row. Rows of the matrix begin at `first`, `step` rows further from each to the
-next of a line and `outer` rows from line to line; from there each tap is a row again, and of each the columns [low, high)
-count.
+next of a line and `outer` rows from line to line; from there each tap is a row again, and of each the columns [low,
+high) count.
 """
 
 from dataclasses import dataclass

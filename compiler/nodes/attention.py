@@ -129,7 +129,7 @@ class Attention(ByHead):
         yield self.k.node, _columns(self.k), self.head_dim
         yield self.v.node, _columns(self.v), self.value_dim
 
-    def streams(self, x: Node) -> bool:
+    def streams(self, x: Node, lanes: int) -> bool:
         return x is self.q.node and x is not self.k.node and x is not self.v.node
 
     def packs(self, lanes: int) -> bool:

@@ -75,7 +75,7 @@ class Map(Node):
         before, after = at.formats[self.x.node], at.formats[self]
         return identity(before, self.shape[1], before.scale / after.scale)
 
-    def streams(self, x: Node) -> bool:
+    def streams(self, x: Node, lanes: int) -> bool:
         return True
 
     def packs(self, lanes: int) -> bool:

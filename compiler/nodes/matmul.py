@@ -148,11 +148,16 @@ class Matmul(Node):
     def divides(self) -> bool:
         return self.second is None and self.walk is None
 
-    def streams(self, x: Node) -> bool:
-        return self.epsilon is None and (self.second is None or x is not self.second.node)
+    def streams(self, x: Node, lanes: int) -> bool:
+        """Of patches no half of a chunk may be left out, which nothing would have written."""
+        halves = -(-x.shape[1] // lanes)
+        return self.loads(x) or (self._only_streams(x) and halves % 2 == 0)
 
     def loads(self, x: Node) -> bool:
-        return self.streams(x) and self.walk is None
+        return self._only_streams(x) and self.walk is None
+
+    def _only_streams(self, x: Node) -> bool:
+        return self.epsilon is None and (self.second is None or x is not self.second.node)
 
     def leaves(self) -> bool:
         return self.second is None and self.walk is None

@@ -78,7 +78,7 @@ class Products(ByHead):
         for view in (self.a, self.b if self.b.blocks is not None else self.turned):
             yield view.node, tuple(column for _, column in view.blocks or ()), view.shape[2]
 
-    def streams(self, x: Node) -> bool:
+    def streams(self, x: Node, lanes: int) -> bool:
         return x is self.a.node and x is not self.b.node
 
     def draft(self, d: Drafting) -> None:

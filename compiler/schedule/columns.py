@@ -26,7 +26,7 @@ def packed(graph: Graph, formats: Mapping[Node, Format], lanes: int) -> set[Node
 
     Of an input of the user's, all that is read or nothing: it is one port.
     """
-    others = {x for node in graph.nodes() for x in node.inputs if not node.streams(x)}
+    others = {x for node in graph.nodes() for x in node.inputs if not node.streams(x, lanes)}
     wide = {x for x in graph.tensors() if not x.packs(lanes) or formats[x].width == ELEMENT_WIDTH or x in others}
     ports = {x.name for x in wide if x.user_input is not None}
     return {x for x in graph.tensors() if x not in wide and (x.user_input is None or x.name not in ports)}

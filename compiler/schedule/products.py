@@ -64,36 +64,40 @@ def product(
     whole = linear.operand.normalise is not None or out.statistics is not None
     for channels, side in sides(linear, a, out, walk, d.config, rows, whole=whole):
         part = note if len(channels) == len(out.positions) else f"{note}: channels {channels[0]} to {channels[-1]}"
-        _command(d, part, linear, a, out, side, channels, rows, first, o_first, second, fields)
+        begin, column = a.at(first), int(channels[0])
+        places = {"a_address": (begin[0], begin[1] + side.chunk), "o_address": out.at(o_first, column)}
+        if second is not None:
+            places["r_address"] = second.at(o_first, column)
+        if linear.operand.normalise is not None:
+            assert a.statistics is not None
+            places["a_statistics"] = a.statistics, first
+        if out.statistics is not None:
+            places["o_statistics"] = out.statistics, o_first
+        block, here = linear.block(side.features, channels), out.positions[channels] - out.positions[column]
+        d.draft(
+            Kind.MATMUL, part, places, weights=(block, side.positions, here), rows=rows,
+            **_fields(d.config, linear, a, out, second) | _sizes(d.config, linear, side, here) | side.fields | fields,
+        )  # fmt: skip
 
 
-def _command(
-    d: Drafting, note: str, linear: Linear, a: Tensor, out: Tensor, side: Side, channels: Ints,
-    rows: int, first: int, o_first: int, second: Tensor | None, fields: dict[str, Any],
-) -> None:  # fmt: skip
-    span, chunk = a.at(first)
-    places = {"a_address": (span, chunk + side.chunk), "o_address": out.at(o_first, int(channels[0]))}
-    fields = {"a_stride": a.stride, "o_stride": out.stride, **side.fields, **fields}
+def _fields(config: Config, linear: Linear, a: Tensor, out: Tensor, second: Tensor | None) -> dict[str, Any]:
+    """Of every command of a product."""
+    fields = {
+        "a_stride": a.stride, "a_wide": int(linear.operand.format.width == ELEMENT_WIDTH), "a_packed": int(a.packed),
+        "o_stride": out.stride, "o_wide": out.wide, "o_packed": int(out.packed),
+        "post": linear.post, "post_shift": linear.post_shift, "b_digits": bounds.digits(config, linear.bits),
+    }  # fmt: skip
     if second is not None:
-        places["r_address"] = second.at(o_first, int(channels[0]))
         fields["r_stride"] = second.stride
     if linear.operand.normalise is not None:
-        assert a.statistics is not None
-        places["a_statistics"] = a.statistics, first
         fields |= {"prologue": Prologue.NORMALISE, **asdict(linear.operand.normalise)}
-    if out.statistics is not None:
-        places["o_statistics"] = out.statistics, o_first
-        fields |= {"statistics": 1}
-    here = out.positions[channels]
-    here = here - here[0]
-    depth, columns, count = side.depth, extent(here), bounds.digits(d.config, linear.bits)
-    d.draft(
-        Kind.MATMUL, note, places, weights=(linear.block(side.features, channels), side.positions, here),
-        rows=rows, depth=depth, columns=columns,
-        a_wide=int(linear.operand.format.width == ELEMENT_WIDTH), a_packed=int(a.packed),
-        b_digits=count, dma_beats=stream_beats(d.config, depth, columns, count),
-        post=linear.post, post_shift=linear.post_shift, o_wide=out.wide, o_packed=int(out.packed), **fields,
-    )  # fmt: skip
+    return fields | {"statistics": int(out.statistics is not None)}
+
+
+def _sizes(config: Config, linear: Linear, side: Side, here: Ints) -> dict[str, int]:
+    depth, columns = side.depth, extent(here)
+    beats = stream_beats(config, depth, columns, bounds.digits(config, linear.bits))
+    return {"depth": depth, "columns": columns, "dma_beats": beats}
 
 
 # --- Blocks of channels, each with the features that it needs ---
