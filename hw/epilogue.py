@@ -185,7 +185,8 @@ class Epilogue(wiring.Component):
         reads_late = delay(m, reads_early, self.EARLIER, name="late_reads")
         m.d.comb += self.reads.eq(Mux(self.multiplies, reads_early, reads_late))
         m.d.comb += self.write.address.eq(delay(m, own, self.LATENCY - 5, name="write_address"))
-        absent = ((c.residual == Residual.CHAIN_ZERO) & ~again) | (c.residual == Residual.NONE) | self.multiplies
+        adds = (c.residual == Residual.ADD) | (c.residual == Residual.CHAIN) | (c.residual == Residual.CHAIN_ZERO)
+        absent = ((c.residual == Residual.CHAIN_ZERO) & ~again) | ~adds
         self.absent = delay(m, absent, self.TOTAL - 3, name="absent")
         # Softmax: exponent after one cycle, mantissa later. Gate: score after one.
         m.d.comb += reciprocal.value.eq(self.row_total)
@@ -224,8 +225,10 @@ class Epilogue(wiring.Component):
             )
             # Until TOTAL: residual.
             residual = Mux(self.absent, 0, own).as_signed()
-            total = register(m, rounded(halves) + residual, name=f"total_{j}")
-            # Last: limit, mask.
+            larger = register(m, (c.residual == Residual.MAXIMUM) & (own << 1 >= halves), name=f"larger_{j}")
+            summed = register(m, rounded(halves) + residual, name=f"total_{j}")
+            # Last: the larger one, limit, mask.
+            total = Mux(larger, register(m, own, name=f"own_{j}"), summed)
             narrow, narrowed = clip(total, -128, 127)
             wide, widened = clip(total, -(1 << 15), (1 << 15) - 1)
             limited.append(inside & Mux(c.o_wide, widened, narrowed))

@@ -150,6 +150,7 @@ def _matmul(c: Command) -> Words:
                 Residual.CHAIN: "+ r, then itself",
                 Residual.CHAIN_ZERO: "+ itself",
                 Residual.MULTIPLY: "* r",
+                Residual.MAXIMUM: "no less than r",
             },
         ),
         f"to {16 if c.o_wide else 8}{' packed' * c.o_packed} bits",
@@ -167,7 +168,7 @@ def _places(c: Command) -> Iterator[str]:
     yield _rows(c, "a")
     stored = c.b_source == Stationary.MEMORY
     yield f"b byte {c.dma_address}" if stored else f"b {c.b_address}+{c.b_stride} as {c.b_source.name.lower()}"
-    if c.residual in (Residual.ADD, Residual.CHAIN, Residual.MULTIPLY):
+    if c.residual not in (Residual.NONE, Residual.CHAIN_ZERO):
         yield _rows(c, "r")
     yield _rows(c, "o")
     if c.prologue == Prologue.NORMALISE:

@@ -441,7 +441,9 @@ class _Commands:
         if source != Stationary.MEMORY:
             queue["expected"] = 0
         if self.one_of(0, 1):
-            where |= {"residual": self.one_of(Residual.ADD, Residual.MULTIPLY)} | self.tensor("r", rows, columns)
+            where |= {"residual": self.one_of(Residual.ADD, Residual.MULTIPLY, Residual.MAXIMUM)} | self.tensor(
+                "r", rows, columns
+            )
         fields = where | self.tensor("a", rows, depth) | self.tensor("o", rows, columns) | queue
         self.commands.append(
             Command(kind=Kind.MATMUL, rows=rows, depth=depth, columns=columns, b_source=source, b_digits=digits,

@@ -158,13 +158,17 @@ def epilogue(
 ) -> tuple[Ints, Ints]:  # fmt: skip
     """Results [rows, columns] of the accumulators' totals, and how often each saturated on its way: 0, 1 or 2.
 
-    `second` is each result's residual, or its factor.
+    `second` is each result's residual, its factor, or what it must not be less than.
     """
     shift = np.minimum(by.shift + row.exponent[:, None], MAX_SHIFT)
     full = shift_round((total + by.bias) * by.multiplier, shift)
     word = saturate(full, EPILOGUE_WIDTH)
-    factor, added = (second, 0) if c.residual == Residual.MULTIPLY else (row.mantissa[:, None], second)
-    y = shift_round(activate(c.post, word, table) * factor, 16 + c.post_shift) + added
+    factor = second if c.residual == Residual.MULTIPLY else row.mantissa[:, None]
+    y = shift_round(activate(c.post, word, table) * factor, 16 + c.post_shift)
+    if c.residual == Residual.MAXIMUM:
+        y = np.maximum(y, second)
+    elif c.residual != Residual.MULTIPLY:
+        y = y + second
     out = saturate(y, 16 if c.o_wide else 8)
     return out, (word != full).astype(np.int64) + (out != y)
 

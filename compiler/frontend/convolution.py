@@ -1,14 +1,17 @@
 """Convolutions: each position is a token, its patch a row of the operand."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
-from patchloom.compiler.frontend.site import Args, Rows, Site, rows
-from patchloom.compiler.node import View
+from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, refused, rows
+from patchloom.compiler.node import Indices, View, whole
+from patchloom.compiler.nodes import Maximum
 from patchloom.compiler.problems import UnsupportedError
 
 
@@ -20,15 +23,30 @@ def convolution(site: Site, a: Args) -> View:
     stride, dilation = (_per_axis(a[name], space) for name in ("stride", "dilation"))
     weight = _ungrouped(weight, a["groups"])
     batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
-    reach = [(kernel - 1) * step for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
-    padded = np.pad(batched.index, [(0, 0), (0, 0), *_edges(a["padding"], reach)], constant_values=-1)
-    axes = tuple(range(2, 2 + space))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, [size + 1 for size in reach], axis=axes)
-    steps = [slice(None), slice(None), *(slice(None, None, step) for step in (*stride, *dilation))]
-    windows = windows[tuple(steps)]
-    positions = windows.shape[2 : 2 + space]  # windows: batch, channels, positions, kernel
-    patches = np.moveaxis(windows, 1, 1 + space).reshape(len(padded), *positions, -1)
+    reach = _reach(weight.shape[2:], dilation)
+    windows = _windows(batched.index, reach, stride, dilation, _edges(a["padding"], reach))
+    positions = windows.shape[2 : 2 + space]
+    patches = np.moveaxis(windows, 1, 1 + space).reshape(len(windows), *positions, -1)
     result = apply_linear(site, batched.pick(patches), weight.reshape(len(weight), -1), bias)
+    moved = result.pick(np.moveaxis(result.index, -1, 1))
+    return moved if batched is x else moved.reshape(*moved.shape[1:])
+
+
+def max_pooling(site: Site, a: Args) -> View:
+    """The largest of the positions under the kernel."""
+    x, space = a["self"], len(a["kernel_size"])
+    kernel, dilation, padding = (_per_axis(a[name], space) for name in ("kernel_size", "dilation", "padding"))
+    stride = _per_axis(a["stride"] or kernel, space)
+    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    positions = call_by_schema(a["target"], {**a, "self": torch.zeros(x.shape)}).shape[-space:]
+    reach, sizes = _reach(kernel, dilation), batched.shape[2:]
+    ends = [(count - 1) * step + size + 1 for count, step, size in zip(positions, stride, reach, strict=True)]
+    edges = [(p, max(end - p - size, 0)) for p, end, size in zip(padding, ends, sizes, strict=True)]
+    windows = _windows(batched.index, reach, stride, dilation, edges)
+    windows = windows[(slice(None), slice(None), *map(slice, positions))]
+    taps = np.moveaxis(windows, 1, 1 + space).reshape(-1, windows.shape[1], math.prod(kernel))
+    made = Maximum(origin=site.origin, x=tuple(batched.pick(taps[:, :, tap]) for tap in range(taps.shape[2])))
+    result = whole(made).reshape(len(windows), *positions, -1)
     moved = result.pick(np.moveaxis(result.index, -1, 1))
     return moved if batched is x else moved.reshape(*moved.shape[1:])
 
@@ -42,6 +60,26 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
     for group, part in enumerate(parts):
         whole[group * len(part) : (group + 1) * len(part), group * inputs : (group + 1) * inputs] = part
     return whole
+
+
+def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """From the first position under the kernel to the last one."""
+    return [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
+
+
+def _windows(
+    index: Indices,
+    reach: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    edges: Sequence[tuple[int, int]],
+) -> Indices:
+    """Batch, channels, positions, kernel; -1 beyond the edge."""
+    padded = np.pad(index, [(0, 0), (0, 0), *edges], constant_values=-1)
+    axes = tuple(range(2, 2 + len(reach)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, [size + 1 for size in reach], axis=axes)
+    steps = [slice(None), slice(None), *(slice(None, None, step) for step in (*stride, *dilation))]
+    return np.asarray(windows[tuple(steps)])
 
 
 def _edges(padding: Any, reach: Sequence[int]) -> list[tuple[int, int]]:
@@ -85,6 +123,14 @@ def transposed_convolution(site: Site, a: Args) -> View:
 
 
 ROWS: Rows = {
+    **rows(
+        max_pooling,
+        "max_pool1d max_pool2d max_pool3d",
+        data="self",
+        reads="kernel_size stride padding dilation ceil_mode",
+    ),
+    **refused("max_pool2d_with_indices max_pool3d_with_indices", "pool without the places"),
+    **refused("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", "pool with a kernel, or by amax over all"),
     **rows(convolution, "conv1d conv2d conv3d", data="input weight bias", reads="stride padding dilation groups"),
     **rows(
         transposed_convolution,

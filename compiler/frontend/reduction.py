@@ -9,7 +9,7 @@ import torch
 from patchloom.compiler.frontend.elementwise import grid, summed
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, operation_name, refused, rows
 from patchloom.compiler.node import View, float32, whole
-from patchloom.compiler.nodes import Attention, Input, Matmul, Mix
+from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.problems import UnsupportedError
@@ -57,6 +57,23 @@ def reduced(site: Site, a: Args, *, average: bool) -> View:
     else:
         result = token_mean(site, parts).scaled(1.0 if average else count)
     return result.reshape(*shape)
+
+
+def largest(site: Site, a: Args) -> View:
+    """By halves, which may overlap."""
+    view: View = a["self"]
+    rank = len(view.shape)
+    axes = {axis % rank for axis in (a["dim"] or range(rank))}
+    shape = [1 if axis in axes else n for axis, n in enumerate(view.shape) if a["keepdim"] or axis not in axes]
+    order = sorted(range(rank), key=lambda axis: axis not in axes)
+    parts = view.pick(view.index.transpose(order).reshape(-1, *(view.shape[axis] for axis in order[len(axes) :])))
+    while len(parts.index) > 1:
+        half = -(-len(parts.index) // 2)
+        few, many = parts.pick(parts.index[-half:]), parts.pick(parts.index[:half])
+        features = parts.shape[-1] if len(parts.shape) > 1 else 1
+        made = Maximum(origin=site.origin, x=tuple(part.reshape(-1, features) for part in (many, few)))
+        parts = whole(made).reshape(half, *parts.shape[1:])
+    return parts.reshape(*shape)
 
 
 def over_features(site: Site, view: View, axes: set[int], *, average: bool) -> View | None:
@@ -137,11 +154,9 @@ ROWS: Rows = {
     ),
     **rows(mean, "mean adaptive_avg_pool2d", data="self", reads="dim keepdim dtype output_size"),
     **rows(total, "sum", data="self", reads="dim keepdim dtype"),
-    **refused(
-        "amax amin max min aminmax max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
-        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
-        "take a class token, or the mean over all tokens",
-    ),
+    **rows(largest, "amax", data="self", reads="dim keepdim"),
+    **refused("amin min aminmax", "take the maximum of what has the opposite sign"),
+    **refused("max", "amax gives values without their places"),
     **refused("argmax argmin", "return the scores and take the maximum after the accelerator"),
     **refused(
         "cumsum cumprod cummax cummin logcumsumexp",

@@ -75,6 +75,7 @@ class Residual(IntEnum):
     CHAIN = 2  # it is on the token's first expert, then the output itself
     CHAIN_ZERO = 3  # nothing on the token's first expert, then the output itself
     MULTIPLY = 4  # the tensor at r_address is the factor, where a row scale would be
+    MAXIMUM = 5  # the larger of the two
 
 
 class Post(IntEnum):

@@ -484,7 +484,7 @@ def _row_results(w: _Walk, c: Command, out: _Place) -> Rules:
 
 def _in_place(c: Command) -> bool:
     """Each element is read, once, some cycles before its sum takes its place."""
-    whole = c.residual in (Residual.ADD, Residual.MULTIPLY) and not c.o_packed
+    whole = c.residual in (Residual.ADD, Residual.MULTIPLY, Residual.MAXIMUM) and not c.o_packed
     return whole and (c.r_address, c.r_stride, c.r_outer) == (c.o_address, c.o_stride, c.o_outer)
 
 

@@ -8,6 +8,7 @@ from patchloom.compiler.nodes.constant import Constant
 from patchloom.compiler.nodes.input import Input
 from patchloom.compiler.nodes.map import Map
 from patchloom.compiler.nodes.matmul import Matmul
+from patchloom.compiler.nodes.maximum import Maximum
 from patchloom.compiler.nodes.mix import Mix
 from patchloom.compiler.nodes.moe import Expert, Moe, Scoring
 from patchloom.compiler.nodes.output import Output
@@ -20,6 +21,7 @@ __all__ = [
     "Input",
     "Map",
     "Matmul",
+    "Maximum",
     "Mix",
     "Moe",
     "Output",

@@ -16,8 +16,8 @@ from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, demand_of
 from patchloom.compiler.quantise.linear import Epilogue, Linear, normalised_demand
 from patchloom.compiler.schedule.columns import spread
-from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks, line_blocks
-from patchloom.compiler.schedule.products import product, products
+from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.schedule.products import patches, product, products
 from patchloom.compiler.schedule.transfers import leave, load_rows
 from patchloom.compiler.walk import Walk
 
@@ -172,7 +172,7 @@ class Matmul(Node):
         out = None if self in d.cuts else d.tensor(self, gathers=True, over=d.free(residual, x))
         second: Any = {"second": None if self.second is None else d.tensors[self.second.node], "residual": self.meets}
         if self.walk is not None:
-            self._patches(d, self.walk, linear, **second)
+            patches(d, self.name, self.walk, linear, d.tensors[self.x.node], d.tensors[self], **second)
             return
         if x is not None and out is not None:
             products(d, self.name, linear, x, out, first=self.rows[0], **second)
@@ -185,18 +185,6 @@ class Matmul(Node):
             product(d, note, linear, operand, result, rows=rows, first=a_first, o_first=o_first, **second)
             if out is None:
                 leave(d, self, result, first)
-
-    def _patches(self, d: Drafting, walk: Walk, linear: Linear, **second: Any) -> None:
-        x, out, at = d.tensors[self.x.node], d.tensors[self], walk.rows
-        for first, rows, line in line_blocks(at.line, at.lines, d.config.max_rows):
-            begin = walk.first + first // at.line * at.outer + first % at.line * at.step
-            places: dict[str, Any] = {"line": line, "a_stride": at.step * x.stride}
-            if line:
-                places |= {"a_outer": at.outer * x.stride, "o_outer": line * out.stride}
-            if line and second["second"] is not None:
-                places["r_outer"] = line * second["second"].stride
-            note = f"{self.name}: rows {first} to {first + rows - 1}"
-            product(d, note, linear, x, out, rows=rows, first=begin, o_first=first, walk=walk, **places, **second)
 
     def draft_columns(self, d: Drafting, note: str, columns: Indices) -> Tensor:
         linear: Linear = d.quantised.numbers[self]

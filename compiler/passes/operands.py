@@ -5,14 +5,17 @@ The last pass, because it inserts layers that select.
 
 from dataclasses import replace
 
-from patchloom.compiler.node import View, whole
-from patchloom.compiler.nodes import Attention, Input, Matmul, Mix, Moe, Products, Shares
+import numpy as np
+
+from patchloom.compiler.node import View, common_terms, whole
+from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares
 from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Pass, Run
-from patchloom.compiler.passes.patches import by_patches
+from patchloom.compiler.passes.patches import by_patches, in_map
 from patchloom.compiler.passes.pieces import in_columns
 from patchloom.compiler.passes.selection import selection
+from patchloom.compiler.walk import Walk
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:
@@ -31,6 +34,19 @@ def settle_moe(node: Moe, at: Run) -> Moe:
     residual = None if node.residual is None else as_node(node.residual, node, at)
     gate_x = None if node.gate_x is None else as_node(node.gate_x, node, at)
     return replace(node, x=as_node(node.x, node, at), residual=residual, gate_x=gate_x)
+
+
+def settle_maximum(node: Maximum, at: Run) -> Maximum:
+    """Each operand is rows of one operation, as far apart as it may be; what is nothing is less than all else."""
+    terms, indices = common_terms(node.x)
+    features = node.shape[1]
+    found = in_map(View(terms, np.concatenate(indices, axis=1)), node, at, lowest=True)
+    parts = (
+        node.x
+        if found is None
+        else [found.view.pick(found.view.index[:, i * features : (i + 1) * features]) for i in range(len(node.x))]
+    )
+    return replace(node, x=tuple(view if Walk.of(view) else as_node(view, node, at) for view in parts))
 
 
 def settle_mix(node: Mix, at: Run) -> Mix:
@@ -69,6 +85,7 @@ PASS = Pass(
     {
         Matmul: settle_matmul,
         Moe: settle_moe,
+        Maximum: settle_maximum,
         Mix: settle_mix,
         Attention: settle_attention,
         Products: settle_products,

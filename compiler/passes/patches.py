@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, View, whole
+from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input, Map, Matmul
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.walk import Walk
@@ -36,33 +36,44 @@ class Grid:
 
 def by_patches(node: Matmul, at: Run) -> Matmul | None:
     """The same product of patches of a map, where its operand is that."""
-    base = node.x.base
-    if base is None or isinstance(base, Input | Constant) or len(base.shape) != 2 or node.x.terms[0][1] != 1.0:
+    found = in_map(node.x, node, at)
+    if found is None:
         return None
-    taps = _taps(node.x, base.shape[1])
+    x = found.view.pick(found.view.index[:, found.order])
+    return None if Walk.of(x) is None else replace(node, x=x, weight=np.ascontiguousarray(node.weight[:, found.order]))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A view, now of a node that has an edge where it had nothing; its columns that are not nothing, tap by tap."""
+
+    view: View
+    order: Indices
+
+
+def in_map(view: View, reader: Node, at: Run, *, lowest: bool = False) -> Found | None:
+    base = view.base
+    if base is None or isinstance(base, Input | Constant) or len(base.shape) != 2 or view.terms[0][1] != 1.0:
+        return None
+    taps = _taps(view, base.shape[1])
     if taps is None:
         return None
     if taps.rows.min() >= 0:
-        return _reading(node, node.x, taps, np.argsort(taps.rows[:, 0], kind="stable"))
+        return Found(view, taps.columns[np.argsort(taps.rows[:, 0], kind="stable")].reshape(-1))
     present = taps.rows[taps.rows >= 0]
     first, count = int(present.min()), int(present.max() - present.min()) + 1
     grid = next(_grids(taps.rows - first * (taps.rows >= 0), count), None)
     if grid is None:
         return None
     edges, rows = _padded(grid, count, taps.rows.shape[1])
-    view = whole(base).pick(whole(base).index[first : first + count])
-    key = "map", base, first, grid.width, edges
-    made = at.once(key, lambda: Map(origin=node.origin, x=view, width=grid.width, edges=edges))
-    index = np.full(node.x.shape, -1)
+    x = whole(base).pick(whole(base).index[first : first + count])
+    key = "map", base, first, grid.width, edges, lowest
+    made = at.once(key, lambda: Map(origin=reader.origin, x=x, width=grid.width, edges=edges, lowest=lowest))
+    index = np.full(view.shape, -1)
     for tap, columns in zip(rows, taps.columns, strict=True):
         index[:, columns] = tap[:, None] * base.shape[1] + taps.low + np.arange(len(columns))
-    return _reading(node, View(((made, 1.0),), index), taps, np.lexsort(np.array(grid.corners).T[::-1]))
-
-
-def _reading(node: Matmul, view: View, taps: Taps, order: Indices) -> Matmul | None:
-    columns = taps.columns[order].reshape(-1)
-    x = View(view.terms, view.index[:, columns])
-    return None if Walk.of(x) is None else replace(node, x=x, weight=np.ascontiguousarray(node.weight[:, columns]))
+    order = taps.columns[np.lexsort(np.array(grid.corners).T[::-1])].reshape(-1)
+    return Found(View(((made, 1.0),), index), order)
 
 
 def _taps(view: View, features: int) -> Taps | None:

@@ -15,7 +15,7 @@ from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.node import Node
 from patchloom.compiler.quantise.linear import Linear, identity
 from patchloom.compiler.schedule.columns import extent
-from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks
+from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks, line_blocks
 from patchloom.compiler.walk import Walk
 
 COMMAND = 4  # tiles of the array in whose time a command begins and ends
@@ -49,6 +49,23 @@ def products(
         product(
             d, part, linear, a, out, rows=rows, first=first + begin, o_first=begin, second=second, residual=residual
         )
+
+
+def patches(
+    d: Drafting, note: str, walk: Walk, linear: Linear, x: Tensor, out: Tensor, *,
+    second: Tensor | None = None, residual: Residual = Residual.NONE,
+) -> None:  # fmt: skip
+    """Rows of x, each with its taps, to all of out."""
+    at = walk.rows
+    for first, rows, line in line_blocks(at.line, at.lines, d.config.max_rows):
+        begin = walk.first + first // at.line * at.outer + first % at.line * at.step
+        fields: dict[str, Any] = {"line": line, "a_stride": at.step * x.stride, "residual": residual}
+        if line:
+            fields |= {"a_outer": at.outer * x.stride, "o_outer": line * out.stride}
+        if line and second is not None:
+            fields["r_outer"] = line * second.stride
+        part = f"{note}: rows {first} to {first + rows - 1}"
+        product(d, part, linear, x, out, rows=rows, first=begin, o_first=first, second=second, walk=walk, **fields)
 
 
 def product(

@@ -331,7 +331,9 @@ class Maker:
     def second(self, out: Tensor) -> Tensor | None:
         """Another tensor for the last command, whose results it is added to or multiplies."""
         second = self.pick(out.rows, out.columns) if self.chance(0.4) else None
-        if second is not None and self.chance(0.5):
+        if second is not None and self.chance(0.3):
+            self.amend(residual=Residual.MAXIMUM, **second.fields("r"))
+        elif second is not None and self.chance(0.5):
             late = 16 - math.log2(self.spread(second))  # bits that the product has too few
             shift = max(round(self.commands[-1].post_shift - late), 0)
             self.amend(residual=Residual.MULTIPLY, post_shift=shift, **second.fields("r"))

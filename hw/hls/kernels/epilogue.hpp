@@ -61,8 +61,10 @@ inline Element requantise(
     if (multiplies) factor = residual;
     const EpilogueWord activated = activate(word, c.post, m.table[n]);
     const auto weighted = product<EPILOGUE_WIDTH + FACTOR_WIDTH + 1>(activated, factor);
-    const Element added = multiplies ? Element(0) : residual;
-    const ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + added;
+    const bool adds = !multiplies && c.residual != RESIDUAL_MAXIMUM;
+    const Element added = adds ? residual : Element(0);
+    ap_int<EPILOGUE_WIDTH + 3> y = shift_round(weighted, ROW_FRACTION + int(c.post_shift)) + added;
+    if (c.residual == RESIDUAL_MAXIMUM && y < residual) y = residual;
     const int high = c.o_wide ? (1 << (ELEMENT_WIDTH - 1)) - 1 : (1 << (ELEMENT_WIDTH / 2 - 1)) - 1;
     return limit(y, -high - 1, high, clipped);
 }
