@@ -55,6 +55,8 @@ FORMS: dict[str, tuple[int, tuple[int, int], Any]] = {
     "grouped": (24, (4, 4), lambda: nn.Conv2d(24, 48, 3, padding=1, groups=3)),
     "grouped and shuffled": (16, (3, 4), lambda: nn.Sequential(nn.Conv2d(16, 16, 1, groups=2), nn.ChannelShuffle(2))),
     "two at once": (8, (4, 6), Pair),
+    "maximum": (8, (5, 6), lambda: nn.MaxPool2d(3, 2, padding=1)),
+    "maximum, rounded up": (12, (4, 5), lambda: nn.MaxPool2d(2, ceil_mode=True)),
     "a wide map": (4, (3, 70), lambda: nn.Conv2d(4, 4, 3, padding=1)),
 }
 

@@ -32,6 +32,19 @@ def convolution(site: Site, a: Args) -> View:
     return moved if batched is x else moved.reshape(*moved.shape[1:])
 
 
+def unfolded(_: Site, a: Args) -> View:
+    """The patches themselves: batch, channels and kernel, positions."""
+    x, space = a["self"], len(a["kernel_size"])
+    names = ("kernel_size", "dilation", "padding", "stride")
+    kernel, dilation, padding, stride = (_per_axis(a[name], space) for name in names)
+    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    windows = _windows(batched.index, _reach(kernel, dilation), stride, dilation, [(p, p) for p in padding])
+    batch, channels, *positions = windows.shape[: 2 + space]
+    patches = np.moveaxis(windows.reshape(batch, channels, math.prod(positions), -1), 2, 3)
+    result = batched.pick(patches.reshape(batch, -1, math.prod(positions)))
+    return result if batched is x else result.reshape(*result.shape[1:])
+
+
 def max_pooling(site: Site, a: Args) -> View:
     """The largest of the positions under the kernel."""
     x, space = a["self"], len(a["kernel_size"])
@@ -129,6 +142,7 @@ ROWS: Rows = {
         data="self",
         reads="kernel_size stride padding dilation ceil_mode",
     ),
+    **rows(unfolded, "im2col", data="self", reads="kernel_size dilation padding stride"),
     **refused("max_pool2d_with_indices max_pool3d_with_indices", "pool without the places"),
     **refused("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", "pool with a kernel, or by amax over all"),
     **rows(convolution, "conv1d conv2d conv3d", data="input weight bias", reads="stride padding dilation groups"),

@@ -22,7 +22,7 @@ from patchloom.compiler.frontend.site import (
     rows,
 )
 from patchloom.compiler.node import Indices, Node, View, whole
-from patchloom.compiler.nodes import Constant, Input, captured
+from patchloom.compiler.nodes import Constant, Input, Maximum, captured
 from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
 from patchloom.compiler.passes.factors import plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
@@ -144,6 +144,39 @@ def activation(site: Site, a: Args) -> View:
     return of_elements(plain(a["self"]), lambda x: Activate(origin=site.origin, x=x, activation=name))
 
 
+def leaky_relu(site: Site, a: Args) -> View:
+    """A part of x, and the rest of what is positive; the slope may be one of each channel."""
+    x, slope = a["self"], torch.as_tensor(a["weight"] if "weight" in a else a["negative_slope"]).double()
+    if slope.dim() == 1 and len(slope) > 1:
+        slope = slope.reshape(-1, *(1 for _ in x.shape[2:]))
+    positive = of_elements(plain(x), lambda part: Activate(origin=site.origin, x=part, activation="relu"))
+    return summed(site, times(site, x, slope), times(site, positive, 1 - slope), 1.0, 1.0)
+
+
+def gated(site: Site, a: Args) -> View:
+    """The first half times the sigmoid of the second."""
+    view: View = a["self"]
+    first, second = (view.pick(part) for part in np.split(view.index, 2, axis=a["dim"]))
+    gate = of_elements(plain(second), lambda x: Activate(origin=site.origin, x=x, activation="sigmoid"))
+    return multiplied(site, first, gate)
+
+
+def add_product(site: Site, a: Args) -> View:
+    product = multiplied(site, a["tensor1"], a["tensor2"])
+    return summed(site, a["self"], product, 1.0, float(a["value"]))
+
+
+def larger(site: Site, a: Args) -> View:
+    """Of two tensors, element by element, or of one and a number."""
+    if not (isinstance(a["self"], View) and isinstance(a["other"], View)):
+        found: View = function(SUPPORTED)(site, a)
+        return found
+    shape = np.broadcast_shapes(a["self"].shape, a["other"].shape)
+    views = [plain(view.pick(np.broadcast_to(view.index, shape))) for view in (a["self"], a["other"])]
+    x, arrange = same_layout(views)
+    return arrange(Maximum(origin=site.origin, x=tuple(x)))
+
+
 def of_elements(view: View, make: Callable[[View], Node]) -> View:
     """Of all elements of an operation, then viewed; of those of several as they are."""
     base = view.base
@@ -187,12 +220,16 @@ ROWS: Rows = {
     **rows(
         function(SUPPORTED),
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
-        "softshrink relu6 leaky_relu prelu _prelu_kernel threshold erf clamp clamp_min clamp_max clip maximum minimum "
+        "softshrink relu6 threshold erf clamp clamp_min clamp_max clip minimum "
         "abs exp log log1p expm1 square pow reciprocal",
         data="self other min max weight exponent",
         reads=ALL,
     ),
-    **refused("rrelu glu", SUPPORTED),
+    **rows(leaky_relu, "leaky_relu prelu _prelu_kernel", data="self weight", reads="negative_slope"),
+    **rows(gated, "glu", data="self", reads="dim"),
+    **rows(add_product, "addcmul", data="self tensor1 tensor2", reads="value"),
+    **rows(larger, "maximum", data="self other"),
+    **refused("rrelu", SUPPORTED),
     **{
         form.operation: Row(activation, data=("self", *form.arguments), reads=ALL)
         for row in FUNCTIONS

@@ -126,7 +126,7 @@ def sides(
     """What takes the fewest cycles: all at once, if `whole`, or blocks of channels."""
     features = len(linear.matrix) // (1 if walk is None else len(walk.taps.places))
     edges = [0, *_chunk_starts(out, config), len(out.positions)] if not whole else [0, len(out.positions)]
-    used = _used(linear, features)
+    used = np.ones((features, len(out.positions)), np.bool_) if whole else _used(linear, features)
     cheapest: list[tuple[float, int]] = [(0.0, 0)]
     found: dict[tuple[int, int], Side] = {}
     for j, last in enumerate(edges[1:], 1):
