@@ -55,7 +55,8 @@ class Operand(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c, lanes = self.command, self.config.inputs
-        normalises, exponentiates = c.prologue == Prologue.NORMALISE, c.prologue == Prologue.EXP
+        exponentiates = c.prologue == Prologue.EXP
+        normalises = (c.prologue == Prologue.NORMALISE) | (c.prologue == Prologue.RMS)
 
         # Cycle 1: which elements count; without normalisation (x << MEAN_GUARD) >> MEAN_GUARD is x.
         taken = register(m, c.depth - self.beat.slice * lanes, name="taken")

@@ -8,6 +8,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from patchloom.compiler.machine.commands import Prologue
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import (
     MAX_SHIFT,
@@ -84,9 +85,10 @@ class Statistics(wiring.Component):
         c = self.command
         m.submodules.rsqrt = rsqrt = Rsqrt()
 
-        # Cycles 1 and 2: look up.
-        found = register(m, look_up(m, rows, self.read_row, name="read"), name="found")
-        total, squares = found[:TOTAL_WIDTH].as_signed(), found[TOTAL_WIDTH:]
+        # Cycles 1 and 2: look up. With a sum of zero the rest yields the root mean square.
+        read = look_up(m, rows, self.read_row, name="read")
+        total = register(m, Mux(c.prologue == Prologue.RMS, 0, read[:TOTAL_WIDTH]), name="found_total").as_signed()
+        squares = register(m, read[TOTAL_WIDTH:], name="found_squares")
         # Cycles 3 and 4: multiply.
         limb = self.config.limb_width
         scaled = multiply(m, total, c.mean_multiplier, limb, name="scaled")

@@ -139,7 +139,7 @@ def _matmul(c: Command) -> Words:
         *_part(
             c.queue, {Queue.GATHER: f"tokens of expert {c.expert}", Queue.SCATTER: f"to tokens of expert {c.expert}"}
         ),
-        *_part(c.prologue, {Prologue.NORMALISE: "normalise", Prologue.EXP: "exp"}),
+        *_part(c.prologue, {Prologue.NORMALISE: "normalise", Prologue.EXP: "exp", Prologue.RMS: "divide by the RMS"}),
         f"{bits}-bit{' packed' * c.a_packed} a x {c.b_digits}-digit b",
         *_part(c.post, POSTS),
         *_part(c.row_scale, {RowScale.SOFTMAX: "/ row sum", RowScale.GATE: "* gate score"}),
@@ -171,7 +171,7 @@ def _places(c: Command) -> Iterator[str]:
     if c.residual not in (Residual.NONE, Residual.CHAIN_ZERO):
         yield _rows(c, "r")
     yield _rows(c, "o")
-    if c.prologue == Prologue.NORMALISE:
+    if c.normalises:
         yield f"statistics {c.a_statistics}"
     if c.statistics:
         yield f"to statistics {c.o_statistics}"

@@ -58,7 +58,8 @@ class Normalisation(NamedTuple):
 
 
 def normalisation(c: Command, total: Ints, squares: Ints) -> Normalisation:
-    """(x - mean) / sqrt(variance + eps) from each row's exact integer sum and sum of squares."""
+    """(x - mean) / sqrt(variance + eps) from each row's exact integer sum and sum of squares; RMS takes 0 for a sum."""
+    total = np.zeros_like(total) if c.prologue == Prologue.RMS else total
     mantissa, exponent = rsqrt(c.depth * squares - total * total + c.epsilon)
     return Normalisation(
         shift_round(total * c.mean_multiplier, c.mean_shift),
@@ -77,10 +78,10 @@ def prologue(
 ) -> tuple[Ints, Bools]:  # fmt: skip
     """The streamed operand [rows, depth] of stored elements, and which of them saturated.
 
-    NORMALISE needs `by`, EXP each row's `maximum`.
+    NORMALISE and RMS need `by`, EXP each row's `maximum`.
     """
     width = 16 if c.a_wide else 8
-    if c.prologue == Prologue.NORMALISE:
+    if c.normalises:
         assert by is not None
         a = normalise(a, by)
     elif c.prologue == Prologue.EXP:
@@ -251,7 +252,7 @@ def _streamed(s: State, c: Command, rows: Ints) -> Ints:
     places = c.places("a", rows) << c.a_packed
     a = s.gathered(places[:, None] + c.pieces(s.config.inputs, s.config.lanes), c.depth, c.a_packed)
     by = maximum = None
-    if c.prologue == Prologue.NORMALISE:
+    if c.normalises:
         by = normalisation(c, s.total[c.a_statistics + rows], s.squares[c.a_statistics + rows])
     elif c.prologue == Prologue.EXP:
         maximum = s.maximum[: len(rows)]

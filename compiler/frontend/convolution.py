@@ -34,7 +34,8 @@ def convolution(site: Site, a: Args) -> View:
 
 def unfolded(_: Site, a: Args) -> View:
     """The patches themselves: batch, channels and kernel, positions."""
-    x, space = a["self"], len(a["kernel_size"])
+    x: View = a["self"]
+    space = len(a["kernel_size"])
     names = ("kernel_size", "dilation", "padding", "stride")
     kernel, dilation, padding, stride = (_per_axis(a[name], space) for name in names)
     batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)

@@ -45,6 +45,7 @@ class Prologue(IntEnum):
     NONE = 0
     NORMALISE = 1  # subtract the row's mean, divide by its standard deviation
     EXP = 2  # exp2(score - row maximum), row sum accumulated
+    RMS = 3  # divide by the row's root mean square
 
 
 class Stationary(IntEnum):
@@ -147,6 +148,11 @@ class Command:
     row_maximum: Annotated[int, Bits(1)] = 0  # gather the maximum of the output's rows
     top_k: Annotated[int, Bits(4)] = 0
     score_all: Annotated[int, Bits(1)] = 0  # softmax over all experts, not over the selected ones
+
+    @property
+    def normalises(self) -> bool:
+        """Whether rows are prepared by their statistics."""
+        return self.prologue in (Prologue.NORMALISE, Prologue.RMS)
 
     @property
     def chains(self) -> bool:

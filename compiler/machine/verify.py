@@ -390,7 +390,7 @@ def _stationary(w: _Walk, c: Command) -> Rules:
 
 
 def _prologue(w: _Walk, c: Command) -> Rules:
-    if c.prologue == Prologue.NORMALISE:
+    if c.normalises:
         yield from _normalise(w, c)
     if c.prologue == Prologue.EXP:
         yield from _exponentials(w, c)
@@ -475,7 +475,7 @@ def _row_results(w: _Walk, c: Command, out: _Place) -> Rules:
         whole = c.queue != Queue.SCATTER or w.count(("statistics", c.o_statistics, out)) == w.experts
         w.gathered[c.o_statistics : c.o_statistics + c.rows] = c.columns if whole else 0
         apart = max(c.a_statistics, c.o_statistics) - min(c.a_statistics, c.o_statistics) >= c.rows
-        yield apart or c.prologue != Prologue.NORMALISE, "gathers statistics over those it normalises by"
+        yield apart or not c.normalises, "gathers statistics over those it normalises by"
     if c.row_maximum:
         yield not c.queue, "gathers maxima of the rows of a queue"
         yield not c.o_packed, "gathers maxima of a packed output"

@@ -103,6 +103,7 @@ def reference(case: Case) -> tuple[list[list[int]], list[int], int]:
 PROLOGUES = {
     "none": (Prologue.NONE, 0),
     "normalise": (Prologue.NORMALISE, 0),
+    "root mean square": (Prologue.RMS, 0),
     "exp": (Prologue.EXP, 3),
     "exp of scores in 2**-12": (Prologue.EXP, 0),
     "exp of scores in 1": (Prologue.EXP, SCORE_FRACTION),

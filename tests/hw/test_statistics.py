@@ -1,11 +1,11 @@
 """Row statistics: what was gathered in pieces is read as the mean and scale that `sim.interpret` computes."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
 
-from patchloom.compiler.machine.commands import Command, Kind
+from patchloom.compiler.machine.commands import Command, Kind, Prologue
 from patchloom.compiler.machine.config import ELEMENT_WIDTH, Config
 from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, Ints
 from patchloom.compiler.quantise.linear import normalise_constants
@@ -33,7 +33,7 @@ class Case:
 
     def __post_init__(self) -> None:
         _, constants = normalise_constants(self.features, self.epsilon, 2.0**-10, self.scale)
-        self.command = Command(kind=Kind.MATMUL, depth=self.features, **asdict(constants))
+        self.command = Command(kind=Kind.MATMUL, prologue=Prologue.NORMALISE, depth=self.features, **asdict(constants))
 
 
 def normal(config: Config, features: int) -> Case:
@@ -97,8 +97,10 @@ def reference(case: Case) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("features", [1, 7, 192])
 @pytest.mark.parametrize("make", [normal, extreme])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_statistics(config, make, features):
+@pytest.mark.parametrize("prologue", [Prologue.NORMALISE, Prologue.RMS], ids=["mean", "no mean"])
+def test_statistics(config, prologue, make, features):
     case = make(config, features)
+    case.command = replace(case.command, prologue=prologue)
     assert rtl(case) == reference(case)
 
 

@@ -169,9 +169,11 @@ class Maker:
         )
         if fields.get("prologue") == Prologue.EXP and depth * largest >= 1 << SUM_WIDTH:
             return None
-        spread = {Prologue.NORMALISE: 1 << (11 if a_wide else 5), Prologue.EXP: largest / 3}.get(
-            Prologue(fields.get("prologue", 0)), min(self.spread(a), largest)
-        )
+        spread = {
+            Prologue.NORMALISE: 1 << (11 if a_wide else 5),
+            Prologue.RMS: 1 << (11 if a_wide else 5),
+            Prologue.EXP: largest / 3,
+        }.get(Prologue(fields.get("prologue", 0)), min(self.spread(a), largest))
         if source == Stationary.MEMORY:
             columns = int(fields.pop("columns", 0)) or self.size()
             stationary, total = self.weights(depth, columns, largest, spread, fields)
@@ -265,7 +267,7 @@ class Maker:
         assert a is not None
         fields: dict = {}
         if a.statistics is not None and self.chance(0.7):
-            fields |= {"prologue": Prologue.NORMALISE, "a_statistics": a.statistics, "depth": a.columns}
+            fields |= {"prologue": self.norm(), "a_statistics": a.statistics, "depth": a.columns}
             fields |= self.normalise(a)
         elif self.chance(0.3) and a.rows > 1:
             first = int(self.rng.integers(a.rows))  # some rows
@@ -341,6 +343,9 @@ class Maker:
             self.amend(residual=Residual.ADD, **second.fields("r"))
         return second
 
+    def norm(self) -> Prologue:
+        return Prologue.NORMALISE if self.chance(0.7) else Prologue.RMS
+
     def normalise(self, a: Tensor) -> dict[str, int]:
         wide = self.chance(0.5)
         _, constants = normalise_constants(a.columns, 1e-3, 2.0**-6, 2.0 ** (-11 if wide else -5))
@@ -405,7 +410,7 @@ class Maker:
             self.free_statistics += tokens
         normalised = {}
         if x.statistics is not None:
-            normalised = {"prologue": Prologue.NORMALISE, "a_statistics": x.statistics, "depth": x.columns}
+            normalised = {"prologue": self.norm(), "a_statistics": x.statistics, "depth": x.columns}
             normalised |= self.normalise(x)
         for expert in range(experts):
             expected = {"expected": int(self.rng.integers(2))}

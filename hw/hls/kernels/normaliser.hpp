@@ -15,7 +15,7 @@ struct Normaliser {
 
 inline Normaliser normaliser_of(const Machine &m, const Command &c, int row) {
 #pragma HLS INLINE
-    const Total total = m.total[c.a_statistics + row];
+    const Total total = c.prologue == PROLOGUE_RMS ? Total(0) : m.total[c.a_statistics + row];
     const Squares squares = m.squares[c.a_statistics + row];
     const ap_int<VARIANCE_WIDTH + 2> squared = product<VARIANCE_WIDTH + 2>(total, total);
     const ap_int<VARIANCE_WIDTH + 2> scaled = product<VARIANCE_WIDTH + 2>(c.depth, squares);

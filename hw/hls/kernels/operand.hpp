@@ -57,7 +57,8 @@ inline Slice stream(Machine &m, const Command &c, const Pass &pass, const Row &a
     const bool wide = c.a_wide;
     const bool fresh = pass.group == 0 && pass.b_digit == 0 && a_digit == 0;
     Normaliser by = {};
-    if (c.prologue == PROLOGUE_NORMALISE) by = normaliser_of(m, c, row);
+    const bool normalises = c.prologue == PROLOGUE_NORMALISE || c.prologue == PROLOGUE_RMS;
+    if (normalises) by = normaliser_of(m, c, row);
     Slice slice;
     int clipped = 0;
     RowSum sum = 0;
@@ -68,7 +69,7 @@ inline Slice stream(Machine &m, const Command &c, const Pass &pass, const Row &a
         if (feature < int(c.depth)) {
             const Element raw = read_element(m, address, first + k, c.a_packed);
             Prepared value = raw;
-            if (c.prologue == PROLOGUE_NORMALISE) value = normalise(raw, by);
+            if (normalises) value = normalise(raw, by);
             if (c.prologue == PROLOGUE_EXP) value = exp2_negative(difference(m.maximum[i], raw, c.exp_shift), wide);
             x = limit(value, operand_low(wide), operand_high(wide), clipped);
         }
