@@ -24,7 +24,7 @@ from patchloom.compiler.frontend.site import (
 from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input, Maximum, captured
 from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
-from patchloom.compiler.passes.factors import plain, without_factors
+from patchloom.compiler.passes.factors import by_element, plain, without_factors
 from patchloom.compiler.problems import UnsupportedError
 
 TITLES = [row.title for row in FUNCTIONS]
@@ -46,12 +46,16 @@ def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Node], Vie
 
 
 def grid(view: View) -> Indices | None:
-    """Which element of the view is where in the rows and columns of the operation, if it is each of them once."""
-    base = view.base
-    if base is None or isinstance(base, Input | Constant) or len(base.shape) != 2:
+    """Which element of the view is where in the rows and columns of the operation, if it is each of them once.
+
+    Some may have another factor.
+    """
+    base, *others = (base for base, _ in view.terms)
+    if any(other is not base for other in others) or isinstance(base, Input | Constant) or len(base.shape) != 2:
         return None
-    order = np.argsort(view.index, axis=None, kind="stable")
-    rows, columns = np.divmod(view.index.reshape(-1)[order], base.shape[1])
+    index = np.where(view.index < 0, -1, view.index % base.size)
+    order = np.argsort(index, axis=None, kind="stable")
+    rows, columns = np.divmod(index.reshape(-1)[order], base.shape[1])
     height = len(np.unique(rows))
     if rows[0] < 0 or order.size % height:
         return None
@@ -124,13 +128,12 @@ def times(site: Site, view: View, factor: Tensor) -> View:
     shape = np.broadcast_shapes(view.shape, tuple(factor.shape))
     if bool((factor == factor.reshape(-1)[:1]).all()):
         return view.pick(np.broadcast_to(view.index, shape)).scaled(float(factor.reshape(-1)[0]))
-    constant = site.view(factor)
-    view, by = without_factors(view)
-    operands = [part.pick(np.broadcast_to(part.index, shape)) for part in (view, constant)]
-    (x, y), arrange = same_layout(operands)
+    view, by = by_element(view.pick(np.broadcast_to(view.index, shape)))
+    constant = site.view(factor.expand(shape) * torch.from_numpy(by))
+    (x, y), arrange = same_layout([view, constant])
     [(fixed, _)] = y.terms
     assert isinstance(fixed, Constant)
-    return arrange(Scale(origin=site.origin, x=x, factor=fixed.value.reshape(-1)[y.index])).scaled(by)
+    return arrange(Scale(origin=site.origin, x=x, factor=fixed.value.reshape(-1)[y.index]))
 
 
 def activation(site: Site, a: Args) -> View:

@@ -17,6 +17,7 @@ from patchloom.compiler.passes import (
     operands,
     order,
     part_norms,
+    parts,
     products,
     residuals,
     rms,
@@ -35,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     order.PASS,  # tokens in another order are computed as they lie
     scales.PASS,  # constant factors and shifts vanish in the layers before them ...
     affine.PASS,  # ... or behind; before norms, so that nothing stands between norm and layer
+    parts.PASS,  # layers over parts of tokens are layers over whole ones; before columns
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
     part_norms.PASS,  # norms of parts of tokens become norms of whole ones
     rms.PASS,  # norms by the root mean square become norms that take away the mean

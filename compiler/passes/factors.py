@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, Node, View, float32, whole
+from patchloom.compiler.node import Floats, Indices, Node, View, float32, whole
 from patchloom.compiler.nodes import Constant, Input
 from patchloom.compiler.nodes.captured import Scale
 
@@ -10,6 +10,18 @@ from patchloom.compiler.nodes.captured import Scale
 def without_factors(view: View) -> tuple[View, float]:
     """The view without the factor of its terms; factors that differ are multiplied in first."""
     return view.without_factor() or (plain(view), 1.0)
+
+
+def by_element(view: View) -> tuple[View, Floats]:
+    """The view without its factors, and the one of each element."""
+    bases = list(dict.fromkeys(base for base, _ in view.terms))
+    starts = np.cumsum([0, *(base.size for base in bases)])
+    index, factors = np.full(view.shape, -1), np.ones(view.shape, np.float32)
+    for of, (base, factor) in enumerate(view.terms):
+        part = view.part(of)
+        index = np.where(part >= 0, part + starts[bases.index(base)], index)
+        factors[part >= 0] = factor
+    return View(tuple((base, 1.0) for base in bases), index), factors
 
 
 def plain(view: View) -> View:

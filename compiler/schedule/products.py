@@ -128,14 +128,20 @@ def sides(
     edges = [0, *_chunk_starts(out, config), len(out.positions)] if not whole else [0, len(out.positions)]
     used = np.ones((features, len(out.positions)), np.bool_) if whole else _used(linear, features)
     cheapest: list[tuple[float, int]] = [(0.0, 0)]
-    found: dict[tuple[int, int], Side] = {}
+    found: dict[bytes, Side] = {}
+
+    def side_of(first: int, last: int) -> Side:
+        needed = np.asarray(used[:, first:last].any(axis=1))
+        key = needed.tobytes()
+        if key not in found:
+            found[key] = _side(a, walk, needed, config)
+        return found[key]
+
     for j, last in enumerate(edges[1:], 1):
         best = np.inf, 0
         for i in range(j):
-            low, high = _range(used[:, edges[i] : last])
-            side = found.setdefault((low, high), _side(a, walk, low, high, features, config))
             columns = int(out.positions[last - 1] - out.positions[edges[i]]) + 1
-            passes = side.slices(config) * -(-columns // config.outputs)
+            passes = side_of(edges[i], last).slices(config) * -(-columns // config.outputs)
             cost = cheapest[i][0] + passes * max(rows, config.inputs) + COMMAND * config.inputs
             best = min(best, (cost, i))
         cheapest.append(best)
@@ -143,7 +149,7 @@ def sides(
     while cuts[-1]:
         cuts.append(cheapest[cuts[-1]][1])
     for i, j in zip(cuts[:0:-1], cuts[-2::-1], strict=True):
-        yield np.arange(edges[i], edges[j]), found[_range(used[:, edges[i] : edges[j]])]
+        yield np.arange(edges[i], edges[j]), side_of(edges[i], edges[j])
 
 
 def _chunk_starts(out: Tensor, config: Config) -> list[int]:
@@ -158,24 +164,39 @@ def _used(linear: Linear, features: int) -> NDArray[np.bool_]:
     return np.asarray(nonzero.any(axis=0))
 
 
-def _range(used: NDArray[np.bool_]) -> tuple[int, int]:
-    """[low, high) features that some channel needs; one at least."""
-    some = np.flatnonzero(used.any(axis=1))
-    return (int(some[0]), int(some[-1]) + 1) if len(some) else (0, 1)
-
-
-def _side(a: Tensor, walk: Walk | None, low: int, high: int, features: int, config: Config) -> Side:
-    """Columns [low, high) of each row, or of each tap."""
+def _side(a: Tensor, walk: Walk | None, needed: NDArray[np.bool_], config: Config) -> Side:
+    """The needed columns of each row, or of each tap, with what lies between them; one at least."""
+    some = np.flatnonzero(needed) if needed.any() else np.zeros(1, np.int64)
+    low, high = int(some[0]), int(some[-1]) + 1
     start = 0 if walk is None else walk.low
     here = a.positions[start + low : start + high]
     chunk = int(here[0]) // a.chunk
     here = here - chunk * a.chunk
     if walk is None:
-        return Side(np.arange(low, high), here, chunk, {})
-    taps = walk.taps
+        whole = Side(np.arange(low, high), here, chunk, {})
+        combed = _combed(a, some, config)
+        return whole if combed is None else min(whole, combed, key=lambda side: side.depth)
+    taps, features = walk.taps, len(needed)
     which = (np.arange(taps.lines * taps.line)[:, None] * features + np.arange(low, high)).reshape(-1)
     ways = [Side(which, *way) for way in _ways(a, walk, here, chunk, config)]
     return min(ways, key=lambda side: side.depth)
+
+
+def _combed(a: Tensor, some: Ints, config: Config) -> Side | None:
+    """Columns in runs of chunks that are equally far apart."""
+    chunks = a.positions[some] // a.chunk
+    there = np.unique(chunks)
+    size = int(np.argmax(np.diff(there, append=there[-1] + 2) != 1)) + 1
+    starts = there[::size]
+    jump = int(starts[1] - starts[0]) if len(starts) > 1 else 0
+    expected = (starts[0] + jump * np.arange(len(starts))[:, None] + np.arange(size)).reshape(-1)
+    run = -(-size * a.chunk // config.inputs)
+    if not jump or not np.array_equal(there, expected) or run > FIELDS["a_run"].high or jump > FIELDS["a_jump"].high:
+        return None
+    which, place = np.divmod(a.positions[some] - starts[0] * a.chunk, jump * a.chunk)
+    if int(starts[-2]) * a.chunk + run * config.inputs > a.stride * a.chunk:
+        return None  # a run that is not the last would reach beyond the row
+    return Side(some, which * run * config.inputs + place, int(starts[0]), {"a_run": run, "a_jump": jump})
 
 
 def _ways(a: Tensor, walk: Walk, here: Ints, chunk: int, config: Config) -> Iterator[tuple[Ints, int, dict[str, int]]]:
