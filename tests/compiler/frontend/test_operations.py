@@ -34,7 +34,7 @@ ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "clamp to a range": (lambda x: x.clamp(-1, 1), SUPPORTED),
     "clamp by tensors": (lambda x: x.clamp(torch.zeros(16), torch.arange(16.0)), SUPPORTED),
     "running sum": (lambda x: x.cumsum(1), "no result may run along the tokens"),
-    "largest": (lambda x: x.amax(1), "take a class token, or the mean over all tokens"),
+    "smallest": (lambda x: x.amin(1), "take the maximum of what has the opposite sign"),
     "deviation": (lambda x: x / x.std(-1, keepdim=True), "supported normalisation is torch.nn.LayerNorm"),
     "random of its own": (lambda x: x + torch.rand(16), "random numbers have no place in inference"),
     "a new layer": (lambda x: nn.Linear(16, x.shape[1])(x), "random numbers have no place in inference"),

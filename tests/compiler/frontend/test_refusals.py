@@ -57,7 +57,7 @@ def many(_: Any, x: Tensor) -> Tensor:
     y = F.selu(x)
     y = F.instance_norm(y.transpose(1, 2)).transpose(1, 2)
     y = y + x.sin()
-    y = F.max_pool1d(y, 2)
+    y = y.cumsum(1)
     return y.argmax(-1)
 
 
@@ -82,7 +82,6 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "batch_statistics": lambda: Written(lambda m, x: m.batch(x.mT), batch=nn.BatchNorm1d(8, track_running_stats=False)),
     "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),
     "vector_with_bias": lambda: Written(lambda m, x: F.linear(x, m.first.bias, x.new_ones(()))),
-    "depthwise": lambda: Written(lambda m, x: m.conv(x.mT), conv=nn.Conv1d(8, 8, 3, padding=1, groups=8)),
     "constant_result": lambda: Written(lambda m, x: (x, m.first.weight * 2)),
     "other_scores": lambda: Written(lambda m, x: m.block(x), block=Sigmoid()),
     "branch_on_values": lambda: Written(lambda _, x: x * 2 if x.sum() > 0 else x),

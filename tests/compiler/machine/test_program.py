@@ -312,7 +312,7 @@ def edited(path: Path, edit) -> None:
 
 def test_newer_version(saved: Path):
     edited(saved, lambda d: d.update(version=7))
-    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 4; compile it again")
+    refused(saved, r"manifest\.json was made by a newer version: 7, this one reads 5; compile it again")
 
 
 def kept(document):
@@ -447,6 +447,21 @@ RULES = {
     "o beyond": (is_matmul, {"o_address": 16380}, "o reaches chunk .* of a scratchpad of 16384"),
     "o over a": (is_matmul, {"o_address": 0}, "writes chunk .* that it reads as a"),
     "o over itself": (is_matmul, {"o_stride": 1}, "its output's rows overlap: stride 1"),
+    "half a line": (is_matmul, {"line": 7}, "must have whole lines of 7 rows, not 20"),
+    "lines over one another": (
+        is_matmul, {"line": 10, "o_outer": 4}, "its output's rows overlap: stride .*, 4 from line to line"
+    ),
+    "lines beyond": (is_matmul, {"line": 10, "a_outer": 16000}, "a reads chunk 160.. that nothing has written"),
+    "lines of a queue": (lambda c: c.queue == Queue.GATHER, {"line": 10}, "takes rows of a queue in lines"),
+    "runs of a queue": (lambda c: c.queue == Queue.SCATTER, {"a_run": 1},
+        "takes runs of slices of rows that it prepares or of a queue"),
+    "runs of what is normalised": (lambda c: c.prologue == 1, {"a_run": 1}, "takes runs of slices of rows that it pre"),
+    "runs beyond": (
+        lambda c: is_matmul(c) and not c.prologue, {"a_run": 1, "a_jump": 16000}, "a reads chunk 160.. that nothing has"
+    ),
+    "many slices": (
+        lambda c: c.row_maximum == 1, {"a_run": 1, "depth": 65535, "a_stride": 0}, "must have at most 4095 slices"
+    ),
     "no rows": (is_matmul, {"rows": 0}, "must have 1 to 256 rows, not 0"),
     "rows": (is_matmul, {"rows": 300}, "must have 1 to 256 rows, not 300"),
     "no depth": (is_matmul, {"depth": 0}, "must have 1 to 65535 depth, not 0"),

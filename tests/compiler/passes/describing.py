@@ -8,7 +8,19 @@ import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS, tried
 from patchloom.compiler.node import Node, View
-from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Mix, Moe, Products, Shares
+from patchloom.compiler.nodes import (
+    Attention,
+    Constant,
+    Expert,
+    Input,
+    Map,
+    Matmul,
+    Maximum,
+    Mix,
+    Moe,
+    Products,
+    Shares,
+)
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
 
@@ -138,6 +150,20 @@ def _mix(base: Mix, look: Look) -> np.ndarray[Any, Any]:
     return result
 
 
+def _in_map(base: Map, look: Look) -> np.ndarray[Any, Any]:
+    top, bottom, left, right = base.edges
+    tokens = look(base.x).reshape(-1, base.width, base.shape[1])
+    edge = -1e9 if base.lowest else 0.0
+    padded = np.pad(tokens, ((top, bottom), (left, right), (0, 0)), constant_values=edge)
+    return np.asarray(padded).reshape(base.shape)
+
+
+def _largest(base: Maximum, look: Look) -> np.ndarray[Any, Any]:
+    """Of what is there: an edge has nothing."""
+    there = [np.where(view.index < 0, -np.inf, look(view)) for view in base.x]
+    return np.asarray(np.maximum.reduce(there))
+
+
 def _by_head(base: Products | Shares, heads: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     count, rows, columns = base.rectangles
     parts = heads.reshape(base.windows, count // base.windows, rows, columns)
@@ -146,7 +172,9 @@ def _by_head(base: Products | Shares, heads: np.ndarray[Any, Any]) -> np.ndarray
 
 MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Constant: lambda base, _: base.value,
+    Map: _in_map,
     Matmul: _linear,
+    Maximum: _largest,
     Mix: _mix,
     Moe: _mixture,
     Normalise: _normalise,

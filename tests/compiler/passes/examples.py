@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.node import View, common_terms, whole
-from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Moe
+from patchloom.compiler.nodes import Attention, Constant, Expert, Input, Matmul, Maximum, Moe
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.origin import Origin
 
@@ -222,6 +222,18 @@ def lone_scales() -> dict[str, View]:
     return {"y": add(factor, fixed(TOKENS, FEATURES, alike=True)), "by token": by_token}
 
 
+def parts() -> dict[str, View]:
+    """Over halves of tokens, which are heads that lie one after another; over columns that no two tokens share."""
+    wide = linear("wide", X, 2 * FEATURES)
+    halves = wide.index.reshape(TOKENS, 2, FEATURES)
+    return {
+        "halves": linear("halves", wide.pick(halves.reshape(-1, FEATURES))),
+        "heads": linear("heads", wide.pick(halves[1:].transpose(1, 0, 2).reshape(-1, FEATURES))),
+        "mixed": linear("mixed", wide.pick(halves.transpose(2, 0, 1).reshape(-1, 2))),
+        "whole": linear("whole", wide),
+    }
+
+
 def columns() -> dict[str, View]:
     """Of a wider layer: some columns of all tokens, all columns of some tokens."""
     wide = linear("wide", X, 2 * FEATURES)
@@ -365,9 +377,19 @@ def products() -> dict[str, View]:
     }
 
 
+def before(x: View) -> View:
+    """The token before each: nothing before the first."""
+    return x.pick(np.concatenate([np.full((1, FEATURES), -1), x.index[:-1]]))
+
+
+def patches(x: View) -> View:
+    """Each token beside the one before it."""
+    return x.pick(np.concatenate([before(x).index, x.index], axis=1))
+
+
 def operands() -> dict[str, View]:
     """Columns of two layers, columns reversed, rows of two layers and of one, tokens in another order, beside one
-    another, as features, heads of layers and of the input.
+    another, as features, as patches, heads of layers and of the input.
     """
     x, y = linear("a", X), linear("b", X)
     some = x.pick(x.index[1:])
@@ -380,6 +402,8 @@ def operands() -> dict[str, View]:
         "order": linear("order", x.pick(x.index[[2, 0, 2]]), residual=x.pick(x.index[::-1])),
         "beside": linear("beside", x.pick(x.index[[0, 1]].reshape(1, -1))),
         "transposed": linear("transposed", x.pick(x.index.T)),
+        "patches": linear("patches", patches(x)),
+        "maximum": whole(Maximum(origin=Origin(name="maximum"), x=(x, before(x)))),
         "mixture": mixture("mixture", some),
         "heads": whole(Attention(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
     }  # fmt: skip
@@ -388,7 +412,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        written, attention, products, order, scales, affine, columns, part_norms, rms, norms, lone_norms, lone_scales,
-        activations, constants, tokens, gates, residuals, key_biases, leftovers, operands,
+        written, attention, products, order, scales, affine, parts, columns, part_norms, rms, norms, lone_norms,
+        lone_scales, activations, constants, tokens, gates, residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip
