@@ -71,7 +71,7 @@ def program_of(name: str, precision: str) -> tuple[patchloom.Program, nn.Module,
 @pytest.mark.parametrize("name", FORMS)
 def test_all_engines_agree(name: str):
     program, module, x = program_of(name, "w16a16")
-    result = agreed(program, x, "interpreter")
+    result = agreed(program, x, "hls", "rtl")
     assert sqnr(module(x).detach().numpy(), result.outputs["main"]) > 60
     notes = [note for note in program.tasks[0].notes if "part" in note]
     assert not notes, "patches are not gathered"
@@ -80,6 +80,6 @@ def test_all_engines_agree(name: str):
 @pytest.mark.parametrize("name", FORMS)
 def test_bytes(name: str):
     program, module, x = program_of(name, "w8a8")
-    result = agreed(program, x)
+    result = agreed(program, x, "rtl")
     assert sqnr(module(x).detach().numpy(), result.outputs["main"]) > 25
     assert any(command.kind == Kind.MATMUL for command in program.tasks[0].commands)

@@ -124,16 +124,17 @@ def test_without_matplotlib(call, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_watch_ends_cleanly(call, monkeypatch, pictures, number):
     monkeypatch.setattr(sources, "SETTLED", 0)
+    watched, look = threading.Event(), sources.Folder.new
+    monkeypatch.setattr(sources.Folder, "new", lambda folder: (watched.set(), look(folder))[1])
 
     def user():
-        """Puts pictures there when it is watched, and ends it when they are seen."""
-        while signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-            time.sleep(0.01)
-        time.sleep(0.05)
+        """Puts pictures there when it is watched, and ends it when they are seen, or after a minute."""
+        watched.wait(60)
         Path("in/bad.png").write_text("junk")
         Image.fromarray(pictures[0]).save("new.png")
         Path("new.png").rename("in/new.png")
-        while not Path("out/new.png.png").exists():
+        end = time.monotonic() + 60
+        while not Path("out/new.png.png").exists() and time.monotonic() < end:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
