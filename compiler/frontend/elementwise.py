@@ -25,6 +25,7 @@ from patchloom.compiler.node import Indices, Node, View, whole
 from patchloom.compiler.nodes import Constant, Input, Maximum, captured
 from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Scale
 from patchloom.compiler.passes.factors import by_element, plain, without_factors
+from patchloom.compiler.passes.views import grid
 from patchloom.compiler.problems import UnsupportedError
 
 TITLES = [row.title for row in FUNCTIONS]
@@ -43,25 +44,6 @@ def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Node], Vie
             return matrices, partial(_seen_through, place.reshape(shape))
     matrices = [view.reshape(-1, shape[-1] if shape else 1) for view in views]
     return matrices, lambda made: whole(made).reshape(*shape)
-
-
-def grid(view: View) -> Indices | None:
-    """Which element of the view is where in the rows and columns of the operation, if it is each of them once.
-
-    Some may have another factor.
-    """
-    base, *others = (base for base, _ in view.terms)
-    if any(other is not base for other in others) or isinstance(base, Input | Constant) or len(base.shape) != 2:
-        return None
-    index = np.where(view.index < 0, -1, view.index % base.size)
-    order = np.argsort(index, axis=None, kind="stable")
-    rows, columns = np.divmod(index.reshape(-1)[order], base.shape[1])
-    height = len(np.unique(rows))
-    if rows[0] < 0 or order.size % height:
-        return None
-    rows, columns = rows.reshape(height, -1), columns.reshape(height, -1)
-    regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all() and (np.diff(columns[0]) > 0).all()
-    return order.reshape(height, -1) if regular else None
 
 
 def _seen_through(index: Indices, made: Node) -> View:
@@ -224,7 +206,7 @@ ROWS: Rows = {
         function(SUPPORTED),
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
         "softshrink relu6 threshold erf clamp clamp_min clamp_max clip minimum "
-        "abs exp log log1p expm1 square pow reciprocal",
+        "abs exp exp2 log log2 log10 log1p expm1 square pow reciprocal sin cos atan asinh erfc logit",
         data="self other min max weight exponent",
         reads=ALL,
     ),

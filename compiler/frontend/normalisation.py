@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.activations import Function
-from patchloom.compiler.frontend.elementwise import function, function_of, summed, times
-from patchloom.compiler.frontend.linear import need_constants
+from patchloom.compiler.frontend.elementwise import function, function_of, multiplied, summed, times
+from patchloom.compiler.frontend.linear import apply_linear, need_constants
 from patchloom.compiler.frontend.reduction import reduced
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, refused, rows
 from patchloom.compiler.node import View, float32, whole
@@ -60,15 +60,43 @@ def rms_norm(site: Site, a: Args) -> View | Tensor:
 
 
 def group_norm(site: Site, a: Args) -> View:
-    """Of one token alone: a norm over each group of its features."""
+    """Of one token alone, a norm over each group of its features; of several, by their moments."""
     x, weight, bias = (a[name] for name in ("input", "weight", "bias"))
     need_constants(weight, bias)
     if int(np.prod(x.shape[2:])) != 1:
-        raise UnsupportedError("normalises over tokens", "use LayerNorm over each token's features")
+        return over_tokens(site, x, a["num_groups"], weight, bias, a["eps"])
     grouped = x.reshape(x.shape[0], a["num_groups"], -1)
     alone = {"input": grouped, "normalized_shape": [grouped.shape[-1]], "weight": None, "bias": None, "eps": a["eps"]}
     normal = site.view(layer_norm(site, alone)).reshape(*x.shape)
     by_channel = (-1, *(1 for _ in x.shape[2:]))
+    scaled = normal if weight is None else times(site, normal, weight.reshape(by_channel))
+    return scaled if bias is None else summed(site, scaled, bias.reshape(by_channel), 1.0, 1.0)
+
+
+def instance_norm(site: Site, a: Args) -> View:
+    """Each channel over all tokens."""
+    x, weight, bias = (a[name] for name in ("input", "weight", "bias"))
+    need_constants(weight, bias)
+    if not a["use_input_stats"]:
+        return batch_norm(site, {**a, "training": False})
+    return over_tokens(site, x, x.shape[1], weight, bias, a["eps"])
+
+
+def over_tokens(site: Site, x: View, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> View:
+    """Mean and variance of each group of channels over all tokens are products with a constant matrix."""
+    channels, space = x.shape[1], tuple(range(2, len(x.shape)))
+    size, by_channel = channels // groups, (-1, *(1 for _ in space))
+    average = torch.kron(torch.eye(groups), torch.full((size, size), 1 / size))
+
+    def mean(view: View) -> View:
+        of_channels = reduced(site, {"self": view, "dim": list(space), "keepdim": False}, average=True)
+        grouped = of_channels if size == 1 else apply_linear(site, of_channels, average, None)
+        return grouped.reshape(*grouped.shape, *(1 for _ in space))
+
+    centred = summed(site, x, mean(x), 1.0, -1.0)
+    spread = mean(multiplied(site, centred, centred))
+    root = function_of(site, spread, lambda v: (v + eps).rsqrt(), "is not supported", NORMS)
+    normal = multiplied(site, centred, root)
     scaled = normal if weight is None else times(site, normal, weight.reshape(by_channel))
     return scaled if bias is None else summed(site, scaled, bias.reshape(by_channel), 1.0, 1.0)
 
@@ -123,8 +151,9 @@ ROWS: Rows = {
         data=BATCH_NORM,
         reads="momentum eps",
     ),
+    **rows(instance_norm, "instance_norm", data=BATCH_NORM, reads="use_input_stats momentum eps"),
     **refused(
-        "native_batch_norm _native_batch_norm_legit _batch_norm_no_update native_group_norm instance_norm",
+        "native_batch_norm _native_batch_norm_legit _batch_norm_no_update native_group_norm",
         "use LayerNorm, or fold the trained normalisation into the layer before",
     ),
     **rows(rms_norm, "rms_norm", data="input weight", reads="normalized_shape eps"),

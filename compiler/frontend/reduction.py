@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from patchloom.compiler.frontend.elementwise import grid, summed
+from patchloom.compiler.frontend.elementwise import summed
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, operation_name, refused, rows
 from patchloom.compiler.node import View, float32, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.passes.selection import selection
+from patchloom.compiler.passes.views import grid
 from patchloom.compiler.problems import UnsupportedError
 
 WIDEST_HEAD = 64  # of the attention that a mean over tokens becomes

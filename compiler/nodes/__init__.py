@@ -13,6 +13,7 @@ from patchloom.compiler.nodes.mix import Mix
 from patchloom.compiler.nodes.moe import Expert, Moe, Scoring
 from patchloom.compiler.nodes.output import Output
 from patchloom.compiler.nodes.products import Products, Shares
+from patchloom.compiler.nodes.tabulated import Tabulated
 
 __all__ = [
     "Attention",
@@ -28,4 +29,5 @@ __all__ = [
     "Products",
     "Scoring",
     "Shares",
+    "Tabulated",
 ]

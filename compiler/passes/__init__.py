@@ -49,7 +49,7 @@ PIPELINE: tuple[Pass, ...] = (
     gates.PASS,  # before residuals: a layer meets one other tensor, and fewer layers can take a factor
     residuals.PASS,  # the last operation that is not canonical
     key_biases.PASS,  # what softmax does not see takes no range; after all that adds to a bias
-    leftovers.PASS,  # what is left that no pass could use is refused
+    leftovers.PASS,  # functions that no pass knew are read from tables
     operands.PASS,  # by rows and columns; last, because it inserts layers that select them
 )
 

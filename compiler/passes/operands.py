@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.node import View, common_terms, whole
-from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares
+from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares, Tabulated
 from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
 from patchloom.compiler.passes.engine import Pass, Run
@@ -47,6 +47,10 @@ def settle_maximum(node: Maximum, at: Run) -> Maximum:
         else [found.view.pick(found.view.index[:, i * features : (i + 1) * features]) for i in range(len(node.x))]
     )
     return replace(node, x=tuple(view if Walk.of(view) else as_node(view, node, at) for view in parts))
+
+
+def settle_tabulated(node: Tabulated, at: Run) -> Tabulated:
+    return node if node.x.rows else replace(node, x=as_node(node.x, node, at))
 
 
 def settle_mix(node: Mix, at: Run) -> Mix:
@@ -90,5 +94,6 @@ PASS = Pass(
         Attention: settle_attention,
         Products: settle_products,
         Shares: settle_shares,
+        Tabulated: settle_tabulated,
     },
 )

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from patchloom.compiler.node import Indices, Node, View, whole
-from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Moe
-from patchloom.compiler.nodes.captured import Activate, Add, Normalise, Scale
+from patchloom.compiler.nodes import Attention, Constant, Input, Matmul, Maximum, Moe
+from patchloom.compiler.nodes.captured import Activate, Add, Multiply, Normalise, Scale
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.selection import selection
+from patchloom.compiler.passes.views import grid
 
 
 def as_they_lie(node: Node, at: Run) -> View | None:
@@ -28,6 +29,22 @@ def as_they_lie(node: Node, at: Run) -> View | None:
         return None
     made = _of_tokens(node, kept)
     return None if made is None else whole(made).pick(whole(made).index[place.reshape(-1)])
+
+
+def elements_as_they_lie(node: Node, at: Run) -> View | None:
+    """As the rows and columns that an operand is of its operation, where its tokens are not whole."""
+    moved = as_they_lie(node, at)
+    if moved is not None:
+        return moved
+    order = next((order for order in map(grid, node.views) if order is not None), None)
+    if order is None or np.array_equal(order, np.arange(order.size).reshape(node.shape)):
+        return None
+    made = node.with_views(lambda view: view.pick(view.index.reshape(-1)[order]))
+    if isinstance(made, Scale):
+        made = replace(made, factor=made.factor.reshape(-1)[order])
+    place = np.empty(order.size, np.int64)
+    place[order.reshape(-1)] = np.arange(order.size)
+    return View(((made, 1.0),), place.reshape(node.shape))
 
 
 def _of_tokens(node: Node, kept: Indices) -> Node | None:
@@ -72,5 +89,13 @@ def _order(heads: View) -> Indices | None:
     return order if permuted and (order != np.arange(len(order))).any() else None
 
 
-KINDS: tuple[type[Node], ...] = (Matmul, Moe, Normalise, Activate, Add, Scale)
-PASS = Pass("order", {**dict.fromkeys(KINDS, as_they_lie), Attention: attend_as_they_lie})
+TOKENS: tuple[type[Node], ...] = (Matmul, Moe, Normalise)
+ELEMENTS: tuple[type[Node], ...] = (Activate, Add, Maximum, Multiply, Scale)
+PASS = Pass(
+    "order",
+    {
+        **dict.fromkeys(TOKENS, as_they_lie),
+        **dict.fromkeys(ELEMENTS, elements_as_they_lie),
+        Attention: attend_as_they_lie,
+    },
+)

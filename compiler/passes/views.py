@@ -5,8 +5,8 @@ from typing import TypeVar
 import numpy as np
 
 from patchloom.compiler.activations import ACTIVATIONS
-from patchloom.compiler.node import Floats, Node, View, float32
-from patchloom.compiler.nodes import Constant, Matmul, Moe
+from patchloom.compiler.node import Floats, Indices, Node, View, float32
+from patchloom.compiler.nodes import Constant, Input, Matmul, Moe
 from patchloom.compiler.nodes.captured import Opaque
 
 T = TypeVar("T", bound=Node)
@@ -53,3 +53,22 @@ def fixed_part(view: View) -> Floats | None:
 def is_opaque(view: View) -> bool:
     """Depends on what is reported already."""
     return any(isinstance(base, Opaque) for base, _ in view.terms)
+
+
+def grid(view: View) -> Indices | None:
+    """Which element of the view is where in the rows and columns of the operation, if it is each of them once.
+
+    Some may have another factor.
+    """
+    base, *others = (base for base, _ in view.terms)
+    if any(other is not base for other in others) or isinstance(base, Input | Constant) or len(base.shape) != 2:
+        return None
+    index = np.where(view.index < 0, -1, view.index % base.size)
+    order = np.argsort(index, axis=None, kind="stable")
+    rows, columns = np.divmod(index.reshape(-1)[order], base.shape[1])
+    height = len(np.unique(rows))
+    if rows[0] < 0 or order.size % height:
+        return None
+    rows, columns = rows.reshape(height, -1), columns.reshape(height, -1)
+    regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all() and (np.diff(columns[0]) > 0).all()
+    return order.reshape(height, -1) if regular else None

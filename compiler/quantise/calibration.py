@@ -41,10 +41,13 @@ class Observed:
     high: float = 0.0
     parts: list[Floats] = field(default_factory=list, repr=False)
     times: int = 0  # that it was seen, at least
+    least: float = np.inf  # 0 not included
+    most: float = -np.inf
 
     def add(self, array: Floats, count: int, rng: np.random.Generator) -> None:
         if array.size:
             self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
+            self.least, self.most = min(self.least, float(array.min())), max(self.most, float(array.max()))
             self.times += 1
             flat = array.reshape(-1)
             self.parts.append(flat[rng.integers(0, flat.size, min(count, flat.size))])
@@ -60,8 +63,9 @@ class Observed:
     @staticmethod
     def of_all(several: Sequence["Observed"]) -> "Observed":
         low, high = min(o.low for o in several), max(o.high for o in several)
-        times = min(o.times for o in several)
-        return Observed(low, high, [part for o in several for part in o.parts], times)
+        least, most = min(o.least for o in several), max(o.most for o in several)
+        parts, times = [part for o in several for part in o.parts], min(o.times for o in several)
+        return Observed(low, high, parts, times, least, most)
 
 
 @dataclass(eq=False)
