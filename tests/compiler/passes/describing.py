@@ -20,6 +20,7 @@ from patchloom.compiler.nodes import (
     Moe,
     Products,
     Shares,
+    Tabulated,
 )
 from patchloom.compiler.nodes.captured import Activate, Add, Function, Multiply, Normalise, Product, Scale, Softmax
 from patchloom.compiler.passes.engine import in_order
@@ -186,6 +187,7 @@ MEANING: dict[type[Node], Callable[[Any, Look], np.ndarray[Any, Any]]] = {
     Product: lambda base, look: look(base.a) @ look(base.b),
     Softmax: lambda base, look: _softmax(look(base.x)),
     Attention: _attend,
+    Tabulated: lambda base, look: tried(base.apply, look(base.x)),
     Products: lambda base, look: _by_head(base, look(base.a) @ look(base.b) * base.scale),
     Shares: lambda base, look: _by_head(base, _softmax(look(base.x) * base.scale)),
 }
