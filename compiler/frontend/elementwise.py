@@ -135,6 +135,8 @@ def leaky_relu(site: Site, a: Args) -> View:
     if slope.dim() == 1 and len(slope) > 1:
         slope = slope.reshape(-1, *(1 for _ in x.shape[2:]))
     positive = of_elements(plain(x), lambda part: Activate(origin=site.origin, x=part, activation="relu"))
+    if not slope.any():
+        return positive
     return summed(site, times(site, x, slope), times(site, positive, 1 - slope), 1.0, 1.0)
 
 

@@ -39,15 +39,8 @@ class Unsettled(Evaluation):
         return meaning(self, node) if meaning else node.evaluate(self)
 
 
-def _normal(x: Floats, node: Normalise) -> Floats:
-    if node.centred:
-        return normalise(x, node.epsilon)
-    normal: Floats = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(node.epsilon))
-    return normal
-
-
 MEANINGS: Mapping[type[Node], Callable[[Unsettled, Any], Floats]] = {
-    Normalise: lambda at, node: _normal(at.read(node.x), node) * node.gamma + node.beta,
+    Normalise: lambda at, node: normalise(at.read(node.x), node.epsilon, centred=node.centred) * node.gamma + node.beta,
     Activate: lambda at, node: ACTIVATIONS[node.activation](at.read(node.x)),
     Scale: lambda at, node: at.read(node.x) * node.factor,
     Add: lambda at, node: at.read(node.a) + at.read(node.b),

@@ -34,14 +34,14 @@ class Normalise(Captured):
     """Layer normalisation of each row of x; that by the root mean square does not take away the mean."""
 
     x: View
-    gamma: Floats = field(repr=False)  # a factor per feature, or a matrix [features, features of x]
+    gamma: Floats = field(repr=False)  # a factor per feature
     beta: Floats = field(repr=False)
     epsilon: float
     centred: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.x.shape[0], len(self.gamma)
+        return self.x.shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

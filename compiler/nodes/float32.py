@@ -10,13 +10,13 @@ from patchloom.compiler.node import Floats
 Real = TypeVar("Real", np.float32, np.float64)
 
 
-def normalise(x: Floats, epsilon: float | None) -> Floats:
-    """Layer normalisation of each row, without scale and shift; x itself without `epsilon`."""
+def normalise(x: Floats, epsilon: float | None, *, centred: bool = True) -> Floats:
+    """Each row by its deviation, or by its root mean square if not `centred`; x itself without `epsilon`."""
     if epsilon is None:
         return x
-    centred = x - x.mean(axis=1, keepdims=True)
-    variance = np.square(centred).mean(axis=1, keepdims=True)
-    normal: Floats = centred / np.sqrt(variance + np.float32(epsilon))
+    distance = x - x.mean(axis=1, keepdims=True) if centred else x
+    power = np.square(distance).mean(axis=1, keepdims=True)
+    normal: Floats = distance / np.sqrt(power + np.float32(epsilon))
     return normal
 
 

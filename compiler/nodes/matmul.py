@@ -26,7 +26,8 @@ from patchloom.compiler.walk import Walk
 class Matmul(Node):
     """`activation(norm(x) @ weight.T + bias)`, plus a residual or times a factor; x is rows of a node once settled.
 
-    `epsilon` given: norm is layer normalisation without scale and shift (they are folded into weight and bias).
+    `epsilon` given: norm is layer normalisation without scale and shift (they are folded into weight and bias), or that
+    by the root mean square if it is not `centred`.
     """
 
     is_layer: ClassVar[bool] = True
@@ -35,6 +36,7 @@ class Matmul(Node):
     weight: Floats = field(repr=False)  # [outputs, inputs]
     bias: Floats = field(repr=False)  # [outputs]
     epsilon: float | None = None
+    centred: bool = True
     activation: str = "none"  # of `ACTIVATIONS`
     residual: View | None = None  # of the result's shape
     factor: View | None = None  # likewise, instead of a residual
@@ -95,7 +97,7 @@ class Matmul(Node):
         elif self.rows != (0, self.x.node.shape[0]):
             yield f"rows {self.rows[0]}:{self.rows[1]}"
         if self.epsilon is not None:
-            yield f"norm({self.epsilon:g})"
+            yield f"{'norm' if self.centred else 'rms'}({self.epsilon:g})"
         if ACTIVATIONS[self.activation].post:
             yield self.activation
         if self.residual is not None:
@@ -108,7 +110,7 @@ class Matmul(Node):
         return self.shape[0] * int(np.count_nonzero(self.weight))
 
     def evaluate(self, at: Evaluation) -> Floats:
-        operand = normalise(at.read(self.x), self.epsilon)
+        operand = normalise(at.read(self.x), self.epsilon, centred=self.centred)
         at.observe(self, "operand", operand)
         preactivation = operand @ self.weight.T + self.bias
         at.observe(self, "preactivation", preactivation)
@@ -131,7 +133,7 @@ class Matmul(Node):
 
     def numbers(self, at: Quantising) -> Linear:
         weights, activations = at.bits(self)
-        operand = at.operand(self, self.x.node, self.epsilon, activations)
+        operand = at.operand(self, self.x.node, self.epsilon, activations, centred=self.centred)
         out = at.formats[self]
         if self.factor is None:
             epilogue = Epilogue.of(self.activation, out)

@@ -74,7 +74,7 @@ class Moe(Node):
     """`sum over the top_k experts e of score_e * expert_e(norm(x)) + residual`.
 
     Logits are `norm(x) @ gate_weight.T + gate_bias`. Scores are the softmax of the selected logits, or the
-    selected entries of the softmax of all logits. `epsilon` as in `Matmul`.
+    selected entries of the softmax of all logits. `epsilon`, `centred` as in `Matmul`.
     """
 
     is_layer: ClassVar[bool] = True
@@ -87,6 +87,7 @@ class Moe(Node):
     top_k: int
     scoring: Scoring
     epsilon: float | None = None
+    centred: bool = True
     residual: View | None = None  # of the result's shape
     gate_x: View | None = None  # what the gate reads, not normalised, where it is not what the experts do
 
@@ -112,7 +113,7 @@ class Moe(Node):
     @property
     def flags(self) -> Iterator[str]:
         if self.epsilon is not None:
-            yield f"norm({self.epsilon:g})"
+            yield f"{'norm' if self.centred else 'rms'}({self.epsilon:g})"
         yield f"experts {len(self.experts)} of {len(self.experts[0].w1)}, top {self.top_k}, {self.scoring}"
         if ACTIVATIONS[self.activation].post:
             yield self.activation
@@ -127,7 +128,7 @@ class Moe(Node):
         return self.shape[0] * (self.gate_weight.size + self.top_k * (expert.w1.size + expert.w2.size))
 
     def evaluate(self, at: Evaluation) -> Floats:
-        operand = normalise(at.read(self.x), self.epsilon)
+        operand = normalise(at.read(self.x), self.epsilon, centred=self.centred)
         at.observe(self, "operand", operand)
         choice, scores = self._route(at, operand if self.gate_x is None else at.read(self.gate_x))
         result = self._mix(at, operand, choice, scores)
@@ -172,12 +173,12 @@ class Moe(Node):
         tokens = np.stack([np.bincount(choice.reshape(-1), minlength=len(self.experts)) for choice in at.chosen(self)])
         order = turns(tokens)
         logits, exp_shift = log2_format(at.observed(self, "logits"))
-        operand = at.operand(self, *self._gate_operand, GATE_WIDTH)
+        operand = at.operand(self, *self._gate_operand, GATE_WIDTH, centred=self.centred)
         epilogue = Epilogue(logits.scale / math.log2(math.e))
         gate = at.linear(operand, self.gate_weight[order], self.gate_bias[order], GATE_WIDTH, epilogue)
         width = at.bits(self)[1]
         hidden = format_of(at.observed(self, "hidden"), Demand(width) | demand_of(self.activation))
-        operand = at.operand(self, self.x.node, self.epsilon, width)
+        operand = at.operand(self, self.x.node, self.epsilon, width, centred=self.centred)
         experts = (self._expert(at, number, operand, hidden, tokens[:, number]) for number in order.tolist())
         return MoeNumbers(gate, logits, exp_shift, hidden, tuple(experts))
 

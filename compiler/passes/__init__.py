@@ -20,7 +20,6 @@ from patchloom.compiler.passes import (
     parts,
     products,
     residuals,
-    rms,
     scales,
     tokens,
     written,
@@ -39,7 +38,6 @@ PIPELINE: tuple[Pass, ...] = (
     parts.PASS,  # layers over parts of tokens are layers over whole ones; before columns
     columns.PASS,  # layers that read some columns read all; before norms, which need the whole token
     part_norms.PASS,  # norms of parts of tokens become norms of whole ones
-    rms.PASS,  # norms by the root mean square become norms that take away the mean
     norms.PASS,  # norms become part of the layers that read them ...
     lone_norms.PASS,  # ... and a layer of their own where anything else does
     lone_scales.PASS,  # as do factors

@@ -19,11 +19,10 @@ from patchloom.compiler.passes.views import constant
 
 
 def absorb(node: Layer, factor: Floats, shift: Floats, **changes: Any) -> Layer:
-    """The layer whose operand was f * x + c, now that it is x; f may be a matrix."""
+    """The layer whose operand was f * x + c, now that it is x."""
 
     def fold(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-        scaled = weight * factor if factor.ndim < 2 else weight @ factor
-        return float32(scaled), float32(bias + weight.astype(np.float64) @ shift)
+        return float32(weight * factor), float32(bias + weight.astype(np.float64) @ shift)
 
     if isinstance(node, Matmul):
         changes["weight"], changes["bias"] = fold(node.weight, node.bias)

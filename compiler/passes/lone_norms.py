@@ -12,8 +12,9 @@ from patchloom.compiler.passes.engine import Pass, Run
 
 
 def lone_norm(node: Normalise, _: Run) -> Matmul:
-    weight = np.diag(node.gamma) if node.gamma.ndim == 1 else node.gamma
-    return identity(node, node.x, weight=weight, bias=node.beta, epsilon=node.epsilon)
+    return identity(
+        node, node.x, weight=np.diag(node.gamma), bias=node.beta, epsilon=node.epsilon, centred=node.centred
+    )
 
 
 PASS = Pass("lone_norms", {Normalise: lone_norm})

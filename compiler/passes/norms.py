@@ -19,7 +19,8 @@ def fold_norm(node: Matmul | Moe, _: Run) -> Node | None:
     chosen = selection(node.x)
     if chosen is None or not chosen.all_columns:
         return None
-    return absorb(node, norm.gamma, norm.beta, x=norm.x.pick(norm.x.index[chosen.rows]), epsilon=norm.epsilon)
+    x = norm.x.pick(norm.x.index[chosen.rows])
+    return absorb(node, norm.gamma, norm.beta, x=x, epsilon=norm.epsilon, centred=norm.centred)
 
 
 PASS = Pass("norms", {Matmul: fold_norm, Moe: fold_norm})

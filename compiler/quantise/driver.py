@@ -89,14 +89,14 @@ class Quantising:
         """Its integer quantity in each sample."""
         return self.calibration.chosen[node]
 
-    def operand(self, node: Node, x: Node, epsilon: float | None, width: int) -> Operand:
+    def operand(self, node: Node, x: Node, epsilon: float | None, width: int, *, centred: bool = True) -> Operand:
         """X as it is stored or, with an epsilon, normalised to the "operand" that `node` showed."""
         stored = self.formats[x]
         if epsilon is None:
             return Operand(stored)
         scale = scale_of(self.observed(node, "operand"), width)
         scale, constants = normalise_constants(x.shape[1], epsilon, stored.scale, scale)
-        return Operand(Format(width, scale), constants)
+        return Operand(Format(width, scale), constants, centred)
 
     def linear(self, operand: Operand, weight: Floats, bias: Floats, bits: int, epilogue: Epilogue) -> Linear:
         digest = blake2b(weight.tobytes()).digest(), blake2b(bias.tobytes()).digest()

@@ -41,6 +41,7 @@ class Operand:
 
     format: Format
     normalise: Normalise | None = None
+    centred: bool = True  # else it is normalised by its root mean square
 
 
 @dataclass(frozen=True)

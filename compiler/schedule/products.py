@@ -107,7 +107,8 @@ def _fields(config: Config, linear: Linear, a: Tensor, out: Tensor, second: Tens
     if second is not None:
         fields["r_stride"] = second.stride
     if linear.operand.normalise is not None:
-        fields |= {"prologue": Prologue.NORMALISE, **asdict(linear.operand.normalise)}
+        prologue = Prologue.NORMALISE if linear.operand.centred else Prologue.RMS
+        fields |= {"prologue": prologue, **asdict(linear.operand.normalise)}
     return fields | {"statistics": int(out.statistics is not None)}
 
 

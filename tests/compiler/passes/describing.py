@@ -100,18 +100,16 @@ def meaning(results: Mapping[str, View], inputs: Mapping[str, np.ndarray[Any, An
 Look = Callable[[View], np.ndarray[Any, Any]]
 
 
-def _normal(x: np.ndarray[Any, Any], epsilon: float | None) -> np.ndarray[Any, Any]:
+def _normal(x: np.ndarray[Any, Any], epsilon: float | None, *, centred: bool = True) -> np.ndarray[Any, Any]:
     if epsilon is None:
         return x
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    distance = x - x.mean(-1, keepdims=True) if centred else x
+    return distance / np.sqrt(np.square(distance).mean(-1, keepdims=True) + epsilon)
 
 
 def _normalise(base: Normalise, look: Look) -> np.ndarray[Any, Any]:
-    x = look(base.x)
-    normal = (
-        _normal(x, base.epsilon) if base.centred else x / np.sqrt(np.square(x).mean(-1, keepdims=True) + base.epsilon)
-    )
-    return (normal * base.gamma if base.gamma.ndim == 1 else normal @ base.gamma.T) + base.beta
+    normal = _normal(look(base.x), base.epsilon, centred=base.centred)
+    return normal * base.gamma + base.beta
 
 
 def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -120,7 +118,7 @@ def _softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _linear(base: Matmul, look: Look) -> np.ndarray[Any, Any]:
-    sums = _normal(look(base.x), base.epsilon) @ base.weight.T.astype(np.float64) + base.bias
+    sums = _normal(look(base.x), base.epsilon, centred=base.centred) @ base.weight.T.astype(np.float64) + base.bias
     result = ACTIVATIONS[base.activation](sums)
     if base.factor is not None:
         return result * look(base.factor)
@@ -130,7 +128,7 @@ def _linear(base: Matmul, look: Look) -> np.ndarray[Any, Any]:
 def _mixture(base: Moe, look: Look) -> np.ndarray[Any, Any]:
     """Of all experts: `top_k` is their number here."""
     assert base.top_k == len(base.experts)
-    x = _normal(look(base.x), base.epsilon)
+    x = _normal(look(base.x), base.epsilon, centred=base.centred)
     scores = _softmax(x @ base.gate_weight.T + base.gate_bias)
     hidden = [ACTIVATIONS[base.activation](x @ e.w1.T + e.b1) @ e.w2.T + e.b2 for e in base.experts]
     mixed = sum(scores[:, [i]] * part for i, part in enumerate(hidden))

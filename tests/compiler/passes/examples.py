@@ -135,22 +135,6 @@ def divided(x: View, by: View, epsilon: float, of: View | None = None) -> View:
     return multiply(x, function(shifted, torch.rsqrt))
 
 
-def rms() -> dict[str, View]:
-    """Of a layer, of a sum with a mixture, of tokens that are joined; read by a layer, and as it is."""
-    a, b = linear("a", X), linear("b", X)
-
-    def normal(x: View) -> View:
-        return whole(replace(norm(x).node, centred=False))
-
-    return {
-        "layer": linear("layer", normal(a)),
-        "sum": normal(add(a, mixture("mixture", X))),
-        "joined": normal(joined(fixed(1, FEATURES), b.pick(b.index[::-1]))),
-        "activated": normal(linear("c", X, activation="relu")),
-        "parts": normal(a.pick(a.index[:, ::-1])),
-    }
-
-
 def attention() -> dict[str, View]:
     """Two heads; factors on the queries, the scores and the values; what is added to scores and written over one; one
     whose scores are a layer's.
@@ -257,9 +241,16 @@ def part_norms() -> dict[str, View]:
 
 
 def norms() -> dict[str, View]:
-    """Read by a layer, by a mixture, and as it is."""
+    """Read by a layer, by a mixture, and as it is; with and without the mean."""
     normal = norm(linear("first", X))
-    return {"layer": linear("layer", normal), "mixture": mixture("mixture", normal), "itself": normal}
+    rms = whole(replace(normal.node, centred=False))
+    return {
+        "layer": linear("layer", normal),
+        "mixture": mixture("mixture", normal),
+        "itself": normal,
+        "rms": linear("rms", rms),
+        "mixture by rms": mixture("mixture by rms", rms),
+    }
 
 
 def lone_norms() -> dict[str, View]:
@@ -412,7 +403,7 @@ def operands() -> dict[str, View]:
 EXAMPLES: dict[str, Callable[[], dict[str, View]]] = {
     example.__name__: example
     for example in (
-        written, attention, products, order, scales, affine, parts, columns, part_norms, rms, norms, lone_norms,
+        written, attention, products, order, scales, affine, parts, columns, part_norms, norms, lone_norms,
         lone_scales, activations, constants, tokens, gates, residuals, key_biases, leftovers, operands,
     )
 }  # fmt: skip
