@@ -12,7 +12,6 @@ from patchloom.compiler.frontend.linear import apply_linear, need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, refused, rows
 from patchloom.compiler.node import Indices, View, whole
 from patchloom.compiler.nodes import Maximum
-from patchloom.compiler.problems import UnsupportedError
 
 
 def convolution(site: Site, a: Args) -> View:
@@ -115,16 +114,9 @@ def transposed_convolution(site: Site, a: Args) -> View:
     kernel = tuple(weight.shape[2:])
     space = len(kernel)
     others = [*_per_axis(a["padding"], space), *_per_axis(a["output_padding"], space)]
-    if (
-        _per_axis(a["stride"], space) != kernel
-        or any(others)
-        or {*_per_axis(a["dilation"], space)} != {1}
-        or len(x.shape) != space + 2
-    ):
-        raise UnsupportedError(
-            "is a transposed convolution whose patches overlap or are padded",
-            "supported are kernel == stride and padding 0",
-        )
+    apart = _per_axis(a["stride"], space) == kernel and {*_per_axis(a["dilation"], space)} == {1}
+    if not apart or any(others) or len(x.shape) != space + 2:
+        return _overlapping(site, a, weight, kernel)
     weight = _ungrouped(weight, a["groups"])
     flat = weight.reshape(len(weight), -1).T
     wide = None if bias is None else bias.repeat_interleave(int(np.prod(kernel)))
@@ -134,6 +126,30 @@ def transposed_convolution(site: Site, a: Args) -> View:
     axes = [0, 1 + space, *(axis for i in range(space) for axis in (1 + i, 2 + space + i))]
     sizes = [n * k for n, k in zip(positions, kernel, strict=True)]
     return result.pick(parts.transpose(axes).reshape(batch, weight.shape[1], *sizes))
+
+
+def _overlapping(site: Site, a: Args, weight: Tensor, kernel: tuple[int, ...]) -> View:
+    """A convolution with the kernel turned, of the positions with nothing between them."""
+    x: View = a["input"]
+    space = len(kernel)
+    names = ("stride", "padding", "output_padding", "dilation")
+    stride, padding, beyond, dilation = (_per_axis(a[name], space) for name in names)
+    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    index = batched.index
+    for axis, (step, cut, more, reach) in enumerate(
+        zip(stride, padding, beyond, _reach(kernel, dilation), strict=True), 2
+    ):
+        spread = np.full((*index.shape[:axis], (index.shape[axis] - 1) * step + 1, *index.shape[axis + 1 :]), -1)
+        spread[(slice(None),) * axis + (slice(None, None, step),)] = index
+        edges = [(0, 0)] * spread.ndim
+        edges[axis] = (max(reach - cut, 0), max(reach - cut + more, 0))
+        index = np.pad(spread, edges, constant_values=-1)
+        first, last = max(cut - reach, 0), index.shape[axis] - max(cut - reach - more, 0)
+        index = index[(slice(None),) * axis + (slice(first, last),)]
+    whole = _ungrouped(weight, a["groups"]).transpose(0, 1).flip(*range(2, 2 + space))
+    plain = {"weight": whole, "bias": a["bias"], "stride": [1], "padding": 0, "dilation": dilation, "groups": 1}
+    result = convolution(site, {**plain, "input": batched.pick(index)})
+    return result if batched is x else result.reshape(*result.shape[1:])
 
 
 ROWS: Rows = {

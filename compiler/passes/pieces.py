@@ -1,7 +1,7 @@
 """A view as rectangles of operations' results, each of which a constant matrix can gather."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,6 +46,7 @@ class Piece:
 
 def mixed(view: View, reader: Node) -> Mix | None:
     """The view of a matrix as products of constant matrices with blocks, if they are few."""
+    view = View(tuple((_in_rows(base), factor) for base, factor in view.terms), view.index)
     if any(len(base.shape) != 2 for base, _ in view.terms):
         return None
     pieces: list[Piece] = []
@@ -55,6 +56,13 @@ def mixed(view: View, reader: Node) -> Mix | None:
         pieces.append(piece)
     x, matrices, places = zip(*((piece.x, piece.matrix, piece.place) for piece in pieces), strict=True)
     return Mix(origin=reader.origin, x=x, matrices=matrices, places=places)
+
+
+def _in_rows(base: Node) -> Node:
+    """A constant of any rank as a matrix with the same elements."""
+    if not isinstance(base, Constant) or len(base.shape) == 2:
+        return base
+    return replace(base, value=base.value.reshape(-1, base.shape[-1] if base.shape else 1))
 
 
 def gathered(base: Node, rows: Indices, reader: Node) -> Mix:
