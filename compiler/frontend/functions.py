@@ -4,7 +4,7 @@ Equal functions are one object, in whatever trace and of whatever token they wer
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -109,7 +109,7 @@ class Reader:
         self.algebra, self.trace, self.functions, self.tokens = Algebra(trace), trace, functions, tokens
         self.inputs = [_tokens(node) for node in trace.nodes if isinstance(node, Input)]
         self.known: dict[Node, list[tuple[Function, int | None]]] = {}
-        self.keys: dict[Node, Hashable] = {}
+        self.keys: dict[Node, bytes] = {}
 
     def rows(self, view: View) -> list[Row]:
         """Of a matrix."""
@@ -262,20 +262,25 @@ class Reader:
         made = Function("tokens", width_of(node), node=node, row=row)
         return self.functions.one((self._key(node), row), made), None
 
-    def _key(self, node: Node) -> Hashable:
-        """The same for the same operation of the same inputs, in every trace."""
+    def _key(self, node: Node) -> bytes:
+        """The same for the same operation of the same inputs, in every trace; it is made of those of all before."""
         if node not in self.keys:
-            if isinstance(node, Input):
-                self.keys[node] = node.name
-            else:
-                rest = replace(node, origin=type(node.origin)(), name="")
-                arrays = tuple(v.tobytes() for v in vars(rest).values() if isinstance(v, np.ndarray))
-                views = tuple(
-                    (view.index.tobytes(), tuple((self._key(base), factor) for base, factor in view.terms))
-                    for view in node.views
-                )
-                self.keys[node] = type(node).__name__, arrays, views
+            self.keys[node] = node.name.encode() if isinstance(node, Input) else self._digest(node)
         return self.keys[node]
+
+    def _digest(self, node: Node) -> bytes:
+        made = blake2b(f"{type(node).__name__} {node.origin.op}".encode(), digest_size=16)
+        for part in fields(node):
+            value = getattr(node, part.name)
+            if isinstance(value, np.ndarray):
+                made.update(self.functions.digest(value))
+            elif part.name != "name" and isinstance(value, bool | int | float | str | None):
+                made.update(f"{part.name} {value!r}".encode())
+        for view in node.views:
+            made.update(self.functions.digest(view.index))
+            for base, factor in view.terms:
+                made.update(self._key(base) + repr(factor).encode())
+        return made.digest()
 
 
 def _tokens(node: Input) -> View:
