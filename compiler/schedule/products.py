@@ -78,7 +78,8 @@ def product(
     """
     _prove(d, note, linear)
     d.load_table(linear.table)
-    whole = linear.operand.normalise is not None or out.statistics is not None
+    by_row = linear.operand.normalise is not None or out.statistics is not None  # of all of its columns at once
+    whole = by_row or bool(fields.get("row_maximum"))
     for channels, side in sides(linear, a, out, walk, d.config, rows, whole=whole):
         part = note if len(channels) == len(out.positions) else f"{note}: channels {channels[0]} to {channels[-1]}"
         begin, column = a.at(first), int(channels[0])
