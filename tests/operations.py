@@ -345,8 +345,12 @@ def compared(actual: Sequence[np.ndarray[Any, Any]], expected: Sequence[Tensor])
     for ours, theirs in zip(actual, expected, strict=True):
         if ours.shape != tuple(theirs.shape):
             return f"shape {ours.shape}, not {tuple(theirs.shape)}"
-        difference = np.abs(ours - theirs.double().numpy())
-        if not (difference <= TOLERANCE * max(float(theirs.double().abs().max()), 1)).all():
+        wanted = theirs.double().numpy()
+        there = np.isfinite(wanted)
+        if not np.array_equal(there, np.isfinite(ours)):
+            return "not finite elsewhere"
+        difference = np.abs(np.where(there, ours, 0) - np.where(there, wanted, 0))
+        if not (difference <= TOLERANCE * max(float(np.abs(wanted[there]).max(initial=0)), 1)).all():
             return f"off by {difference.max():.3g}"
     return "equal"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
-from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, refused, rows
+from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, operation_name, refused, rows
 from patchloom.compiler.node import Indices, View, whole
 from patchloom.compiler.nodes import Maximum
 
@@ -47,7 +47,7 @@ def unfolded(_: Site, a: Args) -> View:
 
 def max_pooling(site: Site, a: Args) -> View:
     """The largest of the positions under the kernel."""
-    x, space = a["self"], len(a["kernel_size"])
+    x, space = a["self"], int(operation_name(a["target"])[-2])  # aten.max_pool2d
     kernel, dilation, padding = (_per_axis(a[name], space) for name in ("kernel_size", "dilation", "padding"))
     stride = _per_axis(a["stride"] or kernel, space)
     batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)

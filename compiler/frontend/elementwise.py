@@ -131,7 +131,10 @@ def activation(site: Site, a: Args) -> View:
 
 def leaky_relu(site: Site, a: Args) -> View:
     """A part of x, and the rest of what is positive; the slope may be one of each channel."""
-    x, slope = a["self"], torch.as_tensor(a["weight"] if "weight" in a else a["negative_slope"]).double()
+    x, given = a["self"], a["weight"] if "weight" in a else a["negative_slope"]
+    if not isinstance(x, View) or isinstance(given, View):
+        raise UnsupportedError("has a slope that depends on the input", "slopes must be learned constants")
+    slope = torch.as_tensor(given).double()
     if slope.dim() == 1 and len(slope) > 1:
         slope = slope.reshape(-1, *(1 for _ in x.shape[2:]))
     positive = of_elements(plain(x), lambda part: Activate(origin=site.origin, x=part, activation="relu"))
@@ -149,7 +152,9 @@ def gated(site: Site, a: Args) -> View:
 
 
 def add_product(site: Site, a: Args) -> View:
-    product = multiplied(site, a["tensor1"], a["tensor2"])
+    first, second = a["tensor1"], a["tensor2"]
+    fixed = not (isinstance(first, View) or isinstance(second, View))
+    product = first * second if fixed else multiplied(site, first, second)
     return summed(site, a["self"], product, 1.0, float(a["value"]))
 
 

@@ -68,8 +68,8 @@ def test_switching_task_moves_no_weights(session, device):
 
 @pytest.mark.parametrize(("register", "value", "text"), [
     ("magic", 0xFFFF_FFFF, "magic must be 0x4d4f4c50, not 0xffffffff: there is no Patchloom machine"),
-    ("version", 0x0004_0000, r"the machine's version must be 3\.\d or a later 3\.x, not 4\.0"),
-    ("version", 0x0002_0009, r"the machine's version must be 3\.\d or a later 3\.x, not 2\.9"),
+    ("version", 0x0005_0000, r"the machine's version must be 4\.\d or a later 4\.x, not 5\.0"),
+    ("version", 0x0003_0009, r"the machine's version must be 4\.\d or a later 4\.x, not 3\.9"),
     ("fingerprint", 0xABCD, "another Config than this machine's: fingerprint [0-9a-f]{8}, not 0000abcd"),
 ])  # fmt: skip
 def test_foreign_machine(register, value, text, device):

@@ -33,10 +33,13 @@ from patchloom.sim.cycles import (
 from patchloom.sim.device import SimulatedDevice
 from tests.compiler.golden import matches
 from tests.compiler.graphs import compiled, random_graph, transformer
+from tests.sim.test_machine import CONFIGS
 
-# A bus as wide as a column; a bus wider than a whole tile; 16-bit multipliers behind a bus of a quarter of a column;
-# rows that wait for the epilogue.
-BUILT = dict(zip(("bus64", "bus512", "native16", "1 lane"), MACHINES[:4], strict=True))
+# A bus as wide as a column, wider than a whole tile, of a quarter of a column; rows that wait for the epilogue.
+BUILT = {
+    "bus64": CONFIGS["8 x 8, bus of 64"], "bus512": MACHINES[1], "bus32": CONFIGS["16 x 8, bus of 32, 1 copy"],
+    "1 lane": CONFIGS["8 x 4, 1 lane, bus of 64, 1 copy"],
+}  # fmt: skip
 MEMORIES = [
     {"latency": latency, "cycles_per_beat": per_beat, "outstanding": outstanding, "refresh_period": period,
      "refresh_cycles": period // 20}
@@ -245,7 +248,7 @@ def test_quick():
 def test_check(tmp_path, monkeypatch, capsys):
     output = tmp_path / "check.json"
     check = cycles.check
-    monkeypatch.setattr(cycles, "check", lambda count, seed: check(count, seed, MACHINES[:1]))
+    monkeypatch.setattr(cycles, "check", lambda count, seed: check(count, seed, MACHINES[1:2]))
     assert main(["check", "--count", "2", "--seed", "70", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert [result["programs"], result["mismatches"]] == [2, []]
