@@ -13,15 +13,18 @@ from patchloom.boards.area import _holes
 from patchloom.boards.board import BOARDS
 from patchloom.boards.estimate import FACTORS, Area, estimate, exceeds, soc_area, usable
 from patchloom.compiler.machine.config import Config
+from patchloom.hw.cache import RTL, digest, sources
 
 MEASURED = points()
+TODAY = digest(*sources(*RTL))
 
 
 @pytest.mark.parametrize("point", MEASURED, ids=[f"{p['family']} {p['name']}" for p in MEASURED])
 def test_measured_machines(point):
+    """Commands of another RTL had fewer bits: its small machines have a block RAM or two less."""
     [(_, _, (lut, ff, dsp, bram))] = errors(json.loads(FACTORS.read_text())["families"], [point])
     assert dsp == 0
-    assert abs(bram) <= 0.03
+    assert abs(bram) <= (0.03 if point["rtl"] == TODAY else 0.06)
     assert abs(lut) <= 0.1
     assert abs(ff) <= 0.1
 
