@@ -85,7 +85,7 @@ def test_random_commands(config):
 @machines
 def test_models(config):
     """A transformer with experts and a graph of anything: every memory on one of them."""
-    graphs = (transformer(tokens=11, dim=16, layers=2, experts=4), random_graph(5))
+    graphs = (transformer(tokens=11, dim=16, layers=2, experts=4), random_graph(12))
     precision = "w16a16" if config.weight_width == 16 else "w8a16"
     for number, memory in enumerate(MEMORIES):
         program = compiled(graphs[number % 2], precision, config)
