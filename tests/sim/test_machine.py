@@ -166,7 +166,7 @@ def native(session: Sessions, jobs: list[Job]) -> Iterator[Result]:
 @every_config
 def test_random_programs(config, temper):
     first = 100 * list(TEMPERS.values()).index(temper)
-    jobs = programs(config, range(first, first + 8))
+    jobs = programs(config, range(first, first + 5))
     with SimulatedDevice(config, seed=first, **temper) as device:
         for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])

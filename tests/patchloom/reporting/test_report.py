@@ -109,7 +109,7 @@ def test_layers_are_the_users(report):
     assert names[:3] == ["image", "add", "patch_embed"]
     assert names[-2:] == ["heads.0", "segmentation"]
     moe = next(layer for layer in report.tasks[0].layers if layer.name == "blocks.1.moe")
-    assert moe.where.startswith("examples/fashion_scenes/model.py:")
+    assert "examples/fashion_scenes/model.py:" in moe.where
     assert moe.routing is not None
     assert moe.routing.tokens == 129 * FRAMES
     fc2 = next(layer for layer in report.tasks[0].layers if layer.name == "blocks.0.mlp.fc2")
