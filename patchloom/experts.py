@@ -99,7 +99,7 @@ class _Places:
             self.chunks[where] = self.tokens[:, None] if c.queue == Queue.SCATTER else NOWHERE
             return
         _, places = self.rows(c, "a", count, c.depth)
-        if c.residual == Residual.ADD:
+        if c.residual in (Residual.ADD, Residual.MAXIMUM):
             places = np.minimum(places, self.rows(c, "r", count, c.columns)[1])
         self.chunks[where] = places[:, None]
 

@@ -8,55 +8,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import patchloom
 from tests.compiler.graphs import sqnr
-from tests.machine import MACHINE, agreed
+from tests.forms import DIM, TOKENS, Form, compiled, joined
+from tests.machine import agreed
 
-DIM, TOKENS, FRAMES = 16, 12, 2
 
-
-class Form(nn.Module):
-    """Tokens of a layer, the form, and a layer behind it."""
-
+class Scores(Form):
     def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run = run
-        self.first, self.last = nn.Linear(DIM, DIM), nn.LazyLinear(DIM)
-        self.qkv = nn.Linear(DIM, 3 * DIM)
+        super().__init__(run)
         self.tokens, self.norm = nn.Linear(TOKENS, TOKENS), nn.LayerNorm(DIM)
         self.linear, self.conv = nn.Linear(DIM, DIM), nn.Conv2d(DIM, DIM, 3, padding=1)
         self.bias = nn.Parameter(torch.randn(2, TOKENS, TOKENS))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.run(self, self.first(x)))
 
-    def heads(self, x: Tensor) -> Tensor:
-        """q, k, v; of two heads."""
-        return self.qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-
-
-def joined(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-def biased(m: Form, x: Tensor) -> Tensor:
+def biased(m: Scores, x: Tensor) -> Tensor:
     q, k, v = m.heads(x)
     return joined((q @ k.mT * 0.3 + m.bias).softmax(-1) @ v)
 
 
-def linear_attention(m: Form, x: Tensor) -> Tensor:
+def linear_attention(m: Scores, x: Tensor) -> Tensor:
     q, k, v = m.heads(x)
     return joined(q.softmax(-1) @ (k.relu().mT @ v))
 
 
-def windows(m: Form, x: Tensor) -> Tensor:
+def windows(m: Scores, x: Tensor) -> Tensor:
     q, k, v = m.heads(x)
     return (q @ k.mT * 0.3 + m.bias[:, :3, :3] + m.bias[0, :4, None, None, :3].repeat(len(x) // 4, 1, 1, 1)).softmax(
         -1
     ) @ v
 
 
-FORMS: dict[str, Callable[[Form, Tensor], Tensor]] = {
+FORMS: dict[str, Callable[[Scores, Tensor], Tensor]] = {
     "biased": biased,
     "tokens in another order": lambda m, x: m.linear(x.flip(1)) + x.roll(1, 1),
     "tokens mixed": lambda m, x: m.tokens(m.norm(x).mT).relu().mT,
@@ -73,9 +55,5 @@ FORMS: dict[str, Callable[[Form, Tensor], Tensor]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("precision", "decibels"), [("w8a8", 25), ("w16a16", 50)])
 def test_form(form: str, precision: str, decibels: float):
-    torch.manual_seed(0)
-    model, images = Form(FORMS[form]).eval(), torch.randn(16 + FRAMES, TOKENS, DIM)
-    with torch.no_grad():
-        expected = model(images[:FRAMES]).numpy()
-    program = patchloom.compile(model, (images[:1],), calibration=images[FRAMES:], config=MACHINE, precision=precision)
-    assert sqnr(expected, agreed(program, images[:FRAMES], "hls", "rtl").outputs["main"]) >= decibels
+    program, images, expected = compiled(lambda: Scores(FORMS[form]), precision)
+    assert sqnr(expected, agreed(program, images, "hls", "rtl").outputs["main"]) >= decibels

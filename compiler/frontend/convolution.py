@@ -21,14 +21,13 @@ def convolution(site: Site, a: Args) -> View:
     space = weight.dim() - 2
     stride, dilation = (_per_axis(a[name], space) for name in ("stride", "dilation"))
     weight = _ungrouped(weight, a["groups"])
-    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    batched = _batched(x, space)
     reach = _reach(weight.shape[2:], dilation)
     windows = _windows(batched.index, reach, stride, dilation, _edges(a["padding"], reach))
     positions = windows.shape[2 : 2 + space]
     patches = np.moveaxis(windows, 1, 1 + space).reshape(len(windows), *positions, -1)
     result = apply_linear(site, batched.pick(patches), weight.reshape(len(weight), -1), bias)
-    moved = result.pick(np.moveaxis(result.index, -1, 1))
-    return moved if batched is x else moved.reshape(*moved.shape[1:])
+    return _as_given(_channels_first(result), x, space)
 
 
 def unfolded(_: Site, a: Args) -> View:
@@ -37,12 +36,11 @@ def unfolded(_: Site, a: Args) -> View:
     space = len(a["kernel_size"])
     names = ("kernel_size", "dilation", "padding", "stride")
     kernel, dilation, padding, stride = (_per_axis(a[name], space) for name in names)
-    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    batched = _batched(x, space)
     windows = _windows(batched.index, _reach(kernel, dilation), stride, dilation, [(p, p) for p in padding])
     batch, channels, *positions = windows.shape[: 2 + space]
     patches = np.moveaxis(windows.reshape(batch, channels, math.prod(positions), -1), 2, 3)
-    result = batched.pick(patches.reshape(batch, -1, math.prod(positions)))
-    return result if batched is x else result.reshape(*result.shape[1:])
+    return _as_given(batched.pick(patches.reshape(batch, -1, math.prod(positions))), x, space)
 
 
 def max_pooling(site: Site, a: Args) -> View:
@@ -50,7 +48,7 @@ def max_pooling(site: Site, a: Args) -> View:
     x, space = a["self"], int(operation_name(a["target"])[-2])  # aten.max_pool2d
     kernel, dilation, padding = (_per_axis(a[name], space) for name in ("kernel_size", "dilation", "padding"))
     stride = _per_axis(a["stride"] or kernel, space)
-    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    batched = _batched(x, space)
     positions = call_by_schema(a["target"], {**a, "self": torch.zeros(x.shape)}).shape[-space:]
     reach, sizes = _reach(kernel, dilation), batched.shape[2:]
     ends = [(count - 1) * step + size + 1 for count, step, size in zip(positions, stride, reach, strict=True)]
@@ -59,9 +57,20 @@ def max_pooling(site: Site, a: Args) -> View:
     windows = windows[(slice(None), slice(None), *map(slice, positions))]
     taps = np.moveaxis(windows, 1, 1 + space).reshape(-1, windows.shape[1], math.prod(kernel))
     made = Maximum(origin=site.origin, x=tuple(batched.pick(taps[:, :, tap]) for tap in range(taps.shape[2])))
-    result = whole(made).reshape(len(windows), *positions, -1)
-    moved = result.pick(np.moveaxis(result.index, -1, 1))
-    return moved if batched is x else moved.reshape(*moved.shape[1:])
+    return _as_given(_channels_first(whole(made).reshape(len(windows), *positions, -1)), x, space)
+
+
+def _batched(x: View, space: int) -> View:
+    return x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+
+
+def _as_given(result: View, x: View, space: int) -> View:
+    """Without a batch, if x had none."""
+    return result if len(x.shape) == space + 2 else result.reshape(*result.shape[1:])
+
+
+def _channels_first(result: View) -> View:
+    return result.pick(np.moveaxis(result.index, -1, 1))
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:
@@ -69,10 +78,10 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return weight
     parts, (outputs, inputs) = weight.chunk(groups), weight.shape[:2]
-    whole = weight.new_zeros(outputs, inputs * groups, *weight.shape[2:])
+    every = weight.new_zeros(outputs, inputs * groups, *weight.shape[2:])
     for group, part in enumerate(parts):
-        whole[group * len(part) : (group + 1) * len(part), group * inputs : (group + 1) * inputs] = part
-    return whole
+        every[group * len(part) : (group + 1) * len(part), group * inputs : (group + 1) * inputs] = part
+    return every
 
 
 def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
@@ -134,7 +143,7 @@ def _overlapping(site: Site, a: Args, weight: Tensor, kernel: tuple[int, ...]) -
     space = len(kernel)
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, beyond, dilation = (_per_axis(a[name], space) for name in names)
-    batched = x if len(x.shape) == space + 2 else x.reshape(1, *x.shape)
+    batched = _batched(x, space)
     index = batched.index
     for axis, (step, cut, more, reach) in enumerate(
         zip(stride, padding, beyond, _reach(kernel, dilation), strict=True), 2
@@ -146,10 +155,9 @@ def _overlapping(site: Site, a: Args, weight: Tensor, kernel: tuple[int, ...]) -
         index = np.pad(spread, edges, constant_values=-1)
         first, last = max(cut - reach, 0), index.shape[axis] - max(cut - reach - more, 0)
         index = index[(slice(None),) * axis + (slice(first, last),)]
-    whole = _ungrouped(weight, a["groups"]).transpose(0, 1).flip(*range(2, 2 + space))
-    plain = {"weight": whole, "bias": a["bias"], "stride": [1], "padding": 0, "dilation": dilation, "groups": 1}
-    result = convolution(site, {**plain, "input": batched.pick(index)})
-    return result if batched is x else result.reshape(*result.shape[1:])
+    turned = _ungrouped(weight, a["groups"]).transpose(0, 1).flip(*range(2, 2 + space))
+    plain = {"weight": turned, "bias": a["bias"], "stride": [1], "padding": 0, "dilation": dilation, "groups": 1}
+    return _as_given(convolution(site, {**plain, "input": batched.pick(index)}), x, space)
 
 
 ROWS: Rows = {

@@ -39,9 +39,7 @@ def same_layout(views: Sequence[View]) -> tuple[list[View], Callable[[Node], Vie
         order = grid(view)
         if order is not None:
             matrices = [part.pick(part.index.reshape(-1)[order]) for part in views]
-            place = np.empty(order.size, np.int64)
-            place[order.reshape(-1)] = np.arange(order.size)
-            return matrices, partial(_seen_through, place.reshape(shape))
+            return matrices, partial(_seen_through, np.argsort(order, axis=None).reshape(shape))
     matrices = [view.reshape(-1, shape[-1] if shape else 1) for view in views]
     return matrices, lambda made: whole(made).reshape(*shape)
 

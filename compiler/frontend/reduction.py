@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,11 @@ def reduced(site: Site, a: Args, *, average: bool) -> View:
         if pooling
         else {axis % rank for axis in ([dim] if isinstance(dim, int) else dim or range(rank))}
     )
-    keep = pooling or a.get("keepdim")
-    shape = [1 if axis in axes else n for axis, n in enumerate(view.shape) if keep or axis not in axes]
+    shape = _left(view, axes, keep=pooling or a.get("keepdim"))
     of_tokens = over_features(site, view, axes, average=average)
     if of_tokens is not None:
         return of_tokens.reshape(*shape)
-    order = sorted(range(rank), key=lambda axis: axis not in axes)
-    parts = view.pick(view.index.transpose(order).reshape(-1, *(view.shape[axis] for axis in order[len(axes) :])))
+    parts = _along(view, axes)
     count = len(parts.index)
     if count <= FEW and selection(parts.reshape(count, -1)) is None:
         slices = [parts.pick(part) for part in parts.index]
@@ -65,16 +64,25 @@ def largest(site: Site, a: Args) -> View:
     view: View = a["self"]
     rank = len(view.shape)
     axes = {axis % rank for axis in (a["dim"] or range(rank))}
-    shape = [1 if axis in axes else n for axis, n in enumerate(view.shape) if a["keepdim"] or axis not in axes]
-    order = sorted(range(rank), key=lambda axis: axis not in axes)
-    parts = view.pick(view.index.transpose(order).reshape(-1, *(view.shape[axis] for axis in order[len(axes) :])))
+    parts = _along(view, axes)
     while len(parts.index) > 1:
         half = -(-len(parts.index) // 2)
         few, many = parts.pick(parts.index[-half:]), parts.pick(parts.index[:half])
         features = parts.shape[-1] if len(parts.shape) > 1 else 1
         made = Maximum(origin=site.origin, x=tuple(part.reshape(-1, features) for part in (many, few)))
         parts = whole(made).reshape(half, *parts.shape[1:])
-    return parts.reshape(*shape)
+    return parts.reshape(*_left(view, axes, keep=a["keepdim"]))
+
+
+def _along(view: View, axes: set[int]) -> View:
+    """These axes as one, before the others."""
+    order = sorted(range(len(view.shape)), key=lambda axis: axis not in axes)
+    return view.pick(view.index.transpose(order).reshape(-1, *(view.shape[axis] for axis in order[len(axes) :])))
+
+
+def _left(view: View, axes: set[int], *, keep: Any) -> list[int]:
+    """The shape without these axes, or with one element along them."""
+    return [1 if axis in axes else n for axis, n in enumerate(view.shape) if keep or axis not in axes]
 
 
 def over_features(site: Site, view: View, axes: set[int], *, average: bool) -> View | None:

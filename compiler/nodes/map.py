@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from patchloom.compiler.machine.fixed import multiplier_of
 from patchloom.compiler.node import Evaluation, Floats, Node, View, float32
+from patchloom.compiler.nodes.rows import OfRows
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format
 from patchloom.compiler.quantise.linear import Linear, Operand, identity
@@ -16,10 +16,8 @@ from patchloom.compiler.schedule.products import product
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Map(Node):
-    """Tokens line by line, `width` of them each. Once settled, x is consecutive rows of a node."""
-
-    is_layer: ClassVar[bool] = True
+class Map(OfRows):
+    """Tokens line by line, `width` of them each."""
 
     x: View  # [tokens, features]
     width: int
@@ -51,16 +49,6 @@ class Map(Node):
         return top * self.pitch + left
 
     @property
-    def settled(self) -> bool:
-        return self.x.rows is not None
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        """[first, last) of the node that it reads."""
-        assert self.x.rows, "a settled map reads rows"
-        return self.x.rows
-
-    @property
     def flags(self) -> Iterator[str]:
         yield f"{self.height} x {self.width} in {self.shape[0] // self.pitch} x {self.pitch}"
 
@@ -78,12 +66,6 @@ class Map(Node):
     def numbers(self, at: Quantising) -> Linear:
         before, after = at.formats[self.x.node], at.formats[self]
         return identity(before, self.shape[1], before.scale / after.scale)
-
-    def streams(self, x: Node, lanes: int) -> bool:
-        return True
-
-    def packs(self, lanes: int) -> bool:
-        return True
 
     def draft(self, d: Drafting) -> None:
         out, x = d.tensor(self), d.tensors[self.x.node]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +10,9 @@ from patchloom.compiler.activations import tried
 from patchloom.compiler.machine.commands import Post
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import multiplier_of
-from patchloom.compiler.machine.tables import CODE_BITS, ENTRIES, ENTRY, FRACTION_BITS, MIDDLE, Table
+from patchloom.compiler.machine.tables import CODE_BITS, ENTRIES, ENTRY, FRACTION_BITS, LAST, MIDDLE, Table
 from patchloom.compiler.node import Evaluation, Floats, Node, View, float32
+from patchloom.compiler.nodes.rows import OfRows
 from patchloom.compiler.quantise.calibration import Observed
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand, Format
@@ -25,10 +25,8 @@ WORST = 0.02  # of the largest result: an error of more is refused
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Tabulated(Node):
-    """Once settled, x is consecutive rows of a node."""
-
-    is_layer: ClassVar[bool] = True
+class Tabulated(OfRows):
+    """The function of each element of x."""
 
     x: View  # [tokens, features]
     apply: Callable[[Tensor], Tensor] = field(repr=False)
@@ -36,16 +34,6 @@ class Tabulated(Node):
     @property
     def shape(self) -> tuple[int, int]:
         return self.x.shape[0], self.x.shape[1]
-
-    @property
-    def settled(self) -> bool:
-        return self.x.rows is not None
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        """[first, last) of the node that it reads."""
-        assert self.x.rows, "a settled function reads rows"
-        return self.x.rows
 
     def evaluate(self, at: Evaluation) -> Floats:
         x = at.read(self.x)
@@ -108,15 +96,9 @@ class Tabulated(Node):
         assert linear.table is not None
         step = stored.scale / (linear.multiplier[0] / 2.0 ** linear.shift[0])
         code = np.rint((x + linear.bias[0] * stored.scale) / step).astype(np.int64) + MIDDLE
-        found = -linear.table(np.clip(code, 0, (1 << CODE_BITS) - 1)) * out.scale / 2**linear.post_shift
+        found = -linear.table(np.clip(code, 0, LAST)) * out.scale / 2**linear.post_shift
         expected = tried(self.apply, x)
         return float(np.abs(found - expected).max() / max(np.abs(expected).max(), out.scale))
-
-    def streams(self, x: Node, lanes: int) -> bool:
-        return True
-
-    def packs(self, lanes: int) -> bool:
-        return True
 
     def draft(self, d: Drafting) -> None:
         linear: Linear = d.quantised.numbers[self]

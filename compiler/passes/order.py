@@ -42,9 +42,7 @@ def elements_as_they_lie(node: Node, at: Run) -> View | None:
     made = node.with_views(lambda view: view.pick(view.index.reshape(-1)[order]))
     if isinstance(made, Scale):
         made = replace(made, factor=made.factor.reshape(-1)[order])
-    place = np.empty(order.size, np.int64)
-    place[order.reshape(-1)] = np.arange(order.size)
-    return View(((made, 1.0),), place.reshape(node.shape))
+    return View(((made, 1.0),), np.argsort(order, axis=None).reshape(node.shape))
 
 
 def _of_tokens(node: Node, kept: Indices) -> Node | None:

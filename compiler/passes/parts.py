@@ -5,7 +5,7 @@ Heads that are mixed, or a projection that all heads share. What is zero between
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, View, whole
+from patchloom.compiler.node import Indices, View, rows_of
 from patchloom.compiler.nodes import Constant, Input, Matmul
 from patchloom.compiler.passes.engine import Pass, Run
 
@@ -29,7 +29,7 @@ def over_whole_tokens(node: Matmul, _: Run) -> View | None:
     bias = node.bias.repeat(parts) if alternate else np.tile(node.bias, parts)
     tokens = len(place) // parts
     made = Matmul(
-        origin=node.origin, x=whole(base).pick(whole(base).index[first : first + tokens]),
+        origin=node.origin, x=rows_of(base, first, first + tokens),
         weight=weight.reshape(-1, base.shape[1]), bias=bias, activation=node.activation,
     )  # fmt: skip
     token, number = np.divmod(place, parts)
@@ -52,9 +52,7 @@ def _parts(view: View) -> tuple[tuple[int, Indices], Indices] | None:
     whole_run = tokens[-1] - tokens[0] == len(tokens) - 1
     if not whole_run or not (columns == columns[0]).all() or len(np.unique(columns[0, 0])) < columns.shape[2]:
         return None
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return (int(tokens[0]), place), columns[0]
+    return (int(tokens[0]), np.argsort(order)), columns[0]
 
 
 PASS = Pass("parts", {Matmul: over_whole_tokens})

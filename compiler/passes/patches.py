@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, Node, View, whole
+from patchloom.compiler.node import Indices, Node, View, rows_of
 from patchloom.compiler.nodes import Constant, Input, Map, Matmul
 from patchloom.compiler.passes.engine import Run
 from patchloom.compiler.walk import Walk
@@ -66,7 +66,7 @@ def in_map(view: View, reader: Node, at: Run, *, lowest: bool = False) -> Found 
     if grid is None:
         return None
     edges, rows = _padded(grid, count, taps.rows.shape[1])
-    x = whole(base).pick(whole(base).index[first : first + count])
+    x = rows_of(base, first, first + count)
     key = "map", base, first, grid.width, edges, lowest
     made = at.once(key, lambda: Map(origin=reader.origin, x=x, width=grid.width, edges=edges, lowest=lowest))
     index = np.full(view.shape, -1)

@@ -1,6 +1,6 @@
 """A sparse matrix as bands of rows, each with the columns that it needs: what costs a machine the fewest cycles."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,16 @@ def bands(matrix: NDArray[Any], config: Config, step: int = 1) -> Iterator[Band]
         total = cheapest[first:last][::-1] + np.where(depth > FIELDS["depth"].high, np.inf, cost)
         best = int(total.argmin())
         cheapest[last], begin[last] = total[best], last - 1 - best
-    edges = [len(matrix)]
+    for first, last in spans(begin):
+        yield Band(first, last, int(low[first:last].min()), int(high[first:last].max()))
+
+
+def spans(begin: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """[first, last) of the best cuts, `begin` being where the last of them begins, of so many."""
+    edges = [len(begin) - 1]
     while edges[-1]:
         edges.append(int(begin[edges[-1]]))
-    for first, last in zip(edges[:0:-1], edges[-2::-1], strict=True):
-        yield Band(first, last, int(low[first:last].min()), int(high[first:last].max()))
+    yield from zip(edges[:0:-1], edges[-2::-1], strict=True)
 
 
 def _needed(matrix: NDArray[Any], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

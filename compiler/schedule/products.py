@@ -14,11 +14,10 @@ from patchloom.compiler.machine.fixed import NORMALISED_FEATURES, Ints
 from patchloom.compiler.machine.layout import stream_beats
 from patchloom.compiler.node import Node
 from patchloom.compiler.quantise.linear import Linear, identity
+from patchloom.compiler.schedule.bands import COMMAND, spans
 from patchloom.compiler.schedule.columns import extent
 from patchloom.compiler.schedule.drafting import Drafting, Tensor, blocks, line_blocks
 from patchloom.compiler.walk import Walk
-
-COMMAND = 4  # tiles of the array in whose time a command begins and ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +146,7 @@ def sides(
             cost = cheapest[i][0] + passes * max(rows, config.inputs) + COMMAND * config.inputs
             best = min(best, (cost, i))
         cheapest.append(best)
-    cuts = [len(edges) - 1]
-    while cuts[-1]:
-        cuts.append(cheapest[cuts[-1]][1])
-    for i, j in zip(cuts[:0:-1], cuts[-2::-1], strict=True):
+    for i, j in spans([begin for _, begin in cheapest]):
         yield np.arange(edges[i], edges[j]), side_of(edges[i], edges[j])
 
 

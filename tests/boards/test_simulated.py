@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from statistics import median
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_cycles(soc, program):
     session = patchloom.Session(soc.device(), program)
     for number, task in enumerate(TASKS):
         region = MODEL.region(program, number, 0)
-        _, cycles, _ = session.frame(region, task)
+        cycles = median(session.frame(region, task)[1] for _ in range(5))  # a refresh falls anywhere in each
         predicted = predict(program, task, queues=queue_lengths(program, task, region), **BOARD.memory.timing).cycles
         # Into so short a frame falls one refresh more or less.
         assert abs(cycles - predicted) < 0.01 * predicted + BOARD.memory.refresh_cycles
