@@ -42,9 +42,9 @@ class Wrong(AssertionError):
 
 
 def fate(device: FakeDevice) -> None:
-    """The copy depends on every byte of the Program."""
-    image = device.registers["program_base_lo"] - BASE
-    source, target = (device.registers[f"{name}_base_lo"] - BASE for name in ("input", "output"))
+    """The copy depends on every byte of the Program; settings are those that the start has taken."""
+    image = device.running["program_base_lo"] - BASE
+    source, target = (device.running[f"{name}_base_lo"] - BASE for name in ("input", "output"))
     if max(source, target) + FRAME > len(device.memory) or min(source, target, image) < 0:
         return  # a stray write
     damage = zlib.crc32(device.memory[image : image + len(PROGRAM.image)]) ^ zlib.crc32(PROGRAM.image)
