@@ -11,7 +11,7 @@ from torch import Tensor
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
 from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, operation_name, refused, rows
 from patchloom.compiler.node import Indices, View, whole
-from patchloom.compiler.nodes import Maximum
+from patchloom.compiler.nodes import Constant, Maximum
 
 
 def convolution(site: Site, a: Args) -> View:
@@ -44,8 +44,9 @@ def unfolded(_: Site, a: Args) -> View:
 
 
 def max_pooling(site: Site, a: Args) -> View:
-    """The largest of the positions under the kernel."""
+    """The largest of the positions under the kernel; beyond the edge there is nothing, unlike a zero that x has."""
     x, space = a["self"], int(operation_name(a["target"])[-2])  # aten.max_pool2d
+    x = _with_zeros(site, x)
     kernel, dilation, padding = (_per_axis(a[name], space) for name in ("kernel_size", "dilation", "padding"))
     stride = _per_axis(a["stride"] or kernel, space)
     batched = _batched(x, space)
@@ -56,8 +57,17 @@ def max_pooling(site: Site, a: Args) -> View:
     windows = _windows(batched.index, reach, stride, dilation, edges)
     windows = windows[(slice(None), slice(None), *map(slice, positions))]
     taps = np.moveaxis(windows, 1, 1 + space).reshape(-1, windows.shape[1], math.prod(kernel))
-    made = Maximum(origin=site.origin, x=tuple(batched.pick(taps[:, :, tap]) for tap in range(taps.shape[2])))
+    x_taps = tuple(batched.pick(taps[:, :, tap]) for tap in range(taps.shape[2]))
+    made = Maximum(origin=site.origin, x=x_taps, pooled=True)
     return _as_given(_channels_first(whole(made).reshape(len(windows), *positions, -1)), x, space)
+
+
+def _with_zeros(site: Site, x: View) -> View:
+    """Its zeros as elements of a constant."""
+    if (x.index >= 0).all():
+        return x
+    zero = Constant(origin=site.origin, value=np.zeros((1, 1), np.float32))
+    return View((*x.terms, (zero, 1.0)), np.where(x.index < 0, sum(base.size for base, _ in x.terms), x.index))
 
 
 def _batched(x: View, space: int) -> View:

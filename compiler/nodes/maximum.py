@@ -19,11 +19,15 @@ from patchloom.compiler.walk import Walk
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Maximum(Node):
-    """Once settled, each x is whole rows of a node, as far apart as a machine can walk."""
+    """Once settled, each x is whole rows of a node, as far apart as a machine can walk.
+
+    Elements that are nothing are zero, as in any view; if `pooled`, they are left out.
+    """
 
     is_layer: ClassVar[bool] = True
 
     x: tuple[View, ...]  # [tokens, features]
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         self.require(len({view.shape for view in self.x}) == 1, "needs tensors of one shape")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.node import View, common_terms, whole
+from patchloom.compiler.node import Indices, View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares, Tabulated
 from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
@@ -37,16 +37,23 @@ def settle_moe(node: Moe, at: Run) -> Moe:
 
 
 def settle_maximum(node: Maximum, at: Run) -> Maximum:
-    """Each operand is rows of one operation, as far apart as it may be; what is nothing is less than all else."""
+    """Each operand is rows of one operation, as far apart as it may be."""
     terms, indices = common_terms(node.x)
     features = node.shape[1]
-    found = in_map(View(terms, np.concatenate(indices, axis=1)), node, at, lowest=True)
-    parts = (
-        node.x
-        if found is None
-        else [found.view.pick(found.view.index[:, i * features : (i + 1) * features]) for i in range(len(node.x))]
-    )
-    return replace(node, x=tuple(view if Walk.of(view) else as_node(view, node, at) for view in parts))
+    joint = View(terms, np.concatenate(indices, axis=1))
+    found = in_map(joint, node, at, lowest=node.pooled)
+    view = joint if found is None else found.view
+    taps = np.stack(np.split(view.index, view.shape[1] // features, axis=1))
+    parts = [View(view.terms, index) for index in (_without_gaps(taps) if node.pooled else taps)]
+    x = tuple(part if Walk.of(part) else as_node(part.pick(part.index), node, at) for part in parts)
+    return replace(node, x=x, pooled=False)
+
+
+def _without_gaps(taps: Indices) -> Indices:
+    """Of the same place of any tap there may be more than one: it stands where another one has nothing."""
+    there = taps[(taps >= 0).any(axis=(1, 2))]
+    first = np.take_along_axis(there, (there >= 0).argmax(axis=0)[None], axis=0)
+    return np.where(there < 0, first, there)
 
 
 def settle_tabulated(node: Tabulated, at: Run) -> Tabulated:

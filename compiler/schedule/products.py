@@ -198,15 +198,14 @@ def _combed(a: Tensor, some: Ints, config: Config) -> Side | None:
 
 
 def _ways(a: Tensor, walk: Walk, here: Ints, chunk: int, config: Config) -> Iterator[tuple[Ints, int, dict[str, int]]]:
-    """Taps of a line in one run, what lies between them included; or each tap a slice, or a run of its own."""
+    """All taps in one run; those of a line in one; or each tap a slice, or a run of its own."""
     taps, pitch = walk.taps, a.stride * a.chunk
+    yield (taps.places[:, None] * pitch + here).reshape(-1), chunk, {}  # with all that lies between
     across = (np.arange(taps.line)[:, None] * taps.step * pitch + here).reshape(-1)
     run = -(-extent(across) // config.inputs)
     lines = np.arange(taps.lines)[:, None]
     most = {name: FIELDS[name].high for name in ("a_run", "a_jump", "a_step")}
-    if taps.lines == 1:
-        yield across, chunk, {}
-    elif run <= most["a_run"]:
+    if taps.lines > 1 and run <= most["a_run"]:
         places = (lines * run * config.inputs + across).reshape(-1)
         yield places, chunk, {"a_run": run, "a_jump": taps.outer * a.stride}
     size = -(-extent(here) // config.inputs)

@@ -394,7 +394,7 @@ def operands() -> dict[str, View]:
         "beside": linear("beside", x.pick(x.index[[0, 1]].reshape(1, -1))),
         "transposed": linear("transposed", x.pick(x.index.T)),
         "patches": linear("patches", patches(x)),
-        "maximum": whole(Maximum(origin=Origin(name="maximum"), x=(x, before(x)))),
+        "maximum": whole(Maximum(origin=Origin(name="maximum"), x=(x, before(x)), pooled=True)),
         "mixture": mixture("mixture", some),
         "heads": whole(Attention(origin=Origin(name="heads"), q=heads(joined(X, X, axis=1)), k=k, v=v, scale=1)),
     }  # fmt: skip
