@@ -66,7 +66,8 @@ class Builder:
             return whole(node).pick(index[self.tokens])
         if not function.rows:
             raise UnsupportedError("computes something of several tokens that depends on their experts", "")
-        x = self._inner(function.rows[0], alone)
+        width = node.weight.shape[1] if isinstance(node, Matmul) else function.width
+        x = self._inner(function.rows[0], width, alone)
         match node:
             case Matmul():
                 return whole(replace(node, x=x))
@@ -79,14 +80,14 @@ class Builder:
                 return whole(replace(node, x=x))
         raise UnsupportedError(f"computes {function.kind} of a token", "")
 
-    def _inner(self, row: Row, alone: bool) -> View:
+    def _inner(self, row: Row, width: int, alone: bool) -> View:
         parts = []
         for slot in row:
             if slot.function is ONE:
                 parts.append(self.slot(slot, None))
             else:
                 parts.append(self.slot(slot, self._of(slot.function, alone=True) if alone else self.of(slot.function)))
-        return self._sum(parts, len(row[0].factor), 1 if alone else len(self.tokens))
+        return self._sum(parts, width, 1 if alone else len(self.tokens))
 
     def slot(self, slot: Slot, view: View | None) -> View:
         if slot.scores:

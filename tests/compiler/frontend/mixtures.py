@@ -319,6 +319,17 @@ class Projected(Mixture):
         return x + self.project(super().forward(x))
 
 
+class AZeroToken(Mixture):
+    """That a layer stands behind."""
+
+    def build(self) -> None:
+        super().build()
+        self.behind = nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(super().forward(x).masked_fill(torch.arange(x.shape[-2])[:, None] == 1, 0.0))
+
+
 class NormBehind(Mixture):
     def build(self) -> None:
         super().build()
