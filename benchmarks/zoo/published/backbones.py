@@ -24,7 +24,7 @@ from benchmarks.zoo.published.parts import (
 class Local(nn.Module):
     """UniFormer's local block: positions by depthwise convolution, then convolution in place of attention."""
 
-    def __init__(self, dim: int, rank: int) -> None:
+    def __init__(self, dim: int, rank: int, widened: int = 2) -> None:
         super().__init__()
         convolution = nn.Conv2d if rank == 2 else nn.Conv3d
         norm = nn.BatchNorm2d if rank == 2 else nn.BatchNorm3d
@@ -35,7 +35,8 @@ class Local(nn.Module):
             convolution(dim, dim, 5, padding=2, groups=dim),
             convolution(dim, dim, 1),
         )
-        self.mlp = nn.Sequential(norm(dim), convolution(dim, 2 * dim, 1), nn.GELU(), convolution(2 * dim, dim, 1))
+        wide = widened * dim
+        self.mlp = nn.Sequential(norm(dim), convolution(dim, wide, 1), nn.GELU(), convolution(wide, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
