@@ -4,8 +4,8 @@
 
 Each is a source file of pieces of `modules.txt`: a way to begin, some that map tokens x [1, N, D] to others, a few of
 them in modules of their own, and a way to return. It is compiled for a small machine at 16 bits and run on the
-interpreter, the first sample also on the HLS kernels and the RTL; every element is compared. Afterwards the module must
-be what it was, and still compute the same.
+interpreter, the first sample also on the HLS kernels and the RTL; every element is compared. Afterwards the module
+must be what it was, and still compute the same.
 """
 
 import linecache
