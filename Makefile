@@ -44,6 +44,7 @@ bench: $(READY)  ## the reference workload on four machines, the HLS side, scali
 zoo: $(READY)  ## models that others wrote, what compiles of them and how well; fetches 40 MB; half an hour: docs/models.md
 	$(INSTALL) --editable '.[zoo]'
 	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.zoo.real
 	$(BIN)/python -m docs.models
 
 bitstreams: $(READY)  ## route the small machine for two boards with two seeds each; an hour: benchmarks/results

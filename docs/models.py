@@ -12,7 +12,8 @@ from benchmarks.zoo.families import FAMILIES
 from benchmarks.zoo.measure import FLOORS
 from docs.page import DOCS, replaced
 
-PAGE, RESULTS = DOCS / "models.md", Path(__file__).parents[1] / "benchmarks" / "results" / "zoo.json"
+PAGE, FOLDER = DOCS / "models.md", Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS, REAL = FOLDER / "zoo.json", FOLDER / "real.json"
 Found = dict[str, Any]
 SHOWN = 2  # reasons of a row
 PLENTY = 1.3  # of the model's own MACs
@@ -78,6 +79,24 @@ def of_systems(which: list[systems.System]) -> Iterator[str]:
         yield f"| {system.name} | {system.needs} | {made} | {cell(remarks)} |"
 
 
+def real() -> Iterator[str]:
+    """At their real sizes."""
+    content = json.loads(REAL.read_text())
+    columns = f"commands | array on `{content['board']}` | cycles | frames a second | MAC utilisation | limited by"
+    yield f"| model | parameters | MACs | to compile | {columns} |"
+    yield f"|---|{'--:|' * 4}---|{'--:|' * 3}---|"
+    for name, found in content["models"].items():
+        sizes = f"{found['parameters']:,} | {found['macs']:,}"
+        took = f"{found['compile_seconds']} s, {found['compile_peak_mib']:,} MiB" if "compile_seconds" in found else ""
+        if "refused" in found:
+            yield f"| {name} | {sizes} | {took} | | refused: {cell('; '.join(found['refused']))} | | | | |"
+        else:
+            yield (
+                f"| {name} | {sizes} | {took} | {found['commands']:,} | {found['array']} | {found['cycles']:,} "
+                f"| {found['frames_per_second']} | {found['utilisation']:.1%} | {cell(found['limit'])} |"
+            )
+
+
 def of_family(family: str) -> Iterator[str]:
     yield "| row | stands for | result | w8a8 | w16a16 | MACs | of the model's | cycles | RTL |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -119,6 +138,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "summary": summary,
     "findings": findings,
     "reasons": reasons,
+    "real": real,
     "systems": lambda: of_systems(systems.MODELS),
     "techniques": lambda: of_systems(systems.TECHNIQUES),
     **{family: lambda family=family: of_family(family) for family in FAMILIES},  # type: ignore[misc]

@@ -42,7 +42,7 @@ WIDEST = 256  # inputs or outputs that are tried
 # A machine that little but its commands' fields limits.
 ROOMY = Config(
     inputs=16, outputs=16, lanes=16, scratchpad_chunks=1 << 20, max_rows=4096, statistics_rows=8192, max_experts=256,
-    max_top_k=8, command_depth=4096,
+    max_top_k=8, command_depth=16384,
 )  # fmt: skip
 LEAST = {"statistics_rows": 16, "max_experts": 2, "max_top_k": 1, "accumulator_width": 24}
 KINDS = {"lut": "look-up tables", "ff": "flip-flops", "dsp": "multipliers", "bram": "block RAMs"}

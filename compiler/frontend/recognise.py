@@ -202,6 +202,8 @@ class Understanding:
         shape = runs[0].results[number].shape
         if any(number not in run.results or run.results[number].shape != shape for run in runs):
             return AuxiliaryError("is not of the same size for all tokens", BESIDE)
+        if not all(shape):
+            return AuxiliaryError("has no element, for the example inputs", BESIDE)
         traced = [Traced(run.reader, run.results[number].reshape(-1, shape[-1])) for run in runs]
         reading = Reading(self.call.origin, traced)
         try:

@@ -111,7 +111,7 @@ class Config:
             ("statistics_rows", f"16 to {statistics}", 16 <= self.statistics_rows <= statistics),
             ("max_experts", f"2 to {experts}", 2 <= self.max_experts <= experts),
             ("max_top_k", "1 to 8 and at most max_experts", 1 <= self.max_top_k <= min(8, self.max_experts)),
-            ("command_depth", "8 to 4096", 8 <= self.command_depth <= 4096),
+            ("command_depth", "8 to 16384", 8 <= self.command_depth <= 16384),
             (
                 "command_depth",
                 f"a multiple of the {self.word_commands} commands of a word",

@@ -325,6 +325,23 @@ def test_what_is_no_mixture_is_told(kind: type[Mixture], monkeypatch: pytest.Mon
     assert matches(with_code(f"{refusal.value}\n"), GOLDEN / f"{kind.__name__}.txt")
 
 
+class OfSome(nn.Module):
+    """Of no token, on usual inputs."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(x[x.sum(-1) > 1e6][None])
+
+
+@pytest.mark.parametrize("behind", [torch.Tensor.clone, lambda x: x.mean(1)])
+def test_no_token_is_left(behind: Callable[[Tensor], Tensor]):
+    with pytest.raises(CaptureError, match="makes a tensor whose size depends on values"):
+        capture(OfSome(behind), (torch.randn(1, 4, DIM),))
+
+
 def joined(result: Any) -> Tensor:
     return result[0] + result[1].sum() if isinstance(result, tuple) else result
 

@@ -35,7 +35,7 @@ def test_all_broken_rules_at_once():
     with pytest.raises(ConfigError) as error:
         Config(max_rows=1, command_depth=1)
     assert (
-        str(error.value) == "Config.max_rows must be 16 to 4096, not 1\nConfig.command_depth must be 8 to 4096, not 1"
+        str(error.value) == "Config.max_rows must be 16 to 4096, not 1\nConfig.command_depth must be 8 to 16384, not 1"
     )
 
 
