@@ -82,19 +82,21 @@ def of_systems(which: list[systems.System]) -> Iterator[str]:
 def real() -> Iterator[str]:
     """At their real sizes."""
     content = json.loads(REAL.read_text())
-    columns = f"commands | array on `{content['board']}` | cycles | frames a second | MAC utilisation | limited by"
-    yield f"| model | parameters | MACs | to compile | {columns} |"
-    yield f"|---|{'--:|' * 4}---|{'--:|' * 3}---|"
+    machine = f"array on `{content['board']}` | cycles | frames a second | MAC utilisation | limited by"
+    yield f"| model | parameters | MACs | to compile | MACs compiled | commands | {machine} |"
+    yield f"|---|{'--:|' * 5}---|{'--:|' * 3}---|"
     for name, found in content["models"].items():
-        sizes = f"{found['parameters']:,} | {found['macs']:,}"
         took = f"{found['compile_seconds']} s, {found['compile_peak_mib']:,} MiB" if "compile_seconds" in found else ""
-        if "refused" in found:
-            yield f"| {name} | {sizes} | {took} | | refused: {cell('; '.join(found['refused']))} | | | | |"
-        else:
-            yield (
-                f"| {name} | {sizes} | {took} | {found['commands']:,} | {found['array']} | {found['cycles']:,} "
-                f"| {found['frames_per_second']} | {found['utilisation']:.1%} | {cell(found['limit'])} |"
-            )
+        sizes = [name, f"{found['parameters']:,}", f"{found['macs']:,}", took]
+        yield f"| {' | '.join((*sizes, *on_board(found)))} |"
+
+
+def on_board(found: Found) -> list[str]:
+    if "refused" in found:
+        return ["", "", f"refused: {cell('; '.join(found['refused']))}", *[""] * 4]
+    counts = [f"{found[key]:,}" for key in ("compiled_macs", "commands")]
+    rate = [f"{found['cycles']:,}", str(found["frames_per_second"]), f"{found['utilisation']:.1%}"]
+    return [*counts, found["array"], *rate, cell(found["limit"])]
 
 
 def of_family(family: str) -> Iterator[str]:

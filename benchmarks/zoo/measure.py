@@ -29,8 +29,11 @@ from patchloom.reporting.budget import Budget
 from patchloom.reporting.machine import run
 from patchloom.sim import cycles
 
-# The array of the preset `small`, and memory enough that no row is refused for its size.
-CONFIG = Config(max_rows=1024, scratchpad_chunks=1 << 16, statistics_rows=2048, command_depth=2048, max_experts=32)
+# A small array, as rows have few features, and memory enough that none is refused for its size.
+CONFIG = Config(
+    inputs=8, outputs=8, lanes=4, max_rows=1024, scratchpad_chunks=1 << 18, statistics_rows=2048, command_depth=4096,
+    max_experts=32,
+)  # fmt: skip
 FLOORS = {"w8a8": 25.0, "w16a16": 50.0}  # dB
 SECONDS = 120  # of one row
 SHOWN = 8  # reasons

@@ -1,5 +1,6 @@
 """What a model's tensors hold when it runs on samples of its inputs."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ Key = tuple[str, str, int, tuple[int, ...]]
 
 SAMPLE = 1 << 15  # values of one tensor that its scale is chosen by
 FEWEST = 256  # of them, of each time it is computed
+HEADROOM = 0.5  # by which other samples may exceed the largest magnitude of one
+RARE = 1000  # samples, of which one may have a larger magnitude than is held
 
 
 def keys_of(graphs: Sequence[Graph]) -> dict[Node, Key]:
@@ -33,6 +36,18 @@ def keys_of(graphs: Sequence[Graph]) -> dict[Node, Key]:
     return keys
 
 
+def reach(peaks: Sequence[float]) -> float:
+    """What peaks of other samples exceed once in `RARE`, if they are distributed as maxima are (Gumbel).
+
+    Few peaks do not tell how they are spread: of one, and at the most, it is half as much again.
+    """
+    if not peaks:
+        return 0.0
+    largest, spread = max(peaks), float(np.std(peaks, ddof=1)) if len(peaks) > 1 else math.inf
+    beyond = math.sqrt(6) / math.pi * spread * max(math.log(RARE / len(peaks)), 0.0)
+    return largest + min(beyond, HEADROOM * largest)
+
+
 @dataclass
 class Observed:
     """Range of a quantity, 0 included, and a random sample of its values."""
@@ -40,7 +55,7 @@ class Observed:
     low: float = 0.0
     high: float = 0.0
     parts: list[Floats] = field(default_factory=list, repr=False)
-    times: int = 0  # that it was seen, at least
+    peaks: tuple[float, ...] = ()  # the largest magnitude, each time that it was seen
     least: float = np.inf  # 0 not included
     most: float = -np.inf
 
@@ -48,13 +63,18 @@ class Observed:
         if array.size:
             self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
             self.least, self.most = min(self.least, float(array.min())), max(self.most, float(array.max()))
-            self.times += 1
+            self.peaks = (*self.peaks, float(np.abs(array).max()))
             flat = array.reshape(-1)
             self.parts.append(flat[rng.integers(0, flat.size, min(count, flat.size))])
 
     @property
     def absmax(self) -> float:
         return max(-self.low, self.high)
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that other samples are expected to have."""
+        return max(self.absmax, reach(self.peaks))
 
     @property
     def values(self) -> Floats:
@@ -64,8 +84,8 @@ class Observed:
     def of_all(several: Sequence["Observed"]) -> "Observed":
         low, high = min(o.low for o in several), max(o.high for o in several)
         least, most = min(o.least for o in several), max(o.most for o in several)
-        parts, times = [part for o in several for part in o.parts], min(o.times for o in several)
-        return Observed(low, high, parts, times, least, most)
+        parts = [part for o in several for part in o.parts]
+        return Observed(low, high, parts, max((o.peaks for o in several), key=reach), least, most)
 
 
 @dataclass(eq=False)

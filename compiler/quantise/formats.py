@@ -11,12 +11,11 @@ from patchloom.compiler.graph import Graph
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import SCORE_FRACTION, Ints, operand_limits, saturate
 from patchloom.compiler.node import Floats, Node
-from patchloom.compiler.quantise.calibration import Calibration, Key, Observed
+from patchloom.compiler.quantise.calibration import HEADROOM, Calibration, Key, Observed
 from patchloom.compiler.quantise.errors import QuantiseError
 from patchloom.compiler.quantise.precision import Precision
 
 NARROW = 8  # bits of what no reader wants wider
-HEADROOM = 0.5  # of 16-bit tensors, by which other samples may exceed the largest magnitude of one
 LIMIT_FRACTION = 14  # log2 of the integer that stands for an activation's limit in 16 bits
 SOFTMAX_DEPTH = 16.0  # e**-16 is nothing in a softmax of 16 bits
 
@@ -155,12 +154,9 @@ def power_of_two(scale: float) -> float:
 
 
 def wide_scale(observed: Observed, *, power: bool) -> float:
-    """Of 16 bits, with headroom: the more samples, the less is what others exceed them by.
-
-    Where only whole bits can be won, that of one sample stays.
-    """
-    headroom = HEADROOM if power else HEADROOM / math.sqrt(max(observed.times, 1))
-    scale = (observed.absmax or 1) * (1 + headroom) / operand_limits(ELEMENT_WIDTH)[1]
+    """Of 16 bits: holds what other samples are expected to have; a power of two, half as much again as was seen."""
+    most = (1 + HEADROOM) * observed.absmax if power else observed.reach
+    scale = (most or 1) / operand_limits(ELEMENT_WIDTH)[1]
     return power_of_two(scale) if power else scale
 
 

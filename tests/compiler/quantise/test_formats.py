@@ -51,15 +51,31 @@ def test_tasks_agree_on_shared_layers():
             assert numbers.numbers[a] is numbers.numbers[b]
 
 
-@pytest.mark.parametrize(("samples", "headroom"), [(1, 1.5), (4, 1.25), (25, 1.1), (100, 1.05)])
-def test_sixteen_bits_keep_headroom_for_what_the_samples_have_not_shown(samples, headroom):
-    seen = Observed()
-    for _ in range(samples):
-        seen.add(np.array([3.0, -10.0], np.float32), 2, np.random.default_rng(0))
-    assert wide_scale(seen, power=False) * operand_limits(16)[1] == pytest.approx(10 * headroom)
-    assert wide_scale(seen, power=True) == 2**-11  # reaches 15.9, and 16 with 1.5
-    fewer = Observed(low=-10.0, times=1)
-    assert wide_scale(Observed.of_all([seen, fewer]), power=False) == wide_scale(fewer, power=False)
+def seen(peaks) -> Observed:
+    found = Observed()
+    for peak in peaks:
+        found.add(np.array([0.3, -peak], np.float32), 2, np.random.default_rng(0))
+    return found
+
+
+def test_sixteen_bits_hold_what_the_samples_have_not_shown():
+    def reach(found: Observed) -> float:
+        return wide_scale(found, power=False) * operand_limits(16)[1]
+
+    assert reach(seen([10])) == pytest.approx(15)
+    assert reach(seen([10] * 25)) == pytest.approx(10)
+    assert reach(seen([1, 10])) == pytest.approx(15)
+    few, many = ([10 + math.sin(i) for i in range(count)] for count in (10, 1000))
+    assert 11 < reach(seen(few)) < 14
+    assert reach(seen(many)) == pytest.approx(11, rel=1e-4)
+    assert wide_scale(seen([10] * 25), power=True) == 2**-11  # reaches 15.9, and 16 with 1.5
+    assert reach(Observed.of_all([seen([10] * 25), seen(few)])) == reach(seen(few))
+
+
+def test_one_of_a_thousand_maxima_is_larger():
+    rng = np.random.default_rng(0)
+    beyond = [(rng.gumbel(10, 1, 10) > seen(rng.gumbel(10, 1, 16)).reach).mean() for _ in range(2000)]
+    assert 0.0005 < np.mean(beyond) < 0.005
 
 
 def test_eight_bits_clip_outliers():
