@@ -125,7 +125,7 @@ def best_fit(found: Sequence[Candidate], samples: Sequence[Sample], weights: Dou
         for top_k in sorted({seen, *(told or {candidate.width})}):
             if top_k <= candidate.width:
                 fits += [_fit(candidate, logits, top_k, scoring, weights) for scoring in get_args(Scoring)]
-    fits = [fit for fit in fits if np.isfinite(fit.error)]  # weights may be of no token at all
+    fits = [fit for fit in fits if not np.isnan(fit.error)]  # weights may be of no token at all
     if not fits:
         return None
     least = min(fit.error for fit in fits)

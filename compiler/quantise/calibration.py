@@ -39,12 +39,13 @@ def keys_of(graphs: Sequence[Graph]) -> dict[Node, Key]:
 def reach(peaks: Sequence[float]) -> float:
     """What peaks of other samples exceed once in `RARE`, if they are distributed as maxima are (Gumbel).
 
-    Few peaks do not tell how they are spread: of one, and at the most, it is half as much again.
+    Few peaks tell little of how they are spread, so it is taken for larger; it is half as much again at the most.
     """
     if not peaks:
         return 0.0
-    largest, spread = max(peaks), float(np.std(peaks, ddof=1)) if len(peaks) > 1 else math.inf
-    beyond = math.sqrt(6) / math.pi * spread * max(math.log(RARE / len(peaks)), 0.0)
+    largest, count = max(peaks), len(peaks)
+    spread = float(np.std(peaks, ddof=1)) * (1 + 2 / math.sqrt(count)) if count > 1 else math.inf
+    beyond = math.sqrt(6) / math.pi * spread * max(math.log(RARE / count), 0.0)
     return largest + min(beyond, HEADROOM * largest)
 
 

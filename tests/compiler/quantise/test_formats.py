@@ -65,17 +65,17 @@ def test_sixteen_bits_hold_what_the_samples_have_not_shown():
     assert reach(seen([10])) == pytest.approx(15)
     assert reach(seen([10] * 25)) == pytest.approx(10)
     assert reach(seen([1, 10])) == pytest.approx(15)
-    few, many = ([10 + math.sin(i) for i in range(count)] for count in (10, 1000))
-    assert 11 < reach(seen(few)) < 14
-    assert reach(seen(many)) == pytest.approx(11, rel=1e-4)
+    few, many = ([10 + 0.3 * math.sin(i) for i in range(count)] for count in (10, 1000))
+    assert 11 < reach(seen(few)) < 12
+    assert reach(seen(many)) == pytest.approx(10.3, rel=1e-4)
     assert wide_scale(seen([10] * 25), power=True) == 2**-11  # reaches 15.9, and 16 with 1.5
     assert reach(Observed.of_all([seen([10] * 25), seen(few)])) == reach(seen(few))
 
 
-def test_one_of_a_thousand_maxima_is_larger():
+def test_less_than_one_of_a_thousand_maxima_is_larger():
     rng = np.random.default_rng(0)
     beyond = [(rng.gumbel(10, 1, 10) > seen(rng.gumbel(10, 1, 16)).reach).mean() for _ in range(2000)]
-    assert 0.0005 < np.mean(beyond) < 0.005
+    assert 1e-5 < np.mean(beyond) < 1e-3
 
 
 def test_eight_bits_clip_outliers():
