@@ -77,6 +77,38 @@ def test_a_constant_that_is_returned_is_told_as_one():
         capture(module, (x,))
 
 
+APART = torch.arange(6)[:, None] - torch.arange(6) + 5
+MANY = torch.linspace(-1, 1, 16 * 11).view(16, 11)
+CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "lerp": lambda m, x: torch.lerp(x, m.a(x), torch.linspace(0, 1, 16)),
+    "lerp by a number": lambda m, x: torch.lerp(x, m.a(x), 0.3),
+    "lerp by a layer": lambda m, x: torch.lerp(x, m.a(x), m.b(x)),
+    "log_softmax": lambda m, x: m.a(x).log_softmax(-1),
+    "log_softmax of large scores": lambda m, x: (100 * m.a(x)).log_softmax(-1) / 100,
+    "round": lambda m, x: m.a(x).round(),
+    "times a vector": lambda m, x: m.a(x) @ torch.arange(16.0),
+    "einsum of any dimensions": lambda m, x: torch.einsum("...ab,...cb->...ac", m.a(x), m.b(x)),
+    "a mask of a layer": lambda m, x: nn.functional.scaled_dot_product_attention(
+        m.a(x), x, m.b(x), attn_mask=m.a(x)[..., :6]
+    ),
+    "padded by ones": lambda m, x: m.a(nn.functional.pad(x[..., :15], (0, 1), value=1.0)),
+    "pooled beside nothing": lambda m, x: nn.functional.max_pool2d(
+        nn.functional.pad(m.a(x).view(1, 6, 4, 4).transpose(1, 3), (0, 1, 0, 1), value=-torch.inf), 2, 2
+    ),
+    "gathered by distance": lambda m, x: (m.a(x) @ MANY).gather(-1, APART[None]).softmax(-1) @ x,
+    "folded": lambda m, x: nn.functional.fold(m.a(x).mT, (4, 6), (2, 2), stride=2),
+    "folded and overlapping": lambda m, x: nn.functional.fold(
+        m.a(x).view(1, 3, 2, 16).permute(0, 3, 2, 1).reshape(1, 32, 3), (1, 4), (1, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call(name: str):
+    module, x = embedded(CALLS[name], a=nn.Linear(16, 16), b=nn.Linear(16, 16))
+    check(module, x[:1])
+
+
 def into(target: Tensor, place: Any, value: Any) -> Tensor:
     target[place] = value
     return target

@@ -58,7 +58,6 @@ def attention(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 REFUSED: dict[str, Callable[[], nn.Module]] = {
     "many": lambda: Written(many),
     "hidden_from_all": lambda: Written(lambda _, x: attention(x, lambda s: s.masked_fill(FIRST, -torch.inf))),
-    "mask_of_input": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :3])),
     "shuffled_elements": lambda: Written(
         lambda m, x: m.mix(x.flatten(1)[:, SHUFFLED].view(1, 3, 8)), mix=nn.Linear(8, 3)
     ),
