@@ -152,8 +152,7 @@ ROWS: Rows = {
     **rows(addmm, "addmm baddbmm", data="self mat1 mat2 batch1 batch2", reads="beta alpha"),
     **rows(einsum, "einsum", data="tensors", reads="equation"),
     **refused(
-        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell fft_fft fft_fft2 fft_fftn fft_ifft "
-        "fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn",
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "only feed-forward layers are supported",
     ),
 }

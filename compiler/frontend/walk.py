@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from patchloom.compiler.frontend.movement import NOT_RANDOM
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
-from patchloom.compiler.frontend.site import Block, Site, arguments_of, operation_name
+from patchloom.compiler.frontend.site import Block, Pair, Site, arguments_of, operation_name
+from patchloom.compiler.frontend.spectrum import HINT
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
@@ -69,7 +70,11 @@ class Walk:
 
     def _result(self, node: torch.fx.Node) -> View:
         site = Site(origin_of(node, operation_name(node.target), {}), self.blocks)
-        return without_batch(plain(site.view(self.values[node])))
+        value = self.values[node]
+        if isinstance(value, Pair):
+            self.problems.append(Problem(site.origin, "is returned, but complex", HINT))
+            value = value.real
+        return without_batch(plain(site.view(value)))
 
     def _place_inputs(self) -> None:
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
@@ -96,16 +101,21 @@ class Walk:
             return args[0][args[1]]
         name = operation_name(target)
         site = Site(origin_of(node, name, self.parameters), self.blocks)
+        operands = [view for leaf in leaves for view in views_of(leaf)]
         try:
-            if not any(isinstance(leaf, View) for leaf in leaves):
+            if not operands:
                 return fixed(target, args, kwargs)
-            return floats(meaning_of(name)(site, arguments_of(target, args, kwargs)), node.meta["val"])
+            meaning = meaning_of(name, of_complex=any(isinstance(leaf, Pair) for leaf in leaves))
+            return floats(meaning(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
-            operands = [leaf for leaf in leaves if isinstance(leaf, View)]
             self.lost += [view for view in operands if not is_of_scores(view)]
             shapes = tuple(view.shape for view in operands)
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def views_of(value: Any) -> list[View]:
+    return [value.real, value.imag] if isinstance(value, Pair) else [value] if isinstance(value, View) else []
 
 
 def is_of_scores(view: View) -> bool:
@@ -170,4 +180,7 @@ def opaque(origin: Origin, value: Any) -> Any:
     """Views of the shapes that an unsupported operation returns."""
     if isinstance(value, tuple | list):
         return [opaque(origin, part) for part in value]
-    return whole(Opaque(origin=origin, out_shape=tuple(value.shape))) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    made = whole(Opaque(origin=origin, out_shape=tuple(value.shape)))
+    return Pair(made, made) if value.is_complex() else made

@@ -44,6 +44,8 @@ ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "comparison": (lambda x: x * (x > 0), HOW_TO_WRITE),
     "a choice": (lambda x: x.topk(2).values, HOW_TO_WRITE),
     "mirrored": (lambda x: nn.functional.pad(x, (1, 1), mode="reflect"), "pad with zeros"),
+    "complex": (torch.fft.fft, "take real and imaginary parts"),
+    "an angle": (lambda x: torch.fft.fft(x).angle(), "take real and imaginary parts"),
     "no family": (lambda x: x.frac(), "see the list of supported operations"),
 }
 
@@ -101,6 +103,19 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         m.a(x).view(1, 3, 2, 16).permute(0, 3, 2, 1).reshape(1, 32, 3), (1, 4), (1, 2)
     ),
 }
+WEIGHT = torch.complex(torch.linspace(-1, 1, 54).view(6, 9), torch.linspace(2, -1, 54).view(6, 9))
+SPECTRA: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "of features": lambda m, x: torch.fft.fft(m.a(x)).real,
+    "of tokens and features": lambda m, x: torch.fft.fft2(m.a(x)).real,
+    "of an input": lambda m, x: m.a(torch.fft.fftn(x, dim=(1, 2)).real),
+    "both parts": lambda _, x: torch.view_as_real(torch.fft.fft2(x, norm="ortho")).flatten(-2),
+    "absolute": lambda m, x: torch.fft.rfft(m.a(x)).abs(),
+    "weighed": lambda m, x: torch.fft.irfft2(torch.fft.rfft2(m.a(x), norm="ortho") * WEIGHT, s=(6, 16), norm="ortho"),
+    "there and back": lambda m, x: torch.fft.ifft(torch.fft.fft(m.a(x), dim=1), dim=1).imag + x,
+    "longer": lambda _, x: torch.fft.fft(x, n=20).real,
+    "rolled": lambda m, x: torch.fft.fft(m.a(x)).roll(3, -1).transpose(1, 2).real,
+}
+CALLS |= {f"spectrum, {name}": call for name, call in SPECTRA.items()}
 
 
 @pytest.mark.parametrize("name", CALLS)
