@@ -47,7 +47,6 @@ class Walk:
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         returned = [node for node, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
         nodes = needed(self.program.graph, returned)
-        self._refuse_unknown_sizes(nodes)
         last = {used: node for node in nodes for used in node.all_input_nodes}
         for node in nodes:
             self.values[node] = self._value(node)
@@ -58,15 +57,14 @@ class Walk:
         named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
         return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}
 
-    def _refuse_unknown_sizes(self, nodes: Iterable[torch.fx.Node]) -> None:
-        """Of the first tensor that has one; all others follow from it."""
-        for node in nodes:
-            tensors = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-            if any(not isinstance(size, int) for tensor in tensors for size in tensor.shape):
-                origin = origin_of(node, operation_name(node.target), self.parameters)
-                text = "makes a tensor whose size depends on values, but sizes must be the same for every input"
-                problem = Problem(origin, text, "keep all tokens, and let weights of zero stand for those left out")
-                raise CaptureError("the model cannot be compiled:", [problem])
+    def _need_known_sizes(self, node: torch.fx.Node, origin: Origin) -> None:
+        """Of what is refused: sizes that follow from constants are known where it is not."""
+        sizes = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.SymInt | torch.SymFloat)]
+        tensors = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+        if sizes or any(not isinstance(size, int) for tensor in tensors for size in tensor.shape):
+            text = "makes a tensor whose size depends on values, but sizes must be the same for every input"
+            problem = Problem(origin, text, "keep all tokens, and let weights of zero stand for those left out")
+            raise CaptureError("the model cannot be compiled:", [problem])
 
     def _result(self, node: torch.fx.Node) -> View:
         site = Site(origin_of(node, operation_name(node.target), {}), self.blocks)
@@ -108,6 +106,7 @@ class Walk:
             meaning = meaning_of(name, of_complex=any(isinstance(leaf, Pair) for leaf in leaves))
             return floats(meaning(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
+            self._need_known_sizes(node, site.origin)
             self.lost += [view for view in operands if not is_of_scores(view)]
             shapes = tuple(view.shape for view in operands)
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))

@@ -81,6 +81,7 @@ def test_a_constant_that_is_returned_is_told_as_one():
 
 APART = torch.arange(6)[:, None] - torch.arange(6) + 5
 MANY = torch.linspace(-1, 1, 16 * 11).view(16, 11)
+KEPT = torch.tensor([1, 0, 2])
 CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "lerp": lambda m, x: torch.lerp(x, m.a(x), torch.linspace(0, 1, 16)),
     "lerp by a number": lambda m, x: torch.lerp(x, m.a(x), 0.3),
@@ -98,6 +99,8 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         nn.functional.pad(m.a(x).view(1, 6, 4, 4).transpose(1, 3), (0, 1, 0, 1), value=-torch.inf), 2, 2
     ),
     "gathered by distance": lambda m, x: (m.a(x) @ MANY).gather(-1, APART[None]).softmax(-1) @ x,
+    "as many as a constant says": lambda m, x: m.a(x)[:, :1].repeat(1, KEPT.max() + 1, 1) * 2,
+    "where a constant is": lambda m, x: m.a(x)[:, KEPT.nonzero()[:, 0]],
     "folded": lambda m, x: nn.functional.fold(m.a(x).mT, (4, 6), (2, 2), stride=2),
     "folded and overlapping": lambda m, x: nn.functional.fold(
         m.a(x).view(1, 3, 2, 16).permute(0, 3, 2, 1).reshape(1, 32, 3), (1, 4), (1, 2)
