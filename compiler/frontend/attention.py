@@ -3,6 +3,9 @@
 import numpy as np
 import torch
 
+from patchloom.compiler.frontend.elementwise import function_of, summed
+from patchloom.compiler.frontend.linear import product
+from patchloom.compiler.frontend.reduction import largest, total
 from patchloom.compiler.frontend.site import Args, Rows, Site, refused, rows
 from patchloom.compiler.node import Floats, View, float32, whole
 from patchloom.compiler.nodes.captured import Softmax
@@ -11,12 +14,22 @@ from patchloom.compiler.passes.attention import attention as attend
 from patchloom.compiler.passes.factors import without_factors
 from patchloom.compiler.problems import UnsupportedError
 
+UNKNOWN = "is not supported", "return the scores and take the logarithm of their softmax after the accelerator"
+
 
 def softmax(site: Site, a: Args) -> View:
     view: View = a["self"]
     last = view.pick(np.moveaxis(view.index, a["dim"], -1))
     result = whole(Softmax(origin=site.origin, x=last))
     return result.pick(np.moveaxis(result.index, -1, a["dim"]))
+
+
+def log_softmax(site: Site, a: Args) -> View:
+    """Less the row's largest, and less the logarithm of the sum of exponentials: small shares lose no bits."""
+    along: Args = {"dim": [a["dim"]], "keepdim": True}
+    apart = summed(site, a["self"], largest(site, {**along, "self": a["self"]}), 1.0, -1.0)
+    sums = total(site, {**along, "self": function_of(site, apart, torch.exp, *UNKNOWN)})
+    return summed(site, apart, function_of(site, sums, torch.log, *UNKNOWN), 1.0, -1.0)
 
 
 def attention(site: Site, a: Args) -> View:
@@ -29,10 +42,14 @@ def attention(site: Site, a: Args) -> View:
         raise UnsupportedError(
             "has keys or values of other heads than its queries", "give each head its own keys and values"
         )
+    scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
+    if isinstance(a["attn_mask"], View):
+        scores = product(site, query, key.pick(key.index.swapaxes(-1, -2))).scaled(scale)
+        weights = softmax(site, {"self": summed(site, scores, a["attn_mask"], 1.0, 1.0), "dim": -1})
+        return product(site, weights, value)
     bias = _bias(a, (*query.shape[:-1], key.shape[-2]))
     (q, by_q), (k, by_k), (v, by_v) = (without_factors(view) for view in (query, key, value))
     q, k, v = (view.reshape(-1, *view.shape[-2:]) for view in (q, k, v))
-    scale = query.shape[-1] ** -0.5 if a["scale"] is None else float(a["scale"])
     made = attend(site.origin, q, k, v, scale * by_q * by_k, bias)
     return attended(made).scaled(by_v).reshape(*query.shape[:-1], value.shape[-1])
 
@@ -45,8 +62,6 @@ def _repeated(view: View, heads: int) -> View:
 def _bias(a: Args, shape: tuple[int, ...]) -> Floats | None:
     """What is added to the scores, of this shape: heads x queries x keys."""
     mask = a["attn_mask"]
-    if isinstance(mask, View):
-        raise UnsupportedError("has a mask that depends on the input", "masks and biases of scores must be constants")
     if a["is_causal"]:
         mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
     if mask is None:
@@ -58,6 +73,7 @@ def _bias(a: Args, shape: tuple[int, ...]) -> Floats | None:
 
 ROWS: Rows = {
     **rows(softmax, "softmax _softmax", data="self", reads="dim dtype"),
+    **rows(log_softmax, "log_softmax _log_softmax", data="self", reads="dim dtype"),
     **rows(
         attention,
         "scaled_dot_product_attention",

@@ -15,10 +15,8 @@ from patchloom.compiler.frontend.origin import defined_at
 from patchloom.compiler.frontend.site import operation_name
 from patchloom.compiler.origin import Origin
 
-CHOICES = {
-    f"aten.{name}"
-    for name in ("topk", "sort", "argsort", "argmax", "argmin", "max", "kthvalue", "nonzero", "ge", "gt", "le", "lt")
-}
+RANKS = {f"aten.{name}" for name in ("topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue")}
+CHOICES = RANKS | {f"aten.{name}" for name in ("nonzero", "ge", "gt", "le", "lt")}
 WEIGHTS = {"aten._softmax", "aten.sigmoid"}
 LAYERS = {"aten.addmm", "aten.mm"}
 MANY = 256  # of what is weighed: more are no experts

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from patchloom.compiler.frontend.linear import apply_linear, need_constants
+from patchloom.compiler.frontend.reduction import MOST_POSITIONS
 from patchloom.compiler.frontend.site import Args, Rows, Site, call_by_schema, operation_name, refused, rows
-from patchloom.compiler.node import Indices, View, whole
-from patchloom.compiler.nodes import Constant, Maximum
+from patchloom.compiler.node import Indices, View, float32, whole
+from patchloom.compiler.nodes import Constant, Maximum, Mix
+from patchloom.compiler.passes.factors import without_factors
+from patchloom.compiler.passes.views import fixed_part
+from patchloom.compiler.problems import UnsupportedError
 
 
 def convolution(site: Site, a: Args) -> View:
@@ -43,6 +47,28 @@ def unfolded(_: Site, a: Args) -> View:
     return _as_given(batched.pick(patches.reshape(batch, -1, math.prod(positions))), x, space)
 
 
+def folded(site: Site, a: Args) -> View:
+    """Patches back in their places: where they overlap, their sum, by what the operation makes of each element."""
+    target, (view, factor) = a["target"], without_factors(a["self"])
+    count, positions = math.prod(a["kernel_size"]), view.shape[-1]
+    batched = view if len(view.shape) == 3 else view.reshape(1, *view.shape)
+    size = count * positions
+    if size > MOST_POSITIONS:
+        raise UnsupportedError(f"folds {size} elements, more than {MOST_POSITIONS}", "fold smaller maps")
+    matrix = call_by_schema(target, {**a, "self": torch.eye(size).reshape(size, count, positions)}).reshape(size, -1)
+    outside, sizes = (len(batched.index), batched.shape[1] // count), tuple(a["output_size"])
+    elements = batched.index.reshape(-1, size)
+    if int((matrix != 0).sum(0).max()) == 1:
+        where = np.where(matrix.any(0).numpy(), elements[:, matrix.argmax(0).numpy()], -1)
+        return _folded(view.pick(where.reshape(*outside, *sizes)).scaled(factor), view)
+    made = whole(Mix.of(view.pick(elements.T), float32(matrix.T), origin=site.origin))
+    return _folded(made.pick(made.index.T.reshape(*outside, *sizes)).scaled(factor), view)
+
+
+def _folded(result: View, view: View) -> View:
+    return result if len(view.shape) == 3 else result.reshape(*result.shape[1:])
+
+
 def max_pooling(site: Site, a: Args) -> View:
     """The largest of the positions under the kernel; beyond the edge there is nothing, unlike a zero that x has."""
     x, space = a["self"], int(operation_name(a["target"])[-2])  # aten.max_pool2d
@@ -63,11 +89,13 @@ def max_pooling(site: Site, a: Args) -> View:
 
 
 def _with_zeros(site: Site, x: View) -> View:
-    """Its zeros as elements of a constant."""
-    if (x.index >= 0).all():
-        return x
-    zero = Constant(origin=site.origin, value=np.zeros((1, 1), np.float32))
-    return View((*x.terms, (zero, 1.0)), np.where(x.index < 0, sum(base.size for base, _ in x.terms), x.index))
+    """Its zeros as elements of a constant, and nothing in their place where it is minus infinity."""
+    fixed = fixed_part(x)
+    nothing = np.zeros(x.shape, bool) if fixed is None else np.isneginf(fixed)
+    if (x.index < 0).any():
+        zero = Constant(origin=site.origin, value=np.zeros((1, 1), np.float32))
+        x = View((*x.terms, (zero, 1.0)), np.where(x.index < 0, sum(base.size for base, _ in x.terms), x.index))
+    return x.pick(np.where(nothing, -1, x.index))
 
 
 def _batched(x: View, space: int) -> View:
@@ -178,6 +206,7 @@ ROWS: Rows = {
         reads="kernel_size stride padding dilation ceil_mode",
     ),
     **rows(unfolded, "im2col", data="self", reads="kernel_size dilation padding stride"),
+    **rows(folded, "col2im", data="self", reads="output_size kernel_size dilation padding stride"),
     **refused("max_pool2d_with_indices max_pool3d_with_indices", "pool without the places"),
     **refused("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", "pool with a kernel, or by amax over all"),
     **rows(convolution, "conv1d conv2d conv3d", data="input weight bias", reads="stride padding dilation groups"),

@@ -156,6 +156,17 @@ def add_product(site: Site, a: Args) -> View:
     return summed(site, a["self"], product, 1.0, float(a["value"]))
 
 
+def between(site: Site, a: Args) -> View:
+    """So far from the one to the other."""
+    first, second, weight = a["self"], a["end"], a["weight"]
+    if isinstance(weight, View):
+        apart = summed(site, second, first, 1.0, -1.0)
+        return summed(site, first, multiplied(site, apart, weight), 1.0, 1.0)
+    weight = torch.as_tensor(weight).double()
+    one, other = (times(site, site.view(part), by) for part, by in ((first, 1 - weight), (second, weight)))
+    return summed(site, one, other, 1.0, 1.0)
+
+
 def larger(site: Site, a: Args) -> View:
     """Of two tensors, element by element, or of one and a number."""
     if not (isinstance(a["self"], View) and isinstance(a["other"], View)):
@@ -211,13 +222,15 @@ ROWS: Rows = {
         function(SUPPORTED),
         "silu sigmoid log_sigmoid tanh elu celu selu mish softplus hardswish hardsigmoid hardtanh hardshrink "
         "softshrink relu6 threshold erf clamp clamp_min clamp_max clip minimum "
-        "abs exp exp2 log log2 log10 log1p expm1 square pow reciprocal sin cos atan asinh erfc logit",
+        "abs exp exp2 log log2 log10 log1p expm1 square pow reciprocal sin cos atan asinh erfc logit "
+        "round floor ceil trunc",
         data="self other min max weight exponent",
         reads=ALL,
     ),
     **rows(leaky_relu, "leaky_relu prelu _prelu_kernel", data="self weight", reads="negative_slope"),
     **rows(gated, "glu", data="self", reads="dim"),
     **rows(add_product, "addcmul", data="self tensor1 tensor2", reads="value"),
+    **rows(between, "lerp", data="self end weight"),
     **rows(larger, "maximum", data="self other"),
     **refused("rrelu", SUPPORTED),
     **{

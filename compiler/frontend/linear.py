@@ -1,5 +1,6 @@
 """Products of matrices."""
 
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def product(site: Site, first: View | Tensor, second: View | Tensor) -> View:
     if isinstance(first, View) and isinstance(second, View):
         return batched_product(site, first, second)
     if isinstance(first, View) and isinstance(second, Tensor):
-        shape, matrices = _shape(first, second), second
+        shape, matrices = _shape(first, second), second if second.dim() > 1 else second[:, None]
         while matrices.dim() > 2 and matrices.shape[0] == 1:
             matrices = matrices[0]
         if matrices.dim() == 2:
@@ -104,7 +105,8 @@ def _with_bias(made: Matmul, bias: Tensor) -> Matmul:
 
 def einsum(site: Site, a: Args) -> View:
     """Of two operands without repeated letters: a matmul of rearranged operands."""
-    equation, operands = a["equation"].replace(" ", ""), a["tensors"]
+    operands = a["tensors"]
+    equation = _spelt_out(a["equation"].replace(" ", ""), [len(x.shape) for x in operands])
     inputs, _, output = equation.partition("->")
     letters = inputs.split(",")
     if len(letters) != 2 or "." in equation or not output or any(len(set(part)) < len(part) for part in letters):
@@ -127,6 +129,16 @@ def einsum(site: Site, a: Args) -> View:
     return shaped.pick(shaped.index.transpose([order.index(c) for c in output]))
 
 
+def _spelt_out(equation: str, ranks: list[int]) -> str:
+    """With letters for "...", which must stand for as many dimensions of each operand that has it."""
+    letters = equation.partition("->")[0].split(",")
+    counts = {rank - len(part) + 3 for part, rank in zip(letters, ranks, strict=False) if "..." in part}
+    if len(counts) != 1:
+        return equation
+    free = [letter for letter in ascii_letters if letter not in equation]
+    return equation.replace("...", "".join(free[: counts.pop()]))
+
+
 def _arranged(x: View | Tensor, letters: str, *groups: list[str]) -> Any:
     index = x.index if isinstance(x, View) else x.detach().numpy()
     flat = index.transpose([letters.index(c) for group in groups for c in group])
@@ -140,8 +152,7 @@ ROWS: Rows = {
     **rows(addmm, "addmm baddbmm", data="self mat1 mat2 batch1 batch2", reads="beta alpha"),
     **rows(einsum, "einsum", data="tensors", reads="equation"),
     **refused(
-        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell fft_fft fft_fft2 fft_fftn fft_ifft "
-        "fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn",
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "only feed-forward layers are supported",
     ),
 }

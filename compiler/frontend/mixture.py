@@ -42,7 +42,7 @@ def _why(found: Any) -> tuple[str, str]:
 ROWS: Rows = {
     **rows(mixture, "moe", data="inputs", reads="block result shape dtype", library="patchloom"),
     **refused(
-        "topk sort argsort msort gather scatter scatter_add scatter_reduce index_add index_copy "
+        "topk sort argsort msort scatter scatter_add scatter_reduce index_add index_copy "
         "_unsafe_index_put masked_select masked_scatter nonzero nonzero_numpy one_hot any all bincount "
         "eq ne lt le gt ge logical_and logical_or logical_not",
         HOW_TO_WRITE,

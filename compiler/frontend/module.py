@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -58,12 +59,22 @@ def _returning_plainly(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _plain(value: Any) -> Any:
     """Records, e.g. dataclasses, as dictionaries of the fields that they have."""
     if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items() if part is not None}
+        return {name: _plain(part) for name, part in value.items() if part is not None and not _is_state(name, part)}
     if dataclasses.is_dataclass(value):
         return _plain({part.name: getattr(value, part.name) for part in dataclasses.fields(value)})
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _plain(value._asdict())
     return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _is_state(name: str, part: Any) -> bool:
+    """An object beside results, e.g. a cache of keys and values: it is for the next call, which a Program has not."""
+    state = not (
+        dataclasses.is_dataclass(part) or isinstance(part, Tensor | Mapping | list | tuple | str | float | int)
+    )
+    if state:
+        warnings.warn(f"'{name}' is left out of the outputs: {type(part).__name__} is no tensor", stacklevel=2)
+    return state
 
 
 @contextmanager

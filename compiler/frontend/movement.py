@@ -9,7 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.site import ALL, Args, Rows, Site, call_by_schema, refused, rows
-from patchloom.compiler.node import View, common_terms
+from patchloom.compiler.node import Node, View, common_terms, whole
+from patchloom.compiler.nodes import Constant, Matmul
+from patchloom.compiler.nodes.captured import Product
 from patchloom.compiler.problems import UnsupportedError
 
 NOT_RANDOM = "random numbers have no place in inference: leave them to training"
@@ -75,13 +77,45 @@ def overwritten(site: Site, a: Args) -> View:
     return chosen(site, {"condition": a["mask"], "self": a["value"], "other": a["self"]})
 
 
-def pad(_: Site, a: Args) -> View:
-    """Zeros around: their element number is -1."""
-    if a.get("value") not in (None, 0, 0.0) or a.get("mode", "constant") != "constant":
-        raise UnsupportedError("pads with something other than zero", "pad with zeros")
+def pad(site: Site, a: Args) -> View:
+    """Zeros around, whose element number is -1, or elements of a constant."""
+    if a.get("mode", "constant") != "constant":
+        raise UnsupportedError("pads with something other than a constant", "pad with zeros")
     view: View = a["self"] if "self" in a else a["input"]
-    padded = torch.constant_pad_nd(torch.from_numpy(np.array(view.index)), a["pad"], -1)
-    return view.pick(padded.numpy())
+    padded = view.pick(torch.constant_pad_nd(torch.from_numpy(np.array(view.index)), a["pad"], -1).numpy())
+    if not a.get("value"):
+        return padded
+    inside = torch.constant_pad_nd(torch.ones(view.shape, dtype=torch.bool), a["pad"], value=False)
+    return chosen(site, {"condition": inside, "self": padded, "other": torch.full(padded.shape, float(a["value"]))})
+
+
+def gathered(site: Site, a: Args) -> Any:
+    """By constant places. Of each row of a product others: a product of each row alone, by what they are made of."""
+    if isinstance(a["index"], View):
+        raise UnsupportedError("selects elements by what depends on the input", HOW_TO_WRITE)
+    view: View = move(site, a)
+    base, factor = view.terms[0]
+    operands = _operands(site, base) if len(view.terms) == 1 and view.index.min(initial=0) >= 0 else None
+    if operands is None:
+        return view
+    one, other = operands
+    rows, columns = np.divmod(view.index.reshape(-1, view.shape[-1]), base.shape[-1])
+    if (rows != rows[:, :1]).any():
+        return view
+    maps, rows = np.divmod(rows, one.shape[1])
+    a_rows = one.pick(one.index[maps[:, :1], rows[:, :1]])
+    b_columns = other.pick(other.index.swapaxes(1, 2)[maps, columns].swapaxes(1, 2))
+    return whole(Product(origin=site.origin, a=a_rows, b=b_columns)).reshape(*view.shape).scaled(factor)
+
+
+def _operands(site: Site, base: Node) -> tuple[View, View] | None:
+    """Of a product, also with what is fixed."""
+    if isinstance(base, Product):
+        return base.a, base.b
+    if not isinstance(base, Matmul) or base.bias.any():
+        return None
+    weight = whole(Constant(origin=site.origin, value=base.weight))
+    return base.x.reshape(1, *base.x.shape), weight.pick(weight.index.T[None])
 
 
 def enlarge(_: Site, a: Args) -> View:
@@ -135,6 +169,7 @@ ROWS: Rows = {
         reads=ALL,
     ),
     **rows(chosen, "where", data="self other condition"),
+    **rows(gathered, "gather", data="self index", reads="dim sparse_grad"),
     **rows(overwritten, "masked_fill", data="self mask value"),
     **rows(pad, "constant_pad_nd pad", data="self input", reads="pad mode value"),
     **refused(

@@ -14,12 +14,15 @@ from patchloom.compiler.frontend import (
     movement,
     normalisation,
     reduction,
+    spectrum,
 )
 from patchloom.compiler.frontend.site import Row, refusal
 
-FAMILIES = (movement, elementwise, linear, convolution, normalisation, attention, reduction, mixture)
+FAMILIES = (movement, elementwise, linear, convolution, normalisation, attention, reduction, spectrum, mixture)
 OPERATIONS: Mapping[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
 
 
-def meaning_of(operation: str) -> Row:
+def meaning_of(operation: str, *, of_complex: bool = False) -> Row:
+    if of_complex:
+        return spectrum.COMPLEX.get(operation, refusal(spectrum.HINT))
     return OPERATIONS.get(operation, refusal("see the list of supported operations in compiler/frontend, ROWS"))

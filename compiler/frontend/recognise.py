@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from patchloom.compiler.frontend.blocks import Call, tensors_of, watched
+from patchloom.compiler.frontend.blocks import RANKS, Call, tensors_of, watched
 from patchloom.compiler.frontend.functions import Functions, Reader
 from patchloom.compiler.frontend.mixture import HOW_TO_WRITE
 from patchloom.compiler.frontend.module import unchanged
@@ -126,7 +126,7 @@ class Understanding:
                 for view in found.values()
                 if isinstance(view, UnsupportedError) and not isinstance(view, AuxiliaryError)
             ]
-            raise refusals[0] if refusals else NoMixtureError
+            raise refusals[0] if refusals and ranks(runs) else NoMixtureError
         [gate, *_] = [moe for i in mixtures if (moe := mixture_of(cast(View, found[i])))]
         for i, view in found.items():
             if isinstance(view, View):
@@ -269,6 +269,11 @@ def _counting(runs: Sequence[Run]) -> str:
     """What may limit how many tokens an expert takes."""
     where = next((where for run in runs for where in run.reader.trace.counts()), "")
     return f"; it counts the tokens of each expert by cumsum at {where}" if where else ""
+
+
+def ranks(runs: Sequence[Run]) -> bool:
+    """Whether the largest of something are chosen: without, weights by scores are products of elements like others."""
+    return any(decision.origin.op in RANKS for run in runs for decision in run.reader.trace.decisions)
 
 
 def mixture_of(view: View) -> Moe | None:

@@ -29,6 +29,22 @@ class Block:
     results: tuple[View | UnsupportedError | None, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A complex tensor: it never leaves the frontend."""
+
+    real: View
+    imag: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.real.shape
+
+
+def is_live(leaf: Any) -> bool:
+    return isinstance(leaf, View | Pair)
+
+
 @dataclass(frozen=True)
 class Site:
     """Where an operation stands, and the blocks of its model that were read already."""
@@ -101,7 +117,9 @@ class Row:
         for name in self.lends:
             if isinstance(a.get(name), View):
                 a[name] = torch.empty(a[name].shape)
-        depends = {name for name, value in a.items() if any(isinstance(leaf, View) for leaf in tree_leaves(value))}
+        depends = {
+            name for name, value in a.items() if any(isinstance(leaf, View | Pair) for leaf in tree_leaves(value))
+        }
         if not depends:
             return call_by_schema(a["target"], a)
         if stray := sorted(depends.difference(self.data)):

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from patchloom.compiler.frontend.movement import NOT_RANDOM
 from patchloom.compiler.frontend.operations import meaning_of
 from patchloom.compiler.frontend.origin import origin_of
-from patchloom.compiler.frontend.site import Block, Site, arguments_of, operation_name
+from patchloom.compiler.frontend.site import Block, Pair, Site, arguments_of, operation_name
+from patchloom.compiler.frontend.spectrum import HINT
 from patchloom.compiler.node import View, whole
 from patchloom.compiler.nodes import Input
 from patchloom.compiler.nodes.captured import Opaque, Product, Softmax
@@ -46,7 +47,6 @@ class Walk:
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         returned = [node for node, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
         nodes = needed(self.program.graph, returned)
-        self._refuse_unknown_sizes(nodes)
         last = {used: node for node in nodes for used in node.all_input_nodes}
         for node in nodes:
             self.values[node] = self._value(node)
@@ -57,19 +57,22 @@ class Walk:
         named = result_names(tree_unflatten(list(range(len(returned))), structure), task)
         return {name: self._result(returned[i]) for name, i in named if isinstance(returned[i], torch.fx.Node)}
 
-    def _refuse_unknown_sizes(self, nodes: Iterable[torch.fx.Node]) -> None:
-        """Of the first tensor that has one; all others follow from it."""
-        for node in nodes:
-            tensors = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-            if any(not isinstance(size, int) for tensor in tensors for size in tensor.shape):
-                origin = origin_of(node, operation_name(node.target), self.parameters)
-                text = "makes a tensor whose size depends on values, but sizes must be the same for every input"
-                problem = Problem(origin, text, "keep all tokens, and let weights of zero stand for those left out")
-                raise CaptureError("the model cannot be compiled:", [problem])
+    def _need_known_sizes(self, node: torch.fx.Node, origin: Origin) -> None:
+        """Of what is refused: sizes that follow from constants are known where it is not."""
+        sizes = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.SymInt | torch.SymFloat)]
+        tensors = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+        if sizes or any(not isinstance(size, int) for tensor in tensors for size in tensor.shape):
+            text = "makes a tensor whose size depends on values, but sizes must be the same for every input"
+            problem = Problem(origin, text, "keep all tokens, and let weights of zero stand for those left out")
+            raise CaptureError("the model cannot be compiled:", [problem])
 
     def _result(self, node: torch.fx.Node) -> View:
         site = Site(origin_of(node, operation_name(node.target), {}), self.blocks)
-        return without_batch(plain(site.view(self.values[node])))
+        value = self.values[node]
+        if isinstance(value, Pair):
+            self.problems.append(Problem(site.origin, "is returned, but complex", HINT))
+            value = value.real
+        return without_batch(plain(site.view(value)))
 
     def _place_inputs(self) -> None:
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
@@ -96,16 +99,22 @@ class Walk:
             return args[0][args[1]]
         name = operation_name(target)
         site = Site(origin_of(node, name, self.parameters), self.blocks)
+        operands = [view for leaf in leaves for view in views_of(leaf)]
         try:
-            if not any(isinstance(leaf, View) for leaf in leaves):
+            if not operands:
                 return fixed(target, args, kwargs)
-            return floats(meaning_of(name)(site, arguments_of(target, args, kwargs)), node.meta["val"])
+            meaning = meaning_of(name, of_complex=any(isinstance(leaf, Pair) for leaf in leaves))
+            return floats(meaning(site, arguments_of(target, args, kwargs)), node.meta["val"])
         except UnsupportedError as refusal:
-            operands = [leaf for leaf in leaves if isinstance(leaf, View)]
+            self._need_known_sizes(node, site.origin)
             self.lost += [view for view in operands if not is_of_scores(view)]
             shapes = tuple(view.shape for view in operands)
             self.problems.append(Problem(site.origin, refusal.text, refusal.hint, shapes))
             return opaque(site.origin, node.meta["val"])
+
+
+def views_of(value: Any) -> list[View]:
+    return [value.real, value.imag] if isinstance(value, Pair) else [value] if isinstance(value, View) else []
 
 
 def is_of_scores(view: View) -> bool:
@@ -170,4 +179,7 @@ def opaque(origin: Origin, value: Any) -> Any:
     """Views of the shapes that an unsupported operation returns."""
     if isinstance(value, tuple | list):
         return [opaque(origin, part) for part in value]
-    return whole(Opaque(origin=origin, out_shape=tuple(value.shape))) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    made = whole(Opaque(origin=origin, out_shape=tuple(value.shape)))
+    return Pair(made, made) if value.is_complex() else made

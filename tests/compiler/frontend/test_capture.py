@@ -114,6 +114,18 @@ def test_results_in_records(name: str):
     assert "forward" not in module.__dict__
 
 
+class Cache:
+    """Of keys and values, as decoders keep them for the next word."""
+
+
+def test_state_for_the_next_call_is_left_out_and_told():
+    module = Function(lambda m, x: {"last": m.a(x), "cache": Cache()}, a=nn.Linear(DIM, 3))
+    x = torch.randn(1, 4, DIM)
+    with pytest.warns(UserWarning, match="'cache' is left out of the outputs: Cache is no tensor"):
+        [graph] = capture(module, (x,))
+    assert list(evaluate(graph, {"input0": x[0].numpy()})) == ["last"]
+
+
 def module_result(value: Any) -> Any:
     """Records as tuples of what is in them."""
     if isinstance(value, Result):

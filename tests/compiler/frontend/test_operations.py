@@ -44,6 +44,8 @@ ADVICE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "comparison": (lambda x: x * (x > 0), HOW_TO_WRITE),
     "a choice": (lambda x: x.topk(2).values, HOW_TO_WRITE),
     "mirrored": (lambda x: nn.functional.pad(x, (1, 1), mode="reflect"), "pad with zeros"),
+    "complex": (torch.fft.fft, "take real and imaginary parts"),
+    "an angle": (lambda x: torch.fft.fft(x).angle(), "take real and imaginary parts"),
     "no family": (lambda x: x.frac(), "see the list of supported operations"),
 }
 
@@ -75,6 +77,54 @@ def test_a_constant_that_is_returned_is_told_as_one():
     module, x = embedded(lambda _, x: torch.arange(16).expand_as(x))
     with pytest.raises(CaptureError, match="is returned, but does not depend on the input"):
         capture(module, (x,))
+
+
+APART = torch.arange(6)[:, None] - torch.arange(6) + 5
+MANY = torch.linspace(-1, 1, 16 * 11).view(16, 11)
+KEPT = torch.tensor([1, 0, 2])
+CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "lerp": lambda m, x: torch.lerp(x, m.a(x), torch.linspace(0, 1, 16)),
+    "lerp by a number": lambda m, x: torch.lerp(x, m.a(x), 0.3),
+    "lerp by a layer": lambda m, x: torch.lerp(x, m.a(x), m.b(x)),
+    "log_softmax": lambda m, x: m.a(x).log_softmax(-1),
+    "log_softmax of large scores": lambda m, x: (100 * m.a(x)).log_softmax(-1) / 100,
+    "round": lambda m, x: m.a(x).round(),
+    "times a vector": lambda m, x: m.a(x) @ torch.arange(16.0),
+    "einsum of any dimensions": lambda m, x: torch.einsum("...ab,...cb->...ac", m.a(x), m.b(x)),
+    "a mask of a layer": lambda m, x: nn.functional.scaled_dot_product_attention(
+        m.a(x), x, m.b(x), attn_mask=m.a(x)[..., :6]
+    ),
+    "padded by ones": lambda m, x: m.a(nn.functional.pad(x[..., :15], (0, 1), value=1.0)),
+    "pooled beside nothing": lambda m, x: nn.functional.max_pool2d(
+        nn.functional.pad(m.a(x).view(1, 6, 4, 4).transpose(1, 3), (0, 1, 0, 1), value=-torch.inf), 2, 2
+    ),
+    "gathered by distance": lambda m, x: (m.a(x) @ MANY).gather(-1, APART[None]).softmax(-1) @ x,
+    "as many as a constant says": lambda m, x: m.a(x)[:, :1].repeat(1, KEPT.max() + 1, 1) * 2,
+    "where a constant is": lambda m, x: m.a(x)[:, KEPT.nonzero()[:, 0]],
+    "folded": lambda m, x: nn.functional.fold(m.a(x).mT, (4, 6), (2, 2), stride=2),
+    "folded and overlapping": lambda m, x: nn.functional.fold(
+        m.a(x).view(1, 3, 2, 16).permute(0, 3, 2, 1).reshape(1, 32, 3), (1, 4), (1, 2)
+    ),
+}
+WEIGHT = torch.complex(torch.linspace(-1, 1, 54).view(6, 9), torch.linspace(2, -1, 54).view(6, 9))
+SPECTRA: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "of features": lambda m, x: torch.fft.fft(m.a(x)).real,
+    "of tokens and features": lambda m, x: torch.fft.fft2(m.a(x)).real,
+    "of an input": lambda m, x: m.a(torch.fft.fftn(x, dim=(1, 2)).real),
+    "both parts": lambda _, x: torch.view_as_real(torch.fft.fft2(x, norm="ortho")).flatten(-2),
+    "absolute": lambda m, x: torch.fft.rfft(m.a(x)).abs(),
+    "weighed": lambda m, x: torch.fft.irfft2(torch.fft.rfft2(m.a(x), norm="ortho") * WEIGHT, s=(6, 16), norm="ortho"),
+    "there and back": lambda m, x: torch.fft.ifft(torch.fft.fft(m.a(x), dim=1), dim=1).imag + x,
+    "longer": lambda _, x: torch.fft.fft(x, n=20).real,
+    "rolled": lambda m, x: torch.fft.fft(m.a(x)).roll(3, -1).transpose(1, 2).real,
+}
+CALLS |= {f"spectrum, {name}": call for name, call in SPECTRA.items()}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call(name: str):
+    module, x = embedded(CALLS[name], a=nn.Linear(16, 16), b=nn.Linear(16, 16))
+    check(module, x[:1])
 
 
 def into(target: Tensor, place: Any, value: Any) -> Tensor:

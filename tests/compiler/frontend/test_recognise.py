@@ -159,6 +159,29 @@ def test_a_block_that_fails_on_some_tokens_is_told():
         capture(Picky(), (torch.randn(1, TOKENS, DIM),))
 
 
+# --- What is no mixture ---
+
+
+class SigmoidOfAll(Dense):
+    def weights(self, x: Tensor) -> Tensor:
+        return self.gate(x).sigmoid()
+
+
+class SqueezeAndExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(DIM, 4), nn.ReLU(), nn.Linear(4, DIM), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("kind", [SigmoidOfAll, SqueezeAndExcite])
+def test_scores_without_a_choice_are_factors(kind: type[nn.Module]):
+    [graph] = check(*embedded(lambda m, x: m.block(x), block=kind()))
+    assert not any(isinstance(node, Moe) for node in graph.nodes())
+
+
 # --- What is refused ---
 
 
@@ -188,11 +211,6 @@ class ExpertsChoose(Mixture):
             mine = rows[number]
             out = out.index_add(0, mine, scores[number, :, None] * self.expert(number, tokens[mine]))
         return out.reshape(x.shape)
-
-
-class SigmoidOfAll(Dense):
-    def weights(self, x: Tensor) -> Tensor:
-        return self.gate(x).sigmoid()
 
 
 class CorrectedSigmoid(Mixture):
@@ -300,7 +318,7 @@ class ChoiceUsed(Mixture):
 
 
 REFUSED: tuple[type[Mixture], ...] = (
-    Limited, HardlyLimited, ExpertsChoose, SigmoidOfAll, CorrectedSigmoid, LogitsAsScores, Cosine,
+    Limited, HardlyLimited, ExpertsChoose, CorrectedSigmoid, LogitsAsScores, Cosine,
     GatedExperts, OneOfSilu, TwoActivations, ThreeLayers, NormInside, WeighedBefore, SharedByGate, NeverChosen,
     ChoiceUsed,
 )  # fmt: skip

@@ -40,19 +40,6 @@ class Written(nn.Module):
         return self.run(self, self.first(x))
 
 
-class Sigmoid(nn.Module):
-    """A mixture with other scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(8, 2)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = torch.stack([expert(x) for expert in self.experts], -1)
-        return (outputs * self.gate(x).sigmoid()[..., None, :]).sum(-1)
-
-
 def many(_: Any, x: Tensor) -> Tensor:
     y = x + x.frac()
     y = y + x.amin(1, keepdim=True)
@@ -71,7 +58,6 @@ def attention(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 REFUSED: dict[str, Callable[[], nn.Module]] = {
     "many": lambda: Written(many),
     "hidden_from_all": lambda: Written(lambda _, x: attention(x, lambda s: s.masked_fill(FIRST, -torch.inf))),
-    "mask_of_input": lambda: Written(lambda _, x: F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :3])),
     "shuffled_elements": lambda: Written(
         lambda m, x: m.mix(x.flatten(1)[:, SHUFFLED].view(1, 3, 8)), mix=nn.Linear(8, 3)
     ),
@@ -81,7 +67,6 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "negative_eps": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8, eps=-0.5)),
     "vector_with_bias": lambda: Written(lambda m, x: F.linear(x, m.first.bias, x.new_ones(()))),
     "constant_result": lambda: Written(lambda m, x: (x, m.first.weight * 2)),
-    "other_scores": lambda: Written(lambda m, x: m.block(x), block=Sigmoid()),
     "branch_on_values": lambda: Written(lambda _, x: x * 2 if x.sum() > 0 else x),
     "not_finite": lambda: with_nan(Written(lambda m, x: m.norm(x), norm=nn.LayerNorm(8))),
 }
