@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import patchloom
 from patchloom.compiler.graph import evaluate
 from patchloom.compiler.node import Evaluation, View, whole
 from patchloom.compiler.nodes import Matmul
@@ -14,7 +15,7 @@ from patchloom.compiler.passes.pieces import mixed
 from tests.compiler.graphs import Builder, one, run, samples, sqnr
 from tests.compiler.graphs import compiled as compile_graph
 from tests.forms import DIM, TOKENS, Form, compiled
-from tests.machine import agreed
+from tests.machine import MACHINE, agreed
 
 SHUFFLED = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0))
 
@@ -71,3 +72,14 @@ def test_programs(seed: int):
     seen = {name: x[0] for name, x in samples(graph, 8).items()}  # calibration's, so that nothing saturates
     made_of_it = run(compile_graph(graph, "w16a16"), seen)
     assert sqnr(evaluate(graph, seen)["y"], made_of_it["y"]) > 60
+
+
+def test_a_softmax_of_pieces():
+    """Pieces begin within its head; calibrated with the frames themselves, one of which is beyond all others."""
+    torch.manual_seed(0)
+    model = Form(lambda _, x: torch.cat([x[:, :6, :6], x[:, 6:, 3:12]], 2).softmax(2)).eval()
+    frames = torch.randn(18, TOKENS, DIM)
+    with torch.no_grad():
+        expected = model(frames[:2]).numpy()
+    program = patchloom.compile(model, (frames[:1],), calibration=frames, config=MACHINE, precision="w16a16")
+    assert sqnr(expected, agreed(program, frames[:2], "hls", "rtl").outputs["main"]) > 60
