@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchloom.compiler.machine import bounds
-from patchloom.compiler.machine.commands import Kind, Stationary
+from patchloom.compiler.machine.commands import FIELDS, Kind, Stationary
 from patchloom.compiler.machine.config import ELEMENT_WIDTH
 from patchloom.compiler.machine.fixed import Ints, multiplier_of, operand_limits
 from patchloom.compiler.node import Alignment, Evaluation, Floats, Heads, Node, View
 from patchloom.compiler.quantise.driver import Quantising
 from patchloom.compiler.quantise.formats import Demand
-from patchloom.compiler.schedule.bands import Band, bands
+from patchloom.compiler.schedule.bands import MOST_ROWS, Band, bands
 from patchloom.compiler.schedule.columns import runs
 from patchloom.compiler.schedule.drafting import Drafting, Tensor
 from patchloom.compiler.schedule.transfers import load_values
@@ -34,7 +35,8 @@ class PartNumbers:
 class Mix(Node):
     """Rectangles `matrices[i] @ x[i]` beside and above one another, which begin at the rows and columns `places[i]`.
 
-    Once settled, each x is a block of a node: consecutive columns of consecutive rows, or such a block transposed.
+    Their rows are `steps[i]` rows of the result apart, or one. Once settled, each x is a block of a node: consecutive
+    columns of consecutive rows, or such a block transposed.
     """
 
     is_layer: ClassVar[bool] = True
@@ -42,6 +44,7 @@ class Mix(Node):
     x: tuple[View, ...]  # [tokens, features]
     matrices: tuple[Floats, ...] = field(repr=False)  # [rows, tokens]
     places: tuple[tuple[int, int], ...]
+    steps: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, x: View, matrix: Floats, **options: object) -> "Mix":
@@ -53,8 +56,8 @@ class Mix(Node):
         for x, matrix in zip(self.x, self.matrices, strict=True):
             self.require(len(x.index) == matrix.shape[1], f"needs {matrix.shape[1]} tokens, x has {len(x.index)}")
         covered = np.zeros(self.shape, np.int64)
-        for (row, column), (rows, columns) in zip(self.places, self.sizes, strict=True):
-            covered[row : row + rows, column : column + columns] += 1
+        for here in self.rectangles:
+            covered[here] += 1
         self.require(bool((covered == 1).all()), "must make each element of its result once")
 
     @property
@@ -62,13 +65,18 @@ class Mix(Node):
         """Rows and columns of each rectangle."""
         return [(len(matrix), x.shape[1]) for x, matrix in zip(self.x, self.matrices, strict=True)]
 
+    @cached_property
+    def rectangles(self) -> list[tuple[slice, slice]]:
+        """Where each is in the result."""
+        steps = self.steps or (1,) * len(self.places)
+        return [
+            (slice(row, row + (rows - 1) * step + 1, step), slice(column, column + columns))
+            for (row, column), (rows, columns), step in zip(self.places, self.sizes, steps, strict=True)
+        ]
+
     @property
     def shape(self) -> tuple[int, int]:
-        ends = [
-            (row + rows, column + columns)
-            for (row, column), (rows, columns) in zip(self.places, self.sizes, strict=True)
-        ]
-        return max(row for row, _ in ends), max(column for _, column in ends)
+        return max(rows.stop for rows, _ in self.rectangles), max(columns.stop for _, columns in self.rectangles)
 
     @property
     def settled(self) -> bool:
@@ -89,12 +97,9 @@ class Mix(Node):
 
     def evaluate(self, at: Evaluation) -> Floats:
         result = np.empty(self.shape, np.float32)
-        for view, matrix, (row, column), (rows, columns) in self._parts():
-            result[row : row + rows, column : column + columns] = matrix @ at.read(view)
+        for view, matrix, here in zip(self.x, self.matrices, self.rectangles, strict=True):
+            result[here] = matrix @ at.read(view)
         return result
-
-    def _parts(self) -> Iterator[tuple[View, Floats, tuple[int, int], tuple[int, int]]]:
-        return zip(self.x, self.matrices, self.places, self.sizes, strict=True)
 
     def demands(self, activations: int) -> Iterator[tuple[Node, Demand]]:
         yield from ((tensor, Demand(activations)) for tensor in self.inputs)
@@ -117,9 +122,9 @@ class Mix(Node):
 
     @property
     def alignments(self) -> Iterator[Alignment]:
-        for view, _, (_, column), (_, columns) in self._parts():
+        for view, (_, column) in zip(self.x, self.places, strict=True):
             if view.block is not None:
-                yield view.node, view.block[1], column, columns
+                yield view.node, view.block[1], column, view.shape[1]
 
     @property
     def heads(self) -> Iterator[Heads]:
@@ -132,33 +137,38 @@ class Mix(Node):
         yield from (column for _, column in self.places)
 
     def draft(self, d: Drafting) -> None:
-        out = d.tensor(self, gathers=len({column for _, column in self.places}) == 1)  # whole rows at once
+        # Statistics lie row by row, and are of rows written at once.
+        gathers = all(rows.step == 1 and columns.start == 0 for rows, columns in self.rectangles)
+        out = d.tensor(self, gathers=gathers)
         numbers: list[PartNumbers] = d.quantised.numbers[self]
         known: dict[tuple[bytes, int], Tensor] = {}
-        for i, (view, _, place, (_, columns)) in enumerate(self._parts()):
-            self._part(d, f"{self.name}: part {i}", view, numbers[i], out, place, columns, known)
+        for i, (view, here) in enumerate(zip(self.x, self.rectangles, strict=True)):
+            self._part(d, f"{self.name}: part {i}", view, numbers[i], out, here, known)
 
     def _part(
-        self, d: Drafting, note: str, view: View, n: PartNumbers, out: Tensor, place: tuple[int, int], columns: int,
+        self, d: Drafting, note: str, view: View, n: PartNumbers, out: Tensor, where: tuple[slice, slice],
         known: dict[tuple[bytes, int], Tensor],
     ) -> None:  # fmt: skip
         """A block's rows are the stationary operand's, or its columns where it is transposed: from a chunk on."""
-        x, (row, column) = d.tensors[view.node], place
+        x, (rows, columns) = d.tensors[view.node], where
         turned, (first, start) = view.block is None, _block(view)
         matrix = _spread(n.matrix, x.positions[start : start + n.matrix.shape[1]]) if turned else n.matrix
-        here = out.positions[column : column + columns]
-        for band in bands(matrix, d.config, d.config.lanes if turned else 1):
+        here = out.positions[columns]
+        o_stride = out.stride * rows.step
+        most = MOST_ROWS if o_stride <= FIELDS["o_stride"].high else 1
+        for band in bands(matrix, d.config, d.config.lanes if turned else 1, most):
             a = self._matrix(d, f"{note} matrix", band.of(matrix), n.width, known)
             self._prove(d, note, n.width, band, x)
             # A row of a block that is transposed is a column, which no gap may come before.
-            for begin, end in runs(here) if turned else [(0, columns)]:
+            for begin, end in runs(here) if turned else [(0, len(here))]:
                 span, unit = x.at(first + (begin if turned else band.low), start)
                 b_address = span, unit + (band.low // d.config.lanes if turned else 0)
-                o_address = out.at(row + band.first, column + begin)
+                first_row = rows.start + band.first * rows.step
+                o_address = out.at(first_row, columns.start + begin)
                 places = {"a_address": a.at(), "b_address": b_address, "o_address": o_address}
                 fields: dict[str, Any] = {}
                 if out.statistics is not None:
-                    places["o_statistics"] = out.statistics, row + band.first
+                    places["o_statistics"] = out.statistics, first_row
                     fields["statistics"] = 1
                 d.draft(
                     Kind.MATMUL, f"{note} rows {band.first} to {band.last - 1}", places,
@@ -166,7 +176,7 @@ class Mix(Node):
                     columns=int(here[end - 1] - here[begin]) + 1, a_stride=a.stride, a_wide=a.wide,
                     b_source=Stationary.COLUMNS if turned else Stationary.ROWS, b_stride=x.stride,
                     b_digits=bounds.digits(d.config, x.width), multiplier=n.multiplier, shift=n.shift,
-                    o_stride=out.stride, o_wide=out.wide, **fields,
+                    o_stride=o_stride if most > 1 else 0, o_wide=out.wide, **fields,
                 )  # fmt: skip
 
     def _matrix(

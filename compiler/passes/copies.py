@@ -48,11 +48,7 @@ def _selected(view: View, of: int, reader: Node) -> tuple[View, Floats]:
         index = view.part(of)
         return View(((base, 1.0),), index), np.eye(index.shape[1], dtype=np.float32) * np.float32(factor)
     chosen = selection(view, of)
-    if chosen is None:
-        raise UnsupportedError(
-            f"reads the result of {base.origin} in pieces, but must read columns of tokens, or tokens of columns",
-            "rearrange elements before the first layer or after the last one",
-        )
+    assert chosen is not None, "rows and columns of each operation"
     if chosen.block is None:
         return whole(gathered(base, chosen.rows, reader)), chosen.matrix
     return View(((base, 1.0),), whole(base).index[slice(*chosen.block)]), chosen.matrix
@@ -72,10 +68,18 @@ def as_node(view: View, reader: Node, at: Run) -> View:
     if value is not None:
         return whole(Constant(origin=reader.origin, value=value))
     key = (view.terms, view.shape, view.index.tobytes())
-    return whole(at.once(key, lambda: (None if _in_order(view) else mixed(view, reader)) or selecting(view, reader)))
+    return whole(at.once(key, lambda: _copied(view, reader)))
 
 
-def _in_order(view: View) -> bool:
-    """Its parts are columns of consecutive rows each."""
-    chosen = [selection(view, i) for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant | Input)]
-    return all(part is not None and part.block is not None for part in chosen)
+def _copied(view: View, reader: Node) -> Node:
+    """Columns of consecutive rows are a matmul's; so are others that are in too many places for a mix."""
+    live = [i for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant | Input)]
+    chosen = [selection(view, i) for i in live]
+    if all(part is not None and part.block is not None for part in chosen):
+        return selecting(view, reader)
+    try:
+        return mixed(view, reader)
+    except UnsupportedError:
+        if any(part is None for part in chosen):
+            raise
+        return selecting(view, reader)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, View, common_terms, whole
+from patchloom.compiler.node import Indices, Node, View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares, Tabulated
 from patchloom.compiler.passes.attention import as_heads, side_by_side
 from patchloom.compiler.passes.copies import as_node, identity
@@ -16,6 +16,8 @@ from patchloom.compiler.passes.patches import by_patches, in_map
 from patchloom.compiler.passes.pieces import in_columns
 from patchloom.compiler.passes.selection import selection
 from patchloom.compiler.walk import Walk
+
+LANES = 16  # a multiple of any machine's, as far as it is worth a copy
 
 
 def settle_matmul(node: Matmul, at: Run) -> Matmul:
@@ -73,7 +75,7 @@ def settle_attention(node: Attention, at: Run) -> Attention:
 def settle_products(node: Products, at: Run) -> Products:
     """A b may be transposed."""
     a = _heads_as_blocks(node.a, node, at)
-    if not isinstance(node.b.base, Input) and node.turned.blocks is not None:
+    if not isinstance(node.b.base, Input) and node.turned.blocks is not None and not _is_cut(node.turned):
         return replace(node, a=a)
     return replace(node, a=a, b=_heads_as_blocks(node.b, node, at))
 
@@ -83,12 +85,27 @@ def settle_shares(node: Shares, at: Run) -> Shares:
 
 
 def _heads_as_blocks(view: View, node: Attention | Products | Shares, at: Run) -> View:
-    if not isinstance(view.base, Input) and view.blocks is not None:
+    settled = not isinstance(view.base, Input) and view.blocks is not None
+    if settled and not _is_cut(view):
         return view
     result = as_node(side_by_side(view, node.windows), node, at)
-    if isinstance(result.base, Input):
-        result = whole(identity(node, result))
-    return as_heads(result, node.windows, len(view.index))
+    heads = as_heads(result, node.windows, len(view.index))
+    if settled or isinstance(result.base, Input) or _is_cut(heads):
+        heads = as_heads(whole(identity(node, result)), node.windows, len(view.index))
+    return heads
+
+
+def _is_cut(heads: View) -> bool:
+    """Whether a column within a head must begin a chunk, because another head does there or its operation's part."""
+    assert heads.blocks, "settled heads are blocks"
+    columns = {column for _, column in heads.blocks}
+    inside = [cut - column for cut in columns | _cuts(heads.node) for column in columns]
+    return any(0 < place < heads.shape[2] and place % LANES for place in inside)
+
+
+def _cuts(node: Node) -> set[int]:
+    """Columns that must begin a chunk, as far as the operations before it tell."""
+    return {*node.starts, *(_cuts(node.second.node) if node.second is not None else ())}
 
 
 PASS = Pass(

@@ -1,8 +1,8 @@
 """A view as rectangles of operations' results, each of which a constant matrix can gather."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 from patchloom.compiler.node import Floats, Indices, Node, View, float32, whole
 from patchloom.compiler.nodes import Constant, Input, Mix
 from patchloom.compiler.passes.views import constant
+from patchloom.compiler.problems import UnsupportedError
+from patchloom.compiler.walk import Progression
 
-MOST = 64  # rectangles of a view
+MOST = 512  # rectangles of a view
+
+
+Rectangle = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,21 +46,44 @@ class Where:
 class Piece:
     x: View
     matrix: Floats
-    place: tuple[int, int]
+    rows: slice
+    column: int
 
 
-def mixed(view: View, reader: Node) -> Mix | None:
-    """The view of a matrix as products of constant matrices with blocks, if they are few."""
+def mixed(view: View, reader: Node) -> Mix:
+    """The view of a matrix as products of constant matrices with blocks, in the way that needs the fewest."""
     view = View(tuple((_in_rows(base), factor) for base, factor in view.terms), view.index)
-    if any(len(base.shape) != 2 for base, _ in view.terms):
+    straight, turned = Where.of(view), Where.of(view.transposed)
+    for at, rectangles in sorted([*_ways(straight), *_ways(turned)], key=lambda way: len(way[1])):
+        if len(rectangles) > MOST:
+            names = ", ".join(
+                dict.fromkeys(str(base.origin) for base, _ in view.terms if not isinstance(base, Constant))
+            )
+            raise UnsupportedError(
+                f"reads the result of {names} in {len(rectangles)} rectangles, but must in at most {MOST}",
+                "rearrange elements before the first layer or after the last one",
+            )
+        made = _mix(at, rectangles, reader)
+        if made is not None and at is turned:
+            return Mix.of(whole(made).transposed, np.eye(len(view.index), dtype=np.float32), origin=reader.origin)
+        if made is not None:
+            return made
+    raise AssertionError("a class of rows that are alike consists of rectangles")
+
+
+def _mix(at: Where, rectangles: Sequence[Rectangle], reader: Node) -> Mix | None:
+    found = [_piece(at.part(*here), here, reader) for here in rectangles]
+    pieces = [piece for piece in found if piece is not None]
+    if len(pieces) < len(found):
         return None
-    pieces: list[Piece] = []
-    for piece in _pieces(Where.of(view), reader):
-        if piece is None or len(pieces) == MOST:
-            return None
-        pieces.append(piece)
-    x, matrices, places = zip(*((piece.x, piece.matrix, piece.place) for piece in pieces), strict=True)
-    return Mix(origin=reader.origin, x=x, matrices=matrices, places=places)
+    steps = [piece.rows.step for piece in pieces]
+    return Mix(
+        origin=reader.origin,
+        x=tuple(piece.x for piece in pieces),
+        matrices=tuple(piece.matrix for piece in pieces),
+        places=tuple((piece.rows.start, piece.column) for piece in pieces),
+        steps=tuple(steps) if any(step > 1 for step in steps) else (),
+    )
 
 
 def _in_rows(base: Node) -> Node:
@@ -79,17 +107,51 @@ def in_columns(view: View) -> Indices:
     return np.lexsort((at.column.max(axis=0), alike.reshape(-1)))
 
 
-def _pieces(at: Where, reader: Node) -> Iterator[Piece | None]:
-    """Rows of the same operations, of them columns of the same rows."""
-    free = np.array([*(isinstance(base, Input | Constant) for base, _ in at.view.terms), True])
+def _ways(at: Where) -> Iterator[tuple[Where, list[Rectangle]]]:
+    """Some, of which not all rectangles need be blocks."""
+    free = np.array([*(isinstance(base, Input | Constant) for base, _ in at.view.terms), True])[at.term]
+    yield at, list(_in_bands(at, free))
+    yield at, list(_in_classes(at, free, at.row, at.column))
+    yield at, list(_in_classes(at, free, at.column, at.row))
+
+
+def _in_bands(at: Where, free: NDArray[np.bool_]) -> Iterator[Rectangle]:
+    """Rows of the same operations, of them columns of the same rows; some of them may be nothing."""
     for top, bottom in _bands(at.term):
-        rows = at.part(slice(top, bottom), slice(None))
+        here = slice(top, bottom, 1)
+        rows = at.part(here, slice(None))
         same = (np.diff(rows.term, axis=1) == 0).all(axis=0)
-        anyhow = (free[rows.term[:, 1:]] & free[rows.term[:, :-1]]).all(axis=0)
+        anyhow = (free[here, 1:] & free[here, :-1]).all(axis=0)
         straight = same & (anyhow | _steps(rows.row, rows.column, rows.term))
         turned = same & (anyhow | _steps(rows.column, rows.row, rows.term))
-        for first, last in min(_runs(straight), _runs(turned), key=len):
-            yield _piece(rows.part(slice(None), slice(first, last)), (top, first), reader)
+        for columns in min(_runs(straight), _runs(turned), key=len):
+            yield here, columns
+
+
+def _in_classes(at: Where, free: NDArray[np.bool_], still: Indices, moving: Indices) -> Iterator[Rectangle]:
+    """Rows that have the same columns of the same operations, wherever they are."""
+    goes = (np.diff(still, axis=1) == 0) & (np.diff(moving, axis=1) == 1)
+    goes = (np.diff(at.term, axis=1) == 0) & (goes | free[:, 1:])
+    _, alike = np.unique(np.hstack([at.term, np.where(free, 0, moving), goes]), axis=0, return_inverse=True)
+    alike = alike.reshape(-1)
+    for number in range(int(alike.max()) + 1):
+        rows = np.flatnonzero(alike == number)
+        yield from product(_regular(rows), _runs(goes[rows[0]]))
+
+
+def _regular(rows: Indices) -> Iterator[slice]:
+    """Ascending numbers as few that are equally far apart."""
+    found = Progression.of(rows - rows[0])
+    if found is not None and found.line < found.lines:  # each place of all lines
+        for first in rows[: found.line].tolist():
+            yield slice(first, first + (found.lines - 1) * found.outer + 1, found.outer)
+        return
+    rest = rows.tolist()
+    while rest:
+        step = rest[1] - rest[0] if len(rest) > 1 else 1
+        count = next((i for i in range(1, len(rest)) if rest[i] - rest[i - 1] != step), len(rest))
+        yield slice(rest[0], rest[count - 1] + 1, step)
+        rest = rest[count:]
 
 
 def _bands(term: Indices) -> list[tuple[int, int]]:
@@ -110,24 +172,24 @@ def _steps(still: Indices, moving: Indices, term: Indices) -> NDArray[np.bool_]:
     return goes
 
 
-def _runs(alike: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    return list(pairwise([0, *(np.flatnonzero(~alike) + 1).tolist(), len(alike) + 1]))
+def _runs(alike: NDArray[np.bool_]) -> list[slice]:
+    return [slice(*run) for run in pairwise([0, *(np.flatnonzero(~alike) + 1).tolist(), len(alike) + 1])]
 
 
-def _piece(at: Where, place: tuple[int, int], reader: Node) -> Piece | None:
-    view, rows = at.view.pick(at.view.index), len(at.term)
+def _piece(at: Where, where: Rectangle, reader: Node) -> Piece | None:
+    view, rows, place = at.view.pick(at.view.index), len(at.term), (where[0], where[1].start)
     value = np.zeros(view.shape, np.float32) if at.term.max() < 0 else constant(view)
     if value is not None:
-        return Piece(whole(Constant(origin=reader.origin, value=value)), np.eye(rows, dtype=np.float32), place)
+        return Piece(whole(Constant(origin=reader.origin, value=value)), np.eye(rows, dtype=np.float32), *place)
     [(base, factor), *others] = view.terms
     if others:
         return None
     if isinstance(base, Input):
-        return Piece(View(((base, 1.0),), view.index), np.eye(rows, dtype=np.float32) * np.float32(factor), place)
+        return Piece(View(((base, 1.0),), view.index), np.eye(rows, dtype=np.float32) * np.float32(factor), *place)
     return _block(at, view, place, factor, turned=False) or _block(at, view, place, factor, turned=True)
 
 
-def _block(at: Where, view: View, place: tuple[int, int], factor: float, *, turned: bool) -> Piece | None:
+def _block(at: Where, view: View, place: tuple[slice, int], factor: float, *, turned: bool) -> Piece | None:
     """Rows of consecutive columns, or columns of consecutive rows."""
     base, present = view.terms[0][0], at.term[:, 0] >= 0
     chosen, along = (at.column, at.row) if turned else (at.row, at.column)
@@ -139,4 +201,4 @@ def _block(at: Where, view: View, place: tuple[int, int], factor: float, *, turn
     if not np.array_equal(np.where(present[:, None], seen, -1), view.index):
         return None
     matrix = float32((which[:, None] == numbers[:, 0]) & present[:, None]) * np.float32(factor)
-    return Piece(x, matrix, place)
+    return Piece(x, matrix, *place)

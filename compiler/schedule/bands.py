@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from patchloom.compiler.machine.commands import FIELDS
 from patchloom.compiler.machine.config import Config
 
-MOST_ROWS = 256  # of a band
+MOST_ROWS = 256  # of a band, where nothing else limits them
 COMMAND = 4  # tiles of the array in whose time a command begins and ends
 
 
@@ -27,12 +27,12 @@ class Band:
         return matrix[self.first : self.last, self.low : self.high]
 
 
-def bands(matrix: NDArray[Any], config: Config, step: int = 1) -> Iterator[Band]:
-    """Every row once; `low` is a multiple of `step`."""
+def bands(matrix: NDArray[Any], config: Config, step: int = 1, most: int = MOST_ROWS) -> Iterator[Band]:
+    """Every row once, at most so many in a band; `low` is a multiple of `step`."""
     low, high = _needed(matrix, step)
     cheapest, begin = np.zeros(len(matrix) + 1), np.zeros(len(matrix) + 1, np.int64)
     for last in range(1, len(matrix) + 1):
-        first = max(0, last - min(MOST_ROWS, config.max_rows))
+        first = max(0, last - min(most, config.max_rows))
         depth = np.maximum.accumulate(high[first:last][::-1]) - np.minimum.accumulate(low[first:last][::-1])
         rows = np.arange(1, last - first + 1)
         cost = -(-depth // config.inputs) * np.maximum(rows, config.inputs) + COMMAND * config.inputs

@@ -47,7 +47,7 @@ def many(_: Any, x: Tensor) -> Tensor:
     return y.argmax(-1)
 
 
-SHUFFLED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+SHUFFLED = torch.randint(24, (800,), generator=torch.Generator().manual_seed(0))
 FIRST = torch.tensor([[True], [False], [False]])
 
 
@@ -59,7 +59,7 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "many": lambda: Written(many),
     "hidden_from_all": lambda: Written(lambda _, x: attention(x, lambda s: s.masked_fill(FIRST, -torch.inf))),
     "shuffled_elements": lambda: Written(
-        lambda m, x: m.mix(x.flatten(1)[:, SHUFFLED].view(1, 3, 8)), mix=nn.Linear(8, 3)
+        lambda m, x: m.mix(x.flatten(1)[:, SHUFFLED].view(1, 100, 8)), mix=nn.Linear(8, 3)
     ),
     "many_positions": lambda: Written(lambda _, x: F.avg_pool2d(x.view(1, 3, 1, 8).expand(1, 3, 1024, 8), 2)),
     "partial_norm": lambda: Written(lambda m, x: m.norm(x), norm=nn.LayerNorm((3, 8))),

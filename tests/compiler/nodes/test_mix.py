@@ -33,6 +33,9 @@ MIXES: dict[str, Callable[[], Mix]] = {
     "above one another": lambda: Mix(
         x=(AT, whole(Y)), matrices=(EYE[2:9, :12], EYE[:7, :7]), places=((0, 0), (7, 0)), name="mix"
     ),
+    "every other row": lambda: Mix(
+        x=(AT, AT), matrices=(ORDER, EYE[:12, :12]), places=((0, 0), (1, 0)), steps=(2, 2), name="mix"
+    ),
     "beside one another": lambda: beside(slice(8, 20)),
     "beside, from no chunk on": lambda: beside(slice(5, 18)),
 }
