@@ -346,6 +346,11 @@ class Node(ABC):
         return ()
 
     @property
+    def unbroken(self) -> Iterable[tuple[int, int]]:
+        """[first, last) columns of its own result that it writes one behind the other: no gap may be in them."""
+        return ()
+
+    @property
     def divides(self) -> bool:
         """Whether it can compute some columns alone: see `draft_columns`."""
         return False

@@ -25,6 +25,9 @@ VIEWS: dict[str, Callable[[Form, Tensor], Tensor]] = {
     "tokens beside one another": lambda _, x: x.view(-1, 3, 4, DIM).transpose(2, 3).flatten(2),
     "channels as tokens, in lines": lambda _, x: x.mT.unflatten(2, (3, 4)).flatten(1, 2),
     "another for each": lambda _, x: torch.cat([x[:, ::3], x[:, 1::2].flip(2), x[:, SHUFFLED].roll(3, 2)], 1),
+    "within a softmax": lambda _, x: (2 * x).softmax(2).unflatten(2, (8, 2)).transpose(1, 2).flatten(1, 2),
+    "a softmax turned and spread": lambda _, x: x * x.mT[:, 3:5].softmax(2).repeat_interleave(8, 1).mT,
+    "within products": lambda m, x: (x @ x.mT @ m.qkv(x)[..., :DIM] / 9).unflatten(2, (2, 8))[..., 3:].flatten(1, 2),
     "joined alternately": lambda m, x: torch.stack([x, m.qkv(x)[..., DIM : 2 * DIM]], 2).flatten(1, 2),
 }
 
@@ -53,7 +56,7 @@ def random_view(seed: int) -> View:
 @pytest.mark.parametrize("seed", range(40))
 def test_any_view(seed: int):
     view = random_view(seed)
-    made = mixed(view, view.terms[0][0])
+    made = mixed(view, view.terms[0][0], lambda part: part)
     values = [np.random.default_rng(seed).standard_normal(base.shape).astype(np.float32) for base, _ in view.terms]
     expected = np.concatenate([*(value.reshape(-1) for value in values), [0]])[view.index]
     at = Evaluation({}, lambda *_: None)
@@ -66,7 +69,7 @@ def test_any_view(seed: int):
 @pytest.mark.parametrize("seed", range(8))
 def test_programs(seed: int):
     view = random_view(seed)
-    made = mixed(view, view.terms[0][0])
+    made = mixed(view, view.terms[0][0], lambda part: part)
     weight, bias = Builder().weight(5, made.shape[1]), np.zeros(5, np.float32)
     graph = one(Matmul(name="out", x=whole(made), weight=weight, bias=bias))
     seen = {name: x[0] for name, x in samples(graph, 8).items()}  # calibration's, so that nothing saturates

@@ -1,6 +1,7 @@
 """What is computed head by head."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from patchloom.compiler.node import Floats, Node
 from patchloom.compiler.schedule.drafting import Drafting, Place, Tensor, blocks
@@ -24,6 +25,10 @@ class ByHead(Node):
     @property
     def starts(self) -> Iterable[int]:
         return range(0, self.shape[1], self.rectangles[2])
+
+    @property
+    def unbroken(self) -> Iterable[tuple[int, int]]:
+        return pairwise([*self.starts, self.shape[1]])
 
     def arranged(self, heads: Floats) -> Floats:
         count, rows, columns = self.rectangles

@@ -68,18 +68,32 @@ def as_node(view: View, reader: Node, at: Run) -> View:
     if value is not None:
         return whole(Constant(origin=reader.origin, value=value))
     key = (view.terms, view.shape, view.index.tobytes())
-    return whole(at.once(key, lambda: _copied(view, reader)))
+    return whole(at.once(key, lambda: _copied(view, reader, at)))
 
 
-def _copied(view: View, reader: Node) -> Node:
+def _copied(view: View, reader: Node, at: Run) -> Node:
     """Columns of consecutive rows are a matmul's; so are others that are in too many places for a mix."""
     live = [i for i, (base, _) in enumerate(view.terms) if not isinstance(base, Constant | Input)]
     chosen = [selection(view, i) for i in live]
     if all(part is not None and part.block is not None for part in chosen):
         return selecting(view, reader)
     try:
-        return mixed(view, reader)
+        return mixed(view, reader, lambda part: uncut(part, reader, at))
     except UnsupportedError:
         if any(part is None for part in chosen):
             raise
         return selecting(view, reader)
+
+
+def uncut(view: View, reader: Node, at: Run) -> View:
+    """From within what its operation writes without a gap, it is read of a copy: a block begins a chunk."""
+    base, block = view.base, view.block or view.transposed.block
+    if base is None or block is None or not any(first < block[1] < last for first, last in _unbroken(base)):
+        return view
+    copy = whole(at.once((base, "with gaps"), lambda: identity(reader, whole(base))))
+    return copy.pick(view.index)
+
+
+def _unbroken(node: Node) -> set[tuple[int, int]]:
+    """Columns that no gap may be in, as far as the operations before it tell."""
+    return {*node.unbroken, *(_unbroken(node.second.node) if node.second is not None else ())}

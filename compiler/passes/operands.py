@@ -10,7 +10,7 @@ import numpy as np
 from patchloom.compiler.node import Indices, Node, View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares, Tabulated
 from patchloom.compiler.passes.attention import as_heads, side_by_side
-from patchloom.compiler.passes.copies import as_node, identity
+from patchloom.compiler.passes.copies import as_node, identity, uncut
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.patches import by_patches, in_map
 from patchloom.compiler.passes.pieces import in_columns
@@ -64,7 +64,11 @@ def settle_tabulated(node: Tabulated, at: Run) -> Tabulated:
 
 def settle_mix(node: Mix, at: Run) -> Mix:
     """Each operand is a block, or one transposed."""
-    return node.with_views(lambda view: view if view.block or view.transposed.block else as_node(view, node, at))
+
+    def settled(view: View) -> View:
+        return uncut(view if view.block or view.transposed.block else as_node(view, node, at), node, at)
+
+    return node.with_views(settled)
 
 
 def settle_attention(node: Attention, at: Run) -> Attention:

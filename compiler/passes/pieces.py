@@ -1,6 +1,6 @@
 """A view as rectangles of operations' results, each of which a constant matrix can gather."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
@@ -14,6 +14,8 @@ from patchloom.compiler.problems import UnsupportedError
 from patchloom.compiler.walk import Progression
 
 MOST = 512  # rectangles of a view
+
+Read = Callable[[View], View]  # a block, as an operation may read it
 
 
 Rectangle = tuple[slice, slice]
@@ -50,7 +52,7 @@ class Piece:
     column: int
 
 
-def mixed(view: View, reader: Node) -> Mix:
+def mixed(view: View, reader: Node, read: Read) -> Mix:
     """The view of a matrix as products of constant matrices with blocks, in the way that needs the fewest."""
     view = View(tuple((_in_rows(base), factor) for base, factor in view.terms), view.index)
     straight, turned = Where.of(view), Where.of(view.transposed)
@@ -63,7 +65,7 @@ def mixed(view: View, reader: Node) -> Mix:
                 f"reads the result of {names} in {len(rectangles)} rectangles, but must in at most {MOST}",
                 "rearrange elements before the first layer or after the last one",
             )
-        made = _mix(at, rectangles, reader)
+        made = _mix(at, rectangles, reader, read)
         if made is not None and at is turned:
             return Mix.of(whole(made).transposed, np.eye(len(view.index), dtype=np.float32), origin=reader.origin)
         if made is not None:
@@ -71,7 +73,7 @@ def mixed(view: View, reader: Node) -> Mix:
     raise AssertionError("a class of rows that are alike consists of rectangles")
 
 
-def _mix(at: Where, rectangles: Sequence[Rectangle], reader: Node) -> Mix | None:
+def _mix(at: Where, rectangles: Sequence[Rectangle], reader: Node, read: Read) -> Mix | None:
     found = [_piece(at.part(*here), here, reader) for here in rectangles]
     pieces = [piece for piece in found if piece is not None]
     if len(pieces) < len(found):
@@ -79,7 +81,7 @@ def _mix(at: Where, rectangles: Sequence[Rectangle], reader: Node) -> Mix | None
     steps = [piece.rows.step for piece in pieces]
     return Mix(
         origin=reader.origin,
-        x=tuple(piece.x for piece in pieces),
+        x=tuple(read(piece.x) for piece in pieces),
         matrices=tuple(piece.matrix for piece in pieces),
         places=tuple((piece.rows.start, piece.column) for piece in pieces),
         steps=tuple(steps) if any(step > 1 for step in steps) else (),

@@ -47,6 +47,7 @@ def layouts(graph: Graph, lanes: int, halved: AbstractSet[Node] = frozenset()) -
     out = {node: spread(node.shape[1], cuts[node], lanes << (node in halved)) for node in nodes}
     for node in nodes:
         _check_heads(node, out)
+        _check_unbroken(node, out[node])
     return out
 
 
@@ -80,6 +81,12 @@ def _check_heads(node: Node, positions: Mapping[Node, Ints]) -> None:
             here = positions[tensor][column : column + width]
             if len(here) < width or here[-1] - here[0] != width - 1:
                 raise ScheduleError(f"{node.kind} '{node.name}' reads heads that overlap in '{tensor.name}'")
+
+
+def _check_unbroken(node: Node, positions: Ints) -> None:
+    for first, last in node.unbroken:
+        if positions[last - 1] - positions[first] != last - 1 - first:
+            raise ScheduleError(f"{node.kind} '{node.name}' cannot leave a gap in columns {first} to {last - 1}")
 
 
 def separable(graph: Graph) -> set[Node]:

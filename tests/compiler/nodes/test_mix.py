@@ -9,7 +9,8 @@ import pytest
 from patchloom.compiler.machine.config import Config
 from patchloom.compiler.node import GraphError, whole
 from patchloom.compiler.nodes import Mix
-from tests.compiler.graphs import Builder, check, one
+from patchloom.compiler.schedule.errors import ScheduleError
+from tests.compiler.graphs import Builder, check, compiled, one
 
 b = Builder()
 X, Y = b.matmul("x", b.input(12, 20), 24), b.matmul("y", b.input(7, 20, "z"), 24)
@@ -74,3 +75,11 @@ def test_refused():
         replace(mix, matrices=(ORDER[:, :11],))
     with pytest.raises(GraphError, match="mix 'mix' must make each element of its result once"):
         replace(mix, places=((1, 0),))
+
+
+def test_no_gap_is_left_within_a_head():
+    """A head's columns are written one behind the other: whoever needs one of them to begin a chunk reads a copy."""
+    heads = whole(b.attention("heads", X, 1, 8))
+    cut = Mix.of(heads.pick(heads.index[:, 3:8]), EYE[:12, :12], name="cut")
+    with pytest.raises(ScheduleError, match="attention 'heads' cannot leave a gap in columns 0 to 7"):
+        compiled(one(cut), "w8a8", Config(lanes=4, inputs=8, outputs=8))
