@@ -142,7 +142,7 @@ MUTANTS = (
     ("compiler/schedule/layers.py", "| (np.diff(positions) != 1)", "", BUDGET),
     ("compiler/schedule/drafting.py", "self.parts.append(Part(node, self.tensors[node], first,",
      "self.parts.append(Part(node, self.tensors[node], 0,", BUDGET),
-    ("compiler/quantise/formats.py", "/ math.sqrt(max(observed.times, 1))", "/ max(observed.times, 1)",
+    ("compiler/quantise/calibration.py", "math.log(RARE / count)", "math.log(RARE)",
      "compiler/quantise/test_formats.py"),
     ("patchloom/reporting/machine.py", "zip(next(self.orders), state", "zip(range(99), state", BUDGET),
     ("patchloom/reporting/machine.py", "+= state.saturations - self.saturations", "+= state.saturations", REPORT),

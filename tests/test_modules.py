@@ -4,6 +4,6 @@ from tests.modules import check
 
 
 def test_modules_compute_what_they_do_in_torch():
-    found = check(25, seed=3)
+    found = check(16, seed=3)
     assert not found.failures, found
-    assert found.outcomes["compiled, equal"] > 12, found
+    assert found.outcomes["compiled, equal"] > 8, found

@@ -166,7 +166,7 @@ def native(session: Sessions, jobs: list[Job]) -> Iterator[Result]:
 @every_config
 def test_random_programs(config, temper):
     first = 100 * list(TEMPERS.values()).index(temper)
-    jobs = programs(config, range(first, first + 5))
+    jobs = programs(config, range(first, first + 3))
     with SimulatedDevice(config, seed=first, **temper) as device:
         for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])
@@ -174,7 +174,7 @@ def test_random_programs(config, temper):
 
 @every_config
 def test_random_models(config):
-    jobs = models(config, range(10, 14))
+    jobs = models(config, range(10, 12))
     with SimulatedDevice(config, stalls=0.1, jitter=20, seed=2) as device:
         for got, job in zip(native(sessions(device), jobs), jobs, strict=True):
             assert [got] == reference([job])
