@@ -125,12 +125,12 @@ def peak() -> int:
 
 
 def of(budget: Budget, macs: int) -> dict[str, Any]:
-    config, [cycles] = budget.config, budget.cycles.values()
+    config, [cycles], [rate] = budget.config, budget.cycles.values(), budget.frames_per_second.values()
     return {
         "array": f"{config.inputs} x {config.outputs}",
         "cycles": cycles,
         "utilisation": round(macs / (cycles * config.inputs * config.outputs), 4),
-        "frames_per_second": round(board(BOARD).clock_hz / cycles, 2),
+        "frames_per_second": round(rate, 2),
         "limit": budget.limit,
     }
 

@@ -51,7 +51,7 @@ def folded(site: Site, a: Args) -> View:
     """Patches back in their places: where they overlap, their sum, by what the operation makes of each element."""
     target, (view, factor) = a["target"], without_factors(a["self"])
     count, positions = math.prod(a["kernel_size"]), view.shape[-1]
-    batched = view if len(view.shape) == 3 else view.reshape(1, *view.shape)
+    batched = _batched(view, 1)
     size = count * positions
     if size > MOST_POSITIONS:
         raise UnsupportedError(f"folds {size} elements, more than {MOST_POSITIONS}", "fold smaller maps")
@@ -60,13 +60,9 @@ def folded(site: Site, a: Args) -> View:
     elements = batched.index.reshape(-1, size)
     if int((matrix != 0).sum(0).max()) == 1:
         where = np.where(matrix.any(0).numpy(), elements[:, matrix.argmax(0).numpy()], -1)
-        return _folded(view.pick(where.reshape(*outside, *sizes)).scaled(factor), view)
+        return _as_given(view.pick(where.reshape(*outside, *sizes)).scaled(factor), view, 1)
     made = whole(Mix.of(view.pick(elements.T), float32(matrix.T), origin=site.origin))
-    return _folded(made.pick(made.index.T.reshape(*outside, *sizes)).scaled(factor), view)
-
-
-def _folded(result: View, view: View) -> View:
-    return result if len(view.shape) == 3 else result.reshape(*result.shape[1:])
+    return _as_given(made.pick(made.index.T.reshape(*outside, *sizes)).scaled(factor), view, 1)
 
 
 def max_pooling(site: Site, a: Args) -> View:

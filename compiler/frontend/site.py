@@ -117,9 +117,7 @@ class Row:
         for name in self.lends:
             if isinstance(a.get(name), View):
                 a[name] = torch.empty(a[name].shape)
-        depends = {
-            name for name, value in a.items() if any(isinstance(leaf, View | Pair) for leaf in tree_leaves(value))
-        }
+        depends = {name for name, value in a.items() if any(is_live(leaf) for leaf in tree_leaves(value))}
         if not depends:
             return call_by_schema(a["target"], a)
         if stray := sorted(depends.difference(self.data)):

@@ -1,5 +1,6 @@
 """Matmuls that copy, so that a view becomes the whole result of one operation."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -88,12 +89,16 @@ def _copied(view: View, reader: Node, at: Run) -> Node:
 def uncut(view: View, reader: Node, at: Run) -> View:
     """From within what its operation writes without a gap, it is read of a copy: a block begins a chunk."""
     base, block = view.base, view.block or view.transposed.block
-    if base is None or block is None or not any(first < block[1] < last for first, last in _unbroken(base)):
+    if base is None or block is None:
+        return view
+    if not any(first < block[1] < last for node in lying_alike(base) for first, last in node.unbroken):
         return view
     copy = whole(at.once((base, "with gaps"), lambda: identity(reader, whole(base))))
     return copy.pick(view.index)
 
 
-def _unbroken(node: Node) -> set[tuple[int, int]]:
-    """Columns that no gap may be in, as far as the operations before it tell."""
-    return {*node.unbroken, *(_unbroken(node.second.node) if node.second is not None else ())}
+def lying_alike(node: Node) -> Iterator[Node]:
+    """The operation, and those whose results lie as its does because they meet it."""
+    yield node
+    if node.second is not None:
+        yield from lying_alike(node.second.node)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchloom.compiler.node import Indices, Node, View, common_terms, whole
+from patchloom.compiler.node import Indices, View, common_terms, whole
 from patchloom.compiler.nodes import Attention, Input, Matmul, Maximum, Mix, Moe, Products, Shares, Tabulated
 from patchloom.compiler.passes.attention import as_heads, side_by_side
-from patchloom.compiler.passes.copies import as_node, identity, uncut
+from patchloom.compiler.passes.copies import as_node, identity, lying_alike, uncut
 from patchloom.compiler.passes.engine import Pass, Run
 from patchloom.compiler.passes.patches import by_patches, in_map
 from patchloom.compiler.passes.pieces import in_columns
@@ -103,13 +103,9 @@ def _is_cut(heads: View) -> bool:
     """Whether a column within a head must begin a chunk, because another head does there or its operation's part."""
     assert heads.blocks, "settled heads are blocks"
     columns = {column for _, column in heads.blocks}
-    inside = [cut - column for cut in columns | _cuts(heads.node) for column in columns]
+    cuts = columns.union(*(node.starts for node in lying_alike(heads.node)))
+    inside = [cut - column for cut in cuts for column in columns]
     return any(0 < place < heads.shape[2] and place % LANES for place in inside)
-
-
-def _cuts(node: Node) -> set[int]:
-    """Columns that must begin a chunk, as far as the operations before it tell."""
-    return {*node.starts, *(_cuts(node.second.node) if node.second is not None else ())}
 
 
 PASS = Pass(

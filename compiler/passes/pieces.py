@@ -16,8 +16,6 @@ from patchloom.compiler.walk import Progression
 MOST = 512  # rectangles of a view
 
 Read = Callable[[View], View]  # a block, as an operation may read it
-
-
 Rectangle = tuple[slice, slice]
 
 

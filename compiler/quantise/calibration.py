@@ -56,7 +56,7 @@ class Observed:
     low: float = 0.0
     high: float = 0.0
     parts: list[Floats] = field(default_factory=list, repr=False)
-    peaks: tuple[float, ...] = ()  # the largest magnitude, each time that it was seen
+    peaks: list[float] = field(default_factory=list, repr=False)  # the largest magnitude, each time that it was seen
     least: float = np.inf  # 0 not included
     most: float = -np.inf
 
@@ -64,7 +64,7 @@ class Observed:
         if array.size:
             self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
             self.least, self.most = min(self.least, float(array.min())), max(self.most, float(array.max()))
-            self.peaks = (*self.peaks, float(np.abs(array).max()))
+            self.peaks.append(float(np.abs(array).max()))
             flat = array.reshape(-1)
             self.parts.append(flat[rng.integers(0, flat.size, min(count, flat.size))])
 
